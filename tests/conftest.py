@@ -1,0 +1,31 @@
+"""What every test shares: hypothesis profiles, and a count of what was skipped and why."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import settings
+
+# CI repeats the same examples and does not judge by the clock; at the desk each run tries new ones.
+settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
+settings.register_profile("desk", deadline=None)
+settings.load_profile("ci" if os.environ.get("CI") else "desk")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    """Ends the run's summary with one line that says how many tests were skipped, for each reason."""
+    yield
+    reports = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(reason_of(report) for report in reports)
+    if reasons:
+        counts = "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common())
+        terminalreporter.write_line(f"skipped {reasons.total()}: {counts}")
+
+
+def reason_of(report: pytest.TestReport | pytest.CollectReport) -> str:
+    """The reason that the test gave, without pytest's own prefix."""
+    where = report.longrepr
+    text = where[2] if isinstance(where, tuple) else str(where)
+    return text.removeprefix("Skipped: ")
