@@ -1,0 +1,259 @@
+"""What the application needs of the world: a backend, a journal, a clock, and somebody who watches.
+
+Each port is a Protocol; `adapters/` implements them, and every implementation passes the same contract tests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from unisono.core.errors import UnisonoError
+    from unisono.core.events import GroupPlanned, Journalled, LastingEvent, Result, Summary
+    from unisono.core.model import (
+        Finished,
+        Item,
+        LoadedRunner,
+        ModelInfo,
+        PassMethod,
+        RunnerSpec,
+        Spoke,
+    )
+
+
+class Clock(Protocol):
+    """The time, so that tests may set it."""
+
+    def monotonic_s(self) -> float:
+        """Seconds since some moment; never goes back."""
+        ...
+
+    def time_ns(self) -> int:
+        """Nanoseconds since 1970."""
+        ...
+
+
+class HeldCall(Protocol):
+    """One request whose last byte is held back.
+
+    It holds a connection of its own. Released by `Backend.release`; then `answer` is read once, to its end.
+    """
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the other side closed the connection while the call was held, or `abort` was called."""
+        ...
+
+    async def wait_closed(self) -> None:
+        """Returns when the other side closes the connection of a call that is still held, or at the release."""
+        ...
+
+    def answer(self) -> AsyncIterator[Spoke | Finished]:
+        """The pieces of the answer, then `Finished` as the last thing, and only if the backend said "done".
+
+        Raises a class of `core.errors`: everything the backend or the network can do is translated.
+        Closing the iterator early, or cancelling its reader, closes the connection.
+        """
+        ...
+
+    def abort(self) -> None:
+        """Closes the connection at once, without waiting; safe at any time, any number of times."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseTimes:
+    """When the last bytes of a wave went out, on this machine."""
+
+    # Time of day of the first and of the last.
+    first_ns: int
+    last_ns: int
+
+    @property
+    def spread_s(self) -> float:
+        """From the first to the last, in seconds."""
+        return (self.last_ns - self.first_ns) / 1e9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOutcome:
+    """What a load did."""
+
+    # Whether the runner was there already, so that nothing was loaded.
+    was_loaded: bool
+    duration_s: float
+    # Slots of the runner, where the backend tells them.
+    slots: int | None = None
+
+
+class Backend(Protocol):
+    """An inference server. One arbiter drives each; nothing else talks to it.
+
+    Every method raises classes of `core.errors` only (and CancelledError).
+    """
+
+    @property
+    def name(self) -> str:
+        """Its name in the configuration."""
+        ...
+
+    @property
+    def kind(self) -> str:
+        """What it is: "ollama", "llama-server" or "embedded"."""
+        ...
+
+    @property
+    def url(self) -> str:
+        """Where it is, without credentials."""
+        ...
+
+    @property
+    def pass_method(self) -> PassMethod:
+        """What `Spoke.at_ns` is: the backend's own time, or that of the arrival here."""
+        ...
+
+    async def version(self) -> str:
+        """Its version, as proof that it answers; raises BackendUnavailableError where it does not."""
+        ...
+
+    async def models(self) -> tuple[ModelInfo, ...]:
+        """The models that it can load."""
+        ...
+
+    async def find_model(self, name: str) -> ModelInfo:
+        """The model of that name; empty: the only one it has. Raises ModelNotFoundError."""
+        ...
+
+    async def loaded(self) -> tuple[LoadedRunner, ...]:
+        """What it holds in memory."""
+        ...
+
+    async def load(self, runner: RunnerSpec, *, keep_alive_s: float) -> LoadOutcome:
+        """Makes the runner ready, by a request that generates nothing; at once where it is loaded.
+
+        Raises LoadFailedError, ModelNotFoundError, BackendUnavailableError, BackendBusyError, …
+        """
+        ...
+
+    async def unload(self, runner: RunnerSpec) -> None:
+        """Takes the model out of memory; nothing where the backend cannot."""
+        ...
+
+    async def stage(self, item: Item, runner: RunnerSpec, headers: Mapping[str, str]) -> HeldCall:
+        """Opens a connection and sends all of the request but its last byte, which starts it.
+
+        Returns when the bytes have left this machine's buffers. `headers` are added to the request
+        (trace context). Raises BackendUnavailableError where no connection can be had.
+        """
+        ...
+
+    def release(self, calls: Sequence[HeldCall]) -> ReleaseTimes:
+        """Sends the last byte of each call, in one loop that yields to nobody."""
+        ...
+
+    async def close(self) -> None:
+        """Closes what is open; a child process is ended and waited for."""
+        ...
+
+
+class BatchWatch(Protocol):
+    """Somebody who watches one batch: telemetry. Told values, never asked for decisions; must not raise or wait.
+
+    All times are nanoseconds since 1970. Items are named by their index.
+    """
+
+    def planned(self, *, started_ns: int, ended_ns: int, groups: Sequence[GroupPlanned]) -> None:
+        """Items were assigned to groups. Said again when a stream adds items."""
+        ...
+
+    def group_loaded(
+        self, *, group: int, started_ns: int, ended_ns: int, outcome: LoadOutcome | None, error: UnisonoError | None
+    ) -> None:
+        """The group's runner was made ready, or could not be."""
+        ...
+
+    def wave_released(self, *, group: int, wave: int, item_count: int, others: int, times: ReleaseTimes) -> None:
+        """Requests were released together."""
+        ...
+
+    def item_staging(self, *, item: Item, group: int, attempt: int, at_ns: int) -> Mapping[str, str]:
+        """An attempt of an item begins; the answer is headers that go with its request (W3C trace context)."""
+        ...
+
+    def item_staged(self, *, index: int, at_ns: int) -> None:
+        """All but the last byte of it is sent."""
+        ...
+
+    def item_released(self, *, index: int, wave: int, at_ns: int) -> None:
+        """Its last byte is sent."""
+        ...
+
+    def item_first_token(self, *, index: int, at_ns: int) -> None:
+        """It spoke for the first time in this attempt."""
+        ...
+
+    def item_retried(self, *, index: int, attempt: int, error: UnisonoError, again_in_s: float, at_ns: int) -> None:
+        """The attempt failed, and there will be another."""
+        ...
+
+    def item_ended(self, *, result: Result, at_ns: int) -> None:
+        """It ended; the last word on this item, also for one that never ran."""
+        ...
+
+    def ended(self, *, summary: Summary, at_ns: int) -> None:
+        """The batch ended; the last word."""
+        ...
+
+
+class Listener(Protocol):
+    """Whoever wants to watch batches."""
+
+    def batch_accepted(self, *, batch_id: str, method: str, carrier: Mapping[str, str], at_ns: int) -> BatchWatch:
+        """A batch exists. `method` is the rpc's full name ("unisono.v1.BatchInference/RunBatch").
+
+        `carrier` holds the caller's metadata, from which its trace context (traceparent, tracestate) is taken.
+        """
+        ...
+
+
+class Journal(Protocol):
+    """The numbered events of batches. Appending and reading never wait; `changed` does."""
+
+    def create(self, batch_id: str) -> None:
+        """Begins the journal of a batch."""
+        ...
+
+    def append(self, batch_id: str, event: LastingEvent, at_ns: int) -> Journalled:
+        """Adds an event and gives it the next number."""
+        ...
+
+    def read(self, batch_id: str, after: int, limit: int) -> Sequence[Journalled]:
+        """Up to `limit` events with numbers above `after`.
+
+        Raises SequenceOutOfRangeError where some of these are no longer kept or `after` was never reached, and
+        BatchNotFoundError.
+        """
+        ...
+
+    def last_sequence(self, batch_id: str) -> int:
+        """The highest number given; 0 for none."""
+        ...
+
+    def size_bytes(self, batch_id: str) -> int:
+        """Bytes that the kept events are charged for."""
+        ...
+
+    def prune(self, batch_id: str, up_to: int) -> None:
+        """Forgets events with numbers up to this one."""
+        ...
+
+    async def changed(self, batch_id: str, after: int) -> None:
+        """Returns once an event with a number above `after` is there."""
+        ...
+
+    def forget(self, batch_id: str) -> None:
+        """Forgets the batch."""
+        ...

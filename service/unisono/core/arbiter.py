@@ -1,0 +1,407 @@
+"""The machine that runs one backend: which runner's turn it is, when it is loaded, and what to do while it is away.
+
+Theory of operation. A backend is one processor; nothing but its arbiter talks to it. The arbiter holds a conductor
+for each runner and lets one of them work at a time:
+
+1. *Turns*: a runner that is loaded already goes first, then the one that has waited longest. A turn ends when the
+   runner has nothing left for the backend, or, if others wait, after `turn_s`: then it takes back what is
+   held, and the next begins when the last in flight has ended.
+2. *Load first*: a runner's first items go when the backend has said that the model is loaded, never before: a
+   cold model that meets a burst turns requests away. The word holds for `ready_s` after the last item.
+3. *Away*: when no connection can be had, everything pauses, and the backend is probed at growing intervals. That
+   costs no item an attempt. What is still waiting after `patience_s` fails with BACKEND_UNAVAILABLE.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from unisono.core import retry
+from unisono.core.conductor import Command as ItemCommand
+from unisono.core.conductor import Conductor, ConductorSettings, End
+from unisono.core.errors import BackendUnavailableError
+from unisono.core.model import ItemState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from unisono.core.capacity import Capacity, Held
+    from unisono.core.conductor import Work
+    from unisono.core.errors import UnisonoError
+    from unisono.core.model import RunnerSpec
+
+# Times that a load is tried before its items fail.
+LOAD_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """Make this runner ready."""
+
+    runner: RunnerSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unload:
+    """Take this runner out of memory: it is idle, and its batch asked for that."""
+
+    runner: RunnerSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """See whether the backend answers."""
+
+
+Command = ItemCommand | Load | Unload | Probe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArbiterSettings:
+    """How patient an arbiter is."""
+
+    # The longest turn of a runner while others wait.
+    turn_s: float = 30.0
+    # How long a runner that was just used counts as loaded.
+    ready_s: float = 5.0
+    # How long items wait for a backend that is away.
+    patience_s: float = 60.0
+    conductor: ConductorSettings = field(default_factory=ConductorSettings)
+
+
+class _Readiness(Enum):
+    """What is known of the runner whose turn it is."""
+
+    COLD = "cold"
+    LOADING = "loading"
+    READY = "ready"
+    # Its time is up: what is in flight ends, and nothing more goes.
+    ENDING = "ending"
+
+
+@dataclass(slots=True)
+class _Place:
+    """A runner, and what the arbiter knows of it."""
+
+    runner: RunnerSpec
+    conductor: Conductor
+    # Seen in the backend's memory when work for it came.
+    is_loaded: bool = False
+    waiting_since_s: float = 0.0
+    ready_until_s: float = 0.0
+    load_failures: int = 0
+    load_again_s: float = 0.0
+    wants_unload: bool = False
+
+
+class Arbiter:
+    """Decides for one backend."""
+
+    def __init__(
+        self, capacity_of: Callable[[RunnerSpec], Capacity], settings: ArbiterSettings | None = None
+    ) -> None:
+        self._capacity_of = capacity_of
+        self._settings = settings or ArbiterSettings()
+        self._places: dict[RunnerSpec, _Place] = {}
+        self._runner_of: dict[int, RunnerSpec] = {}
+        # Whose turn it is, since when, and how far it is.
+        self._active: _Place | None = None
+        self._turn_began_s = 0.0
+        self._readiness = _Readiness.COLD
+        # Away: since when, and when it is probed next (None: a probe is under way, or nobody waits).
+        self._away_since_s: float | None = None
+        self._away_error: UnisonoError | None = None
+        self._probe_at_s: float | None = None
+        self._probes = 0
+
+    # -- What it is like ---------------------------------------------------------------------------------------
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the backend was last found not to answer."""
+        return self._away_since_s is not None
+
+    @property
+    def queued(self) -> int:
+        """Items that are not at the backend."""
+        return sum(place.conductor.queued for place in self._places.values())
+
+    @property
+    def in_flight(self) -> int:
+        """Items at the backend."""
+        return sum(place.conductor.in_flight for place in self._places.values())
+
+    def runner_of(self, ticket: int) -> RunnerSpec:
+        """The runner that an item belongs to; KeyError once it has ended."""
+        return self._runner_of[ticket]
+
+    def capacity(self, runner: RunnerSpec) -> Capacity:
+        """What is known of a runner's slots."""
+        return self._place(runner).conductor.capacity
+
+    def runners(self) -> list[RunnerSpec]:
+        """Every runner that had work so far."""
+        return list(self._places)
+
+    # -- What happens ------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        runner: RunnerSpec,
+        works: Iterable[Work],
+        now: float,
+        *,
+        is_loaded: bool = False,
+        unload_after: bool = False,
+    ) -> list[Command]:
+        """Items want to be run on a runner. `is_loaded`: the backend was seen to hold it in memory."""
+        place = self._place(runner)
+        if not place.conductor.has_work:
+            place.waiting_since_s = now
+        place.is_loaded = is_loaded
+        place.wants_unload = place.wants_unload or unload_after
+        if self._away_since_s is not None and not self._runner_of:
+            # Nobody waited for the backend any more. Now somebody does, from now on.
+            self._away_since_s = now
+            if self._probes == 0:
+                self._probe_at_s = now
+        works = list(works)
+        for work in works:
+            self._runner_of[work.ticket] = runner
+        commands: list[Command] = list(place.conductor.add(works, now))
+        return self._settle(commands, now)
+
+    def loaded(self, runner: RunnerSpec, now: float, *, slots: int | None = None) -> list[Command]:
+        """The runner is ready. `slots`: their number, where the backend tells it."""
+        place = self._place(runner)
+        place.load_failures = 0
+        place.is_loaded = True
+        if slots is not None:
+            place.conductor.capacity.told(slots)
+        if place is not self._active or self._readiness is not _Readiness.LOADING:
+            return []
+        self._readiness = _Readiness.READY
+        self._turn_began_s = now
+        return self._settle(list(place.conductor.open(now)), now)
+
+    def load_failed(self, runner: RunnerSpec, error: UnisonoError, now: float) -> list[Command]:
+        """The runner could not be made ready.
+
+        1. The backend is away: that is another matter.
+        2. Another try may help, and there were not too many: again after a while.
+        3. Otherwise all its items fail with this error.
+        """
+        place = self._place(runner)
+        if place is self._active and self._readiness is _Readiness.LOADING:
+            self._readiness = _Readiness.COLD
+        if isinstance(error, BackendUnavailableError):
+            return self._settle(self._lose(error, now), now)
+        place.load_failures += 1
+        if error.is_retryable and place.load_failures < LOAD_ATTEMPTS:
+            place.load_again_s = now + retry.backoff_s(place.load_failures, place.runner.model)
+            return self._settle([], now)
+        place.load_failures = 0
+        return self._settle(list(place.conductor.stop_all(ItemState.FAILED, error, now)), now)
+
+    def probed(self, now: float, error: UnisonoError | None) -> list[Command]:
+        """A probe came back: None if the backend answers."""
+        if self._away_since_s is None:
+            return []
+        if error is not None:
+            self._away_error = error
+            self._probe_at_s = now + retry.backoff_s(min(self._probes, 5), "probe")
+            return self._settle([], now)
+        self._away_since_s = self._away_error = self._probe_at_s = None
+        self._probes = 0
+        for place in self._places.values():
+            # It may have been restarted: with other slots, and an empty memory.
+            place.conductor.capacity.forget()
+            place.is_loaded = False
+            place.ready_until_s = 0.0
+        return self._settle([], now)
+
+    def staged(self, ticket: int, serial: int, now: float) -> list[Command]:
+        """See Conductor.staged."""
+        conductor = self._conductor_of(ticket)
+        return self._settle(list(conductor.staged(ticket, serial, now)), now) if conductor else []
+
+    def spoke(self, ticket: int, serial: int, now: float) -> list[Command]:
+        """See Conductor.spoke. The one step that happens for every token: it settles only what it changed."""
+        conductor = self._conductor_of(ticket)
+        return list(conductor.spoke(ticket, serial, now)) if conductor else []
+
+    def finished(self, ticket: int, serial: int, now: float, held: Held | None) -> list[Command]:
+        """See Conductor.finished."""
+        conductor = self._conductor_of(ticket)
+        return self._settle(list(conductor.finished(ticket, serial, now, held)), now) if conductor else []
+
+    def failed(self, ticket: int, serial: int, error: UnisonoError, now: float) -> list[Command]:
+        """See Conductor.failed. That the backend cannot be reached concerns all items."""
+        conductor = self._conductor_of(ticket)
+        if conductor is None:
+            return []
+        lost = self._lose(error, now) if isinstance(error, BackendUnavailableError) else []
+        return self._settle([*lost, *conductor.failed(ticket, serial, error, now)], now)
+
+    def stop(self, tickets: Iterable[int], state: ItemState, error: UnisonoError, now: float) -> list[Command]:
+        """These items end now, wherever they are."""
+        by_runner: dict[RunnerSpec, list[int]] = {}
+        for ticket in tickets:
+            runner = self._runner_of.get(ticket)
+            if runner is not None:
+                by_runner.setdefault(runner, []).append(ticket)
+        commands: list[Command] = []
+        for runner, theirs in by_runner.items():
+            commands += self._places[runner].conductor.stop(theirs, state, error, now)
+        return self._settle(commands, now)
+
+    def tick(self, now: float) -> list[Command]:
+        """Time has passed."""
+        commands: list[Command] = []
+        for place in list(self._places.values()):
+            commands += place.conductor.tick(now)
+        if self._away_since_s is not None and now >= self._away_since_s + self._settings.patience_s:
+            commands += self._give_up_waiting(now)
+        return self._settle(commands, now)
+
+    def next_alarm(self) -> float | None:
+        """When `tick` must be called at the latest; None: not before something happens."""
+        moments = [moment for p in self._places.values() if (moment := p.conductor.next_alarm()) is not None]
+        if self._away_since_s is not None:
+            if self._probe_at_s is not None:
+                moments.append(self._probe_at_s)
+            if self._runner_of:
+                moments.append(self._away_since_s + self._settings.patience_s)
+        elif self._active is not None:
+            if self._readiness is _Readiness.COLD:
+                moments.append(self._active.load_again_s)
+            elif self._readiness is _Readiness.READY and self._someone_else_waits():
+                moments.append(self._turn_began_s + self._settings.turn_s)
+        return min(moments, default=None)
+
+    # -- Turns -------------------------------------------------------------------------------------------------
+
+    def _settle(self, commands: list[Command], now: float) -> list[Command]:
+        """After any change: forgets who ended, sees whose turn it is, and loads or probes where that is due.
+
+        1. The backend is away: only probes go, and only while somebody waits.
+        2. The active runner's turn is over: nothing in flight, and nothing that wants the backend, or its time is up.
+        3. Nobody is active: the next one is. A runner that was used a moment ago needs no load.
+        4. The active runner is cold, and no failed load must be waited out: load it.
+        """
+        self._forget_ended(commands)
+        if self._away_since_s is not None:
+            return [*commands, *self._probe(now)]
+        if self._active is not None:
+            commands += self._end_turn(self._active, now)
+        while self._active is None and (place := self._next_place()) is not None:
+            self._active = place
+            self._turn_began_s = now
+            if now < place.ready_until_s:
+                self._readiness = _Readiness.READY
+                opened: list[Command] = list(place.conductor.open(now))
+                self._forget_ended(opened)
+                commands += opened
+            else:
+                self._readiness = _Readiness.COLD
+        if self._active is not None and self._readiness is _Readiness.COLD and now >= self._active.load_again_s:
+            self._readiness = _Readiness.LOADING
+            commands.append(Load(runner=self._active.runner))
+        return commands
+
+    def _end_turn(self, place: _Place, now: float) -> list[Command]:
+        """Sees whether the active runner's turn is over.
+
+        1. A load is under way: it is not broken off, since the backend would have to begin again.
+        2. Its time is up while another waits: what is held goes back, and what is in flight ends.
+        3. It was ending, but nobody waits any more: it goes on.
+        4. It has something for the backend, or at the backend: it goes on.
+        5. Otherwise the turn is over.
+        """
+        commands: list[Command] = []
+        if self._readiness is _Readiness.LOADING:
+            return []
+        others_wait = self._someone_else_waits()
+        if self._readiness is _Readiness.READY and others_wait and now >= self._turn_began_s + self._settings.turn_s:
+            self._readiness = _Readiness.ENDING
+            commands += place.conductor.shut()
+        elif self._readiness is _Readiness.ENDING and not others_wait:
+            self._readiness = _Readiness.READY
+            self._turn_began_s = now
+            return list(place.conductor.open(now))
+        is_ending = self._readiness is _Readiness.ENDING
+        if place.conductor.in_flight or (place.conductor.has_work and not is_ending):
+            return commands
+        commands += place.conductor.shut()
+        if self._readiness is not _Readiness.COLD:
+            place.ready_until_s = now + self._settings.ready_s
+        place.waiting_since_s = now
+        self._active = None
+        if place.wants_unload and place.conductor.is_idle:
+            place.wants_unload = False
+            place.ready_until_s = 0.0
+            commands.append(Unload(runner=place.runner))
+        return commands
+
+    def _next_place(self) -> _Place | None:
+        waiting = [place for place in self._places.values() if place.conductor.has_work]
+        return min(waiting, key=lambda place: (not place.is_loaded, place.waiting_since_s), default=None)
+
+    def _someone_else_waits(self) -> bool:
+        return any(p.conductor.has_work for p in self._places.values() if p is not self._active)
+
+    # -- Away --------------------------------------------------------------------------------------------------
+
+    def _lose(self, error: UnisonoError, now: float) -> list[Command]:
+        """No connection can be had. What is in flight fails by itself, when its own connection does."""
+        if self._away_since_s is not None:
+            return []
+        self._away_since_s = now
+        self._away_error = error
+        self._probe_at_s = now
+        self._probes = 0
+        commands: list[Command] = []
+        for place in self._places.values():
+            commands += place.conductor.shut()
+        self._active = None
+        self._readiness = _Readiness.COLD
+        return commands
+
+    def _probe(self, now: float) -> list[Command]:
+        if self._probe_at_s is None or now < self._probe_at_s:
+            return []
+        self._probe_at_s = None
+        if not self._runner_of:
+            # Nobody waits: the next who comes will ask.
+            self._probes = 0
+            return []
+        self._probes += 1
+        return [Probe()]
+
+    def _give_up_waiting(self, now: float) -> list[Command]:
+        said = self._away_error.message if self._away_error else "the backend cannot be reached"
+        error = BackendUnavailableError(f"{said} (waited {self._settings.patience_s:g} s for it)")
+        commands: list[Command] = []
+        for place in self._places.values():
+            commands += place.conductor.stop_all(ItemState.FAILED, error, now)
+        return commands
+
+    # -- Bookkeeping -------------------------------------------------------------------------------------------
+
+    def _place(self, runner: RunnerSpec) -> _Place:
+        place = self._places.get(runner)
+        if place is None:
+            conductor = Conductor(self._capacity_of(runner), self._settings.conductor)
+            place = self._places[runner] = _Place(runner, conductor)
+        return place
+
+    def _conductor_of(self, ticket: int) -> Conductor | None:
+        runner = self._runner_of.get(ticket)
+        return self._places[runner].conductor if runner is not None else None
+
+    def _forget_ended(self, commands: list[Command]) -> None:
+        for command in commands:
+            if isinstance(command, End):
+                self._runner_of.pop(command.ticket, None)
