@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from unisono.core.errors import UnisonoError
     from unisono.core.events import GroupPlanned, Journalled, LastingEvent, Result, Summary
@@ -51,7 +51,7 @@ class HeldCall(Protocol):
         """Returns when the other side closes the connection of a call that is still held, or at the release."""
         ...
 
-    def answer(self) -> AsyncIterator[Spoke | Finished]:
+    def answer(self) -> AsyncGenerator[Spoke | Finished, None]:
         """The pieces of the answer, then `Finished` as the last thing, and only if the backend said "done".
 
         Raises a class of `core.errors`: everything the backend or the network can do is translated.
@@ -220,7 +220,7 @@ class Listener(Protocol):
 
 
 class Journal(Protocol):
-    """The numbered events of batches. Appending and reading never wait; `changed` does."""
+    """The numbered events of batches. Appending and reading never wait."""
 
     def create(self, batch_id: str) -> None:
         """Begins the journal of a batch."""
@@ -248,10 +248,6 @@ class Journal(Protocol):
 
     def prune(self, batch_id: str, up_to: int) -> None:
         """Forgets events with numbers up to this one."""
-        ...
-
-    async def changed(self, batch_id: str, after: int) -> None:
-        """Returns once an event with a number above `after` is there."""
         ...
 
     def forget(self, batch_id: str) -> None:

@@ -1,0 +1,1 @@
+"""Journals: where the numbered events of batches are kept."""

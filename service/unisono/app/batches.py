@@ -1,0 +1,224 @@
+"""All batches of this process: opened, found, planned without being run, and forgotten in the end."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from unisono.app import intake
+from unisono.app.run_batch import RunningBatch
+from unisono.core.batch import BadItem
+from unisono.core.errors import (
+    BatchNotFoundError,
+    InvalidRequestError,
+    LimitExceededError,
+    RequestIdReusedError,
+    ShuttingDownError,
+    UnisonoError,
+)
+from unisono.core.limits import Limits
+from unisono.core.plan import plan, warn_of_slots
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from unisono.app.driver import BackendDriver
+    from unisono.app.ports import Clock, Journal, Listener
+    from unisono.app.resolve import Resolver
+    from unisono.core.batch import BatchConfig
+    from unisono.core.model import Item, Slots
+    from unisono.core.plan import Group, Warned
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchesSettings:
+    """How long batches are kept, and what they get where they say nothing."""
+
+    # After its end, a batch can be attached to for so long.
+    keep_ended_s: float = 15 * 60.0
+    # All journals of ended batches together have at most so many bytes; then the oldest go first.
+    max_ended_bytes: int = 512 * 1024 * 1024
+    # The silence that an item is allowed after its first token.
+    item_timeout_s: float = 120.0
+    # How long the backend keeps a model after a batch.
+    keep_alive_s: float = 300.0
+    # How long a batch that detaches goes on without a reader.
+    detach_grace_s: float = 15 * 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanView:
+    """What a batch would do."""
+
+    groups: tuple[tuple[Group, Slots], ...]
+    refused: tuple[tuple[str, int, UnisonoError], ...]
+    warnings: tuple[Warned, ...]
+
+
+class Batches:
+    """The batches of this process."""
+
+    def __init__(
+        self,
+        *,
+        drivers: Mapping[str, BackendDriver],
+        resolver: Resolver,
+        journal: Journal,
+        listener: Listener,
+        clock: Clock,
+        report_defect: Callable[[str, BaseException], None],
+        limits: Limits | None = None,
+        settings: BatchesSettings | None = None,
+    ) -> None:
+        self.limits = limits or Limits()
+        self.settings = settings or BatchesSettings()
+        self._drivers = drivers
+        self._resolver = resolver
+        self._journal = journal
+        self._listener = listener
+        self._clock = clock
+        self._report_defect = report_defect
+        self._batches: dict[str, RunningBatch] = {}
+        # Ended ones, the oldest first: the bytes of their journals.
+        self._ended: OrderedDict[str, int] = OrderedDict()
+        # request_id → the fingerprint of its content, and its batch.
+        self._requests: dict[str, tuple[bytes, str]] = {}
+        self._is_closing = False
+        self._all_ended = asyncio.Event()
+        self._all_ended.set()
+
+    @property
+    def running(self) -> int:
+        """Batches that have not ended."""
+        return len(self._batches) - len(self._ended)
+
+    def check(self, items: Sequence[Item | BadItem], config: BatchConfig) -> None:
+        """Refuses a request that cannot be run as it is: raises InvalidRequestError with all that is wrong."""
+        violations = intake.check_request(items, config, self.limits)
+        if violations:
+            raise InvalidRequestError(intake.error_of(violations).message, violations=violations[: intake.MAX_LISTED])
+
+    def open(
+        self,
+        config: BatchConfig,
+        *,
+        method: str,
+        carrier: Mapping[str, str],
+        fingerprint: bytes = b"",
+        item_count: int = 0,
+    ) -> tuple[RunningBatch, bool]:
+        """A new batch, or the one that the same request opened before; whether it is new.
+
+        `method` and `carrier` are for the trace; see Listener. `fingerprint` stands for the request's content, and is
+        compared where it names a `request_id`. Raises RequestIdReusedError, LimitExceededError, ShuttingDownError.
+        """
+        known = self._requests.get(config.request_id) if config.request_id else None
+        if known is not None:
+            if known[0] != fingerprint:
+                raise RequestIdReusedError(
+                    f"request_id {config.request_id!r} was used for batch {known[1]}, with other content",
+                    metadata={"batch_id": known[1]},
+                )
+            return self.get(known[1]), False
+        if self._is_closing:
+            raise ShuttingDownError("the service is being stopped; send this again to its successor")
+        if self.running >= self.limits.max_batches:
+            raise LimitExceededError(
+                f"{self.running} batches are running; at most {self.limits.max_batches} may",
+                metadata={"limit": "max_batches"},
+                retry_after_s=5.0,
+            )
+        batch_id = f"batch_{secrets.token_hex(12)}"
+        batch = RunningBatch(
+            batch_id,
+            self._complete(config),
+            item_count=item_count,
+            drivers=self._drivers,
+            resolver=self._resolver,
+            journal=self._journal,
+            clock=self._clock,
+            limits=self.limits,
+            watch=self._listener.batch_accepted(
+                batch_id=batch_id, method=method, carrier=carrier, at_ns=self._clock.time_ns()
+            ),
+            on_end=self._on_end,
+            report_defect=self._report_defect,
+        )
+        self._batches[batch_id] = batch
+        self._all_ended.clear()
+        if config.request_id:
+            self._requests[config.request_id] = (fingerprint, batch_id)
+        return batch, True
+
+    def get(self, batch_id: str) -> RunningBatch:
+        """A batch that is running, or ended a while ago; raises BatchNotFoundError."""
+        batch = self._batches.get(batch_id)
+        if batch is None:
+            raise BatchNotFoundError(
+                f"there is no batch {batch_id!r}. Ended ones stay for {self.settings.keep_ended_s / 60:g} minutes",
+                metadata={"batch_id": batch_id},
+            )
+        return batch
+
+    async def plan(self, items: Sequence[Item | BadItem], config: BatchConfig) -> PlanView:
+        """What a batch of these items would do; nothing is run or loaded. Raises InvalidRequestError for no items."""
+        if not items or len(items) > self.limits.max_items:
+            self.check(items, config)
+        good: list[Item] = []
+        refused: list[tuple[str, int, UnisonoError]] = []
+        seen: set[str] = set()
+        for i, given in enumerate(items):
+            item = intake.complete(given, config)
+            wrong = list(intake.violations_of(item, self.limits))
+            if item.item_id in seen:
+                wrong.append(intake.duplicate(item.item_id))
+            seen.add(item.item_id)
+            if isinstance(item, BadItem) or wrong:
+                refused.append((item.item_id, i, intake.error_of(wrong)))
+            else:
+                good.append(replace(item, index=i))
+        models = await self._resolver.models({item.model for item in good}, patience_s=0.0)
+        backends = {model.backend for model in models.values() if not isinstance(model, UnisonoError)}
+        loaded = {backend: await self._resolver.loaded(backend) for backend in backends}
+        planned = plan(good, models, loaded)
+        refused += [(item.item_id, item.index, error) for item, error in planned.refused]
+        groups = tuple((group, self._drivers[group.runner.backend].slots(group.runner)) for group in planned.groups)
+        slot_warnings = [warning for group, slots in groups if (warning := warn_of_slots(group, slots))]
+        return PlanView(
+            groups=groups,
+            refused=tuple(sorted(refused, key=lambda each: each[1])),
+            warnings=(*slot_warnings, *planned.warnings),
+        )
+
+    async def close(self, *, drain_s: float) -> None:
+        """Takes no more batches, lets the running ones end for so long, and cancels the rest."""
+        self._is_closing = True
+        try:
+            async with asyncio.timeout(drain_s):
+                await self._all_ended.wait()
+        except TimeoutError:
+            for batch in list(self._batches.values()):
+                batch.cancel()
+
+    def _complete(self, config: BatchConfig) -> BatchConfig:
+        return intake.with_defaults(
+            config, item_timeout_s=self.settings.item_timeout_s, keep_alive_s=self.settings.keep_alive_s
+        )
+
+    def _on_end(self, batch: RunningBatch) -> None:
+        self._ended[batch.batch_id] = batch.journal.size_bytes
+        asyncio.get_running_loop().call_later(self.settings.keep_ended_s, self._forget, batch.batch_id)
+        while sum(self._ended.values()) > self.settings.max_ended_bytes and len(self._ended) > 1:
+            self._forget(next(iter(self._ended)))
+        if not self.running:
+            self._all_ended.set()
+
+    def _forget(self, batch_id: str) -> None:
+        batch = self._batches.pop(batch_id, None)
+        self._ended.pop(batch_id, None)
+        self._journal.forget(batch_id)
+        if batch is not None and batch.config.request_id:
+            self._requests.pop(batch.config.request_id, None)

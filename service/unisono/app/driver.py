@@ -1,0 +1,398 @@
+"""Drives one backend: tells its arbiter what happens, and does what the arbiter says.
+
+Every method is called from the event loop's thread. News and commands are strictly in turn: a command may cause
+news at once (an item's end makes its batch add another), whose commands wait behind the ones before them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from unisono.core.arbiter import Arbiter, ArbiterSettings, Load, Probe, Unload
+from unisono.core.capacity import Capacity, Held
+from unisono.core.conductor import Abort, End, Release, Retry, Stage
+from unisono.core.errors import ConnectionLostError, InternalError, UnisonoError
+from unisono.core.model import Finished, ItemState, Slots
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+
+    from unisono.app.ports import Backend, Clock, HeldCall, LoadOutcome, ReleaseTimes
+    from unisono.core.arbiter import Command
+    from unisono.core.conductor import Work
+    from unisono.core.model import Item, RunnerSpec, Spoke
+
+# Ticks are never closer together than this, so that an alarm a hair in the past cannot spin the loop.
+_SHORTEST_TICK_S = 0.001
+_DEFAULT_KEEP_ALIVE_S = 300.0
+
+
+class Sink(Protocol):
+    """Whose items they are: told everything that happens to them. Must not raise or wait."""
+
+    def item_staging(self, ticket: int, attempt: int) -> Mapping[str, str]:
+        """An attempt begins; the answer is headers for its request."""
+        ...
+
+    def item_staged(self, ticket: int) -> None:
+        """All but its last byte is sent."""
+        ...
+
+    def item_released(self, ticket: int, wave: int, at_ns: int) -> None:
+        """Its last byte is sent."""
+        ...
+
+    def wave_released(self, runner: RunnerSpec, tickets: Sequence[int], others: int, times: ReleaseTimes) -> None:
+        """Items of this sink, and so many others, were released together."""
+        ...
+
+    def item_spoke(self, ticket: int, piece: Spoke) -> None:
+        """A piece of its answer arrived."""
+        ...
+
+    def item_finished(self, ticket: int, answer: Finished) -> None:
+        """Its answer is whole; `item_ended` follows."""
+        ...
+
+    def item_retried(self, word: Retry) -> None:
+        """An attempt failed, and another follows."""
+        ...
+
+    def item_ended(self, end: End) -> None:
+        """It ended; the last word on it."""
+        ...
+
+    def runner_loading(self, runner: RunnerSpec) -> None:
+        """A runner that this sink has items on is being made ready."""
+        ...
+
+    def runner_loaded(
+        self, runner: RunnerSpec, started_ns: int, outcome: LoadOutcome | None, error: UnisonoError | None
+    ) -> None:
+        """It is ready, or could not be made so."""
+        ...
+
+
+@dataclass(slots=True)
+class _Ticket:
+    """An item on this backend."""
+
+    item: Item
+    runner: RunnerSpec
+    sink: Sink
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """A staging and what follows it."""
+
+    serial: int
+    task: asyncio.Task[None]
+    call: HeldCall | None = None
+    is_released: bool = False
+
+
+@dataclass(slots=True)
+class _Runner:
+    """What the driver remembers of a runner."""
+
+    # Sinks that have items on it, and how many.
+    sinks: Counter[Sink] = field(default_factory=Counter)
+    keep_alive_s: float = _DEFAULT_KEEP_ALIVE_S
+
+
+class BackendDriver:
+    """Runs items on one backend. `run` must be running meanwhile."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        clock: Clock,
+        *,
+        slots: int | None = None,
+        max_in_flight: int = 64,
+        settings: ArbiterSettings | None = None,
+        report_defect: Callable[[str, BaseException], None],
+    ) -> None:
+        """`slots`: the configured number. `report_defect` is told what should not have happened, with where."""
+        self.backend = backend
+        self._clock = clock
+        self._arbiter = Arbiter(lambda _: Capacity(configured=slots, ceiling=max_in_flight), settings)
+        self._report_defect = report_defect
+        self._tickets: dict[int, _Ticket] = {}
+        # By ticket: an item has one attempt at a time.
+        self._attempts: dict[int, _Attempt] = {}
+        self._runners: dict[RunnerSpec, _Runner] = {}
+        self._to_do: deque[Command] = deque()
+        self._is_busy = False
+        self._alarm: asyncio.TimerHandle | None = None
+        self._group: asyncio.TaskGroup | None = None
+        self._is_over = asyncio.Event()
+
+    # -- For the application -------------------------------------------------------------------------------
+
+    async def run(self, started: Callable[[], None] = lambda: None) -> None:
+        """Carries out what is decided, until `stop`."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                started()
+                await self._is_over.wait()
+                for attempt in self._attempts.values():
+                    attempt.task.cancel()
+        finally:
+            self._group = None
+            if self._alarm is not None:
+                self._alarm.cancel()
+
+    def stop(self) -> None:
+        """Ends `run`. Items that have not ended are told nothing any more."""
+        self._is_over.set()
+
+    def submit(
+        self,
+        runner: RunnerSpec,
+        works: Sequence[tuple[Work, Item]],
+        sink: Sink,
+        *,
+        is_loaded: bool,
+        keep_alive_s: float | None,
+    ) -> None:
+        """Items of one sink want to be run."""
+        place = self._runners.setdefault(runner, _Runner())
+        place.sinks[sink] += len(works)
+        if keep_alive_s:
+            place.keep_alive_s = max(place.keep_alive_s, keep_alive_s)
+        for work, item in works:
+            self._tickets[work.ticket] = _Ticket(item, runner, sink)
+        self._carry_out(
+            self._arbiter.submit(
+                runner,
+                (work for work, _ in works),
+                self._clock.monotonic_s(),
+                is_loaded=is_loaded,
+                unload_after=keep_alive_s == 0,
+            )
+        )
+
+    def end(self, tickets: Iterable[int], state: ItemState, error: UnisonoError) -> None:
+        """These items end now."""
+        self._carry_out(self._arbiter.stop(tickets, state, error, self._clock.monotonic_s()))
+
+    def park(self, batch: int) -> None:
+        """Nothing more of this batch goes, until `unpark`."""
+        self._carry_out(self._arbiter.park(batch, self._clock.monotonic_s()))
+
+    def unpark(self, batch: int) -> None:
+        """The batch goes on."""
+        self._carry_out(self._arbiter.unpark(batch, self._clock.monotonic_s()))
+
+    def slots(self, runner: RunnerSpec) -> Slots:
+        """What is known of a runner's slots."""
+        return self._arbiter.capacity(runner).slots
+
+    @property
+    def known_slots(self) -> dict[RunnerSpec, Slots]:
+        """What is known of the slots of all runners that had work so far."""
+        return {runner: self.slots(runner) for runner in self._arbiter.runners()}
+
+    @property
+    def queued(self) -> int:
+        """Items that are not at the backend."""
+        return self._arbiter.queued
+
+    @property
+    def in_flight(self) -> int:
+        """Items at the backend."""
+        return self._arbiter.in_flight
+
+    # -- Commands ------------------------------------------------------------------------------------------
+
+    def _carry_out(self, commands: Iterable[Command]) -> None:
+        self._to_do.extend(commands)
+        if self._is_busy:
+            return
+        self._is_busy = True
+        try:
+            while self._to_do:
+                self._do(self._to_do.popleft())
+        finally:
+            self._is_busy = False
+        self._set_alarm()
+
+    def _do(self, command: Command) -> None:
+        match command:
+            case Stage():
+                self._attempts[command.ticket] = _Attempt(command.serial, self._start(self._attempt(command)))
+            case Release():
+                self._release(command)
+            case Abort():
+                self._abort(command)
+            case Retry():
+                self._tickets[command.ticket].sink.item_retried(command)
+            case End():
+                ticket = self._tickets.pop(command.ticket)
+                sinks = self._runners[ticket.runner].sinks
+                sinks[ticket.sink] -= 1
+                if not sinks[ticket.sink]:
+                    del sinks[ticket.sink]
+                ticket.sink.item_ended(command)
+            case Load():
+                self._go(self._load(command.runner))
+            case Unload():
+                self._go(self._unload(command.runner))
+            case Probe():
+                self._go(self._probe())
+
+    def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        if self._group is None:
+            work.close()
+            raise RuntimeError("the driver of this backend is not running")
+        return self._group.create_task(work)
+
+    def _go(self, work: Coroutine[None, None, None]) -> None:
+        """Starts what nobody has a handle on; the group waits for it."""
+        _ = self._start(work)
+
+    def _abort(self, abort: Abort) -> None:
+        attempt = self._attempts.get(abort.ticket)
+        if attempt is None or attempt.serial != abort.serial:
+            return
+        del self._attempts[abort.ticket]
+        if attempt.call is not None:
+            attempt.call.abort()
+        attempt.task.cancel()
+
+    def _release(self, release: Release) -> None:
+        attempts = [self._attempts[number] for number in release.tickets]
+        for attempt in attempts:
+            attempt.is_released = True
+        times = self.backend.release([attempt.call for attempt in attempts if attempt.call is not None])
+        by_sink: dict[Sink, list[int]] = {}
+        for number in release.tickets:
+            by_sink.setdefault(self._tickets[number].sink, []).append(number)
+        for sink, theirs in by_sink.items():
+            for number in theirs:
+                sink.item_released(number, release.wave, times.last_ns)
+            others = len(release.tickets) - len(theirs)
+            sink.wave_released(self._tickets[theirs[0]].runner, theirs, others, times)
+
+    # -- One attempt ---------------------------------------------------------------------------------------
+
+    async def _attempt(self, stage: Stage) -> None:
+        """One attempt, from the staging to the end of the answer; whatever ends it is told to the arbiter."""
+        error: UnisonoError
+        try:
+            await self._stage_and_answer(stage)
+        except UnisonoError as failure:
+            error = failure
+        except Exception as defect:  # noqa: BLE001 - a defect must cost one item, not the service with all batches
+            self._report_defect(f"an attempt of item {stage.ticket}", defect)
+            error = InternalError(f"a defect of this service: {type(defect).__name__}: {defect}")
+        else:
+            return
+        self._forget_attempt(stage)
+        self._carry_out(self._arbiter.failed(stage.ticket, stage.serial, error, self._clock.monotonic_s()))
+
+    async def _stage_and_answer(self, stage: Stage) -> None:
+        number, serial = stage.ticket, stage.serial
+        ticket, attempt = self._tickets[number], self._attempts[number]
+        headers = ticket.sink.item_staging(number, stage.attempt)
+        call = attempt.call = await self.backend.stage(ticket.item, ticket.runner, headers)
+        try:
+            ticket.sink.item_staged(number)
+            self._carry_out(self._arbiter.staged(number, serial, self._clock.monotonic_s()))
+            await call.wait_closed()
+            if not attempt.is_released:
+                raise ConnectionLostError("the backend closed a connection on which a request was held")
+            await self._read(stage, ticket, call)
+        finally:
+            call.abort()
+
+    async def _read(self, stage: Stage, ticket: _Ticket, call: HeldCall) -> None:
+        number, serial, has_spoken = stage.ticket, stage.serial, False
+        async with contextlib.aclosing(call.answer()) as pieces:
+            async for piece in pieces:
+                now = self._clock.monotonic_s()
+                if isinstance(piece, Finished):
+                    self._forget_attempt(stage)
+                    ticket.sink.item_finished(number, piece)
+                    self._carry_out(self._arbiter.finished(number, serial, now, _held(piece)))
+                    return
+                ticket.sink.item_spoke(number, piece)
+                commands = self._arbiter.spoke(number, serial, now)
+                if commands or not has_spoken:
+                    has_spoken = True
+                    self._carry_out(commands)
+        raise ConnectionLostError("the answer ended before the backend said that it was done")
+
+    def _forget_attempt(self, stage: Stage) -> None:
+        attempt = self._attempts.get(stage.ticket)
+        if attempt is not None and attempt.serial == stage.serial:
+            del self._attempts[stage.ticket]
+
+    # -- The runner and the backend ------------------------------------------------------------------------
+
+    async def _load(self, runner: RunnerSpec) -> None:
+        place = self._runners[runner]
+        for sink in list(place.sinks):
+            sink.runner_loading(runner)
+        started_ns = self._clock.time_ns()
+        outcome, error = None, None
+        try:
+            outcome = await self.backend.load(runner, keep_alive_s=place.keep_alive_s)
+        except UnisonoError as failure:
+            error = failure
+        except Exception as defect:  # noqa: BLE001 - as in _attempt: it costs this runner's items only
+            self._report_defect(f"loading {runner.model}", defect)
+            error = InternalError(f"a defect of this service: {type(defect).__name__}: {defect}")
+        for sink in list(place.sinks):
+            sink.runner_loaded(runner, started_ns, outcome, error)
+        now = self._clock.monotonic_s()
+        if outcome is not None:
+            self._carry_out(self._arbiter.loaded(runner, now, slots=outcome.slots))
+        elif error is not None:
+            self._carry_out(self._arbiter.load_failed(runner, error, now))
+
+    async def _unload(self, runner: RunnerSpec) -> None:
+        # Nobody waits for it; a backend that cannot be reached has unloaded it in its own way.
+        with contextlib.suppress(UnisonoError):
+            await self.backend.unload(runner)
+
+    async def _probe(self) -> None:
+        try:
+            await self.backend.version()
+        except UnisonoError as error:
+            self._carry_out(self._arbiter.probed(self._clock.monotonic_s(), error))
+        else:
+            self._carry_out(self._arbiter.probed(self._clock.monotonic_s(), None))
+
+    # -- Time ----------------------------------------------------------------------------------------------
+
+    def _set_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        moment = self._arbiter.next_alarm()
+        if moment is None or self._group is None:
+            return
+        delay_s = max(_SHORTEST_TICK_S, moment - self._clock.monotonic_s())
+        self._alarm = asyncio.get_running_loop().call_later(delay_s, self._tick)
+
+    def _tick(self) -> None:
+        self._alarm = None
+        self._carry_out(self._arbiter.tick(self._clock.monotonic_s()))
+
+
+def _held(answer: Finished) -> Held | None:
+    """When an item held its slot, by the backend's clock; None where the backend does not say."""
+    durations = answer.durations
+    waited_s = durations.slot_wait_s
+    if waited_s is None or durations.eval_s is None or durations.prompt_eval_s is None:
+        return None
+    end_s = answer.at_ns / 1e9
+    return Held(start_s=end_s - durations.eval_s - durations.prompt_eval_s, end_s=end_s, waited_s=waited_s)

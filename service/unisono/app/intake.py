@@ -1,0 +1,74 @@
+"""What may become part of a batch: items made complete with the batch's defaults, and what is wrong with them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from unisono.core.batch import BadItem
+from unisono.core.errors import InvalidRequestError, Violation
+from unisono.core.limits import check_item
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from unisono.core.batch import BatchConfig
+    from unisono.core.limits import Limits
+    from unisono.core.model import Item
+
+# Violations that one answer lists; a request that is wrong throughout would give a status too large to be sent.
+MAX_LISTED = 100
+
+
+def complete(item: Item | BadItem, config: BatchConfig) -> Item | BadItem:
+    """The item with the batch's model and options beneath its own, and no place yet."""
+    if isinstance(item, BadItem):
+        return item
+    return replace(item, index=0, model=item.model or config.model, options=item.options.over(config.options))
+
+
+def violations_of(item: Item | BadItem, limits: Limits) -> tuple[Violation, ...]:
+    """What is wrong with an item, with paths from the item on; empty if it may be run."""
+    return item.violations if isinstance(item, BadItem) else tuple(check_item(item, limits))
+
+
+def error_of(violations: Sequence[Violation]) -> InvalidRequestError:
+    """One error for all that is wrong: the first in words, the rest in its list, up to a hundred."""
+    first = violations[0]
+    more = f" (and {len(violations) - 1:,} more)" if len(violations) > 1 else ""
+    listed = violations[:MAX_LISTED]
+    return InvalidRequestError(f"{first.field}: {first.description}{more}", violations=listed)
+
+
+def duplicate(item_id: str) -> Violation:
+    """The violation of an id that another item has."""
+    return Violation(field="item_id", description=f"{item_id!r} is used twice; ids are unique within a batch")
+
+
+def with_defaults(config: BatchConfig, *, item_timeout_s: float, keep_alive_s: float) -> BatchConfig:
+    """The config with the service's settings where it says nothing."""
+    return replace(
+        config,
+        item_timeout_s=item_timeout_s if config.item_timeout_s is None else config.item_timeout_s,
+        keep_alive_s=keep_alive_s if config.keep_alive_s is None else config.keep_alive_s,
+    )
+
+
+def check_request(items: Sequence[Item | BadItem], config: BatchConfig, limits: Limits) -> list[Violation]:
+    """Everything that refuses a whole request: its count; under STRICT also its items, and ids used twice."""
+    if not items:
+        return [Violation(field="items", description="is empty; a batch needs at least one item")]
+    if len(items) > limits.max_items:
+        return [
+            Violation(field="items", description=f"has {len(items):,} items; at most {limits.max_items:,} are taken")
+        ]
+    if not config.is_strict:
+        return []
+    found: list[Violation] = []
+    first_with: dict[str, int] = {}
+    for i, item in enumerate(items):
+        own = violations_of(complete(item, config), limits)
+        found += [replace(violation, field=f"items[{i}].{violation.field}") for violation in own]
+        if first_with.setdefault(item.item_id, i) != i and item.item_id:
+            found.append(replace(duplicate(item.item_id), field=f"items[{i}].item_id"))
+    return found
