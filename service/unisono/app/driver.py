@@ -32,7 +32,7 @@ _DEFAULT_KEEP_ALIVE_S = 300.0
 
 
 class Sink(Protocol):
-    """Whose items they are: told everything that happens to them. Must not raise or wait."""
+    """Whose items they are, all on one runner: told everything that happens to them. Must not raise or wait."""
 
     def item_staging(self, ticket: int, attempt: int) -> Mapping[str, str]:
         """An attempt begins; the answer is headers for its request."""
@@ -46,7 +46,7 @@ class Sink(Protocol):
         """Its last byte is sent."""
         ...
 
-    def wave_released(self, runner: RunnerSpec, tickets: Sequence[int], others: int, times: ReleaseTimes) -> None:
+    def wave_released(self, tickets: Sequence[int], others: int, times: ReleaseTimes) -> None:
         """Items of this sink, and so many others, were released together."""
         ...
 
@@ -66,13 +66,11 @@ class Sink(Protocol):
         """It ended; the last word on it."""
         ...
 
-    def runner_loading(self, runner: RunnerSpec) -> None:
-        """A runner that this sink has items on is being made ready."""
+    def runner_loading(self) -> None:
+        """The runner of these items is being made ready."""
         ...
 
-    def runner_loaded(
-        self, runner: RunnerSpec, started_ns: int, outcome: LoadOutcome | None, error: UnisonoError | None
-    ) -> None:
+    def runner_loaded(self, started_ns: int, outcome: LoadOutcome | None, error: UnisonoError | None) -> None:
         """It is ready, or could not be made so."""
         ...
 
@@ -279,7 +277,7 @@ class BackendDriver:
             for number in theirs:
                 sink.item_released(number, release.wave, times.last_ns)
             others = len(release.tickets) - len(theirs)
-            sink.wave_released(self._tickets[theirs[0]].runner, theirs, others, times)
+            sink.wave_released(theirs, others, times)
 
     # -- One attempt ---------------------------------------------------------------------------------------
 
@@ -340,7 +338,7 @@ class BackendDriver:
     async def _load(self, runner: RunnerSpec) -> None:
         place = self._runners[runner]
         for sink in list(place.sinks):
-            sink.runner_loading(runner)
+            sink.runner_loading()
         started_ns = self._clock.time_ns()
         outcome, error = None, None
         try:
@@ -351,7 +349,7 @@ class BackendDriver:
             self._report_defect(f"loading {runner.model}", defect)
             error = InternalError(f"a defect of this service: {type(defect).__name__}: {defect}")
         for sink in list(place.sinks):
-            sink.runner_loaded(runner, started_ns, outcome, error)
+            sink.runner_loaded(started_ns, outcome, error)
         now = self._clock.monotonic_s()
         if outcome is not None:
             self._carry_out(self._arbiter.loaded(runner, now, slots=outcome.slots))

@@ -1,100 +1,206 @@
-"""One group of a batch on its way: its waves, its passes, its loads; in the end its figures."""
+"""One group of a batch on its way: the sink of its items at the driver; in the end its figures."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from unisono.core.events import GroupPlanned
+from unisono.core.events import GroupPlanned, Loading, LoadState, Released
 from unisono.core.passes import PassCounter
 from unisono.core.report import GroupReport, WaveReport, fewest_passes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from unisono.app.ports import LoadOutcome, ReleaseTimes
-    from unisono.core.model import Finished, PassMethod, RunnerSpec, Slots
+    from unisono.app.batch_journal import BatchJournal
+    from unisono.app.driver import BackendDriver
+    from unisono.app.item_run import ItemRun
+    from unisono.app.ports import BatchWatch, Clock, LoadOutcome, ReleaseTimes
+    from unisono.core.conductor import End, Retry
+    from unisono.core.errors import UnisonoError
+    from unisono.core.events import Result
+    from unisono.core.model import Finished, RunnerSpec, Spoke
 
 
-@dataclass(slots=True)
 class GroupRun:
-    """A group of a batch that is running."""
+    """A group of a running batch. It is a `driver.Sink`: what the driver tells of its items goes through here."""
 
-    number: int
-    runner: RunnerSpec
-    is_loaded: bool
-    counter: PassCounter
-    item_count: int = 0
-    waves: int = 0
-    loads: int = 0
-    load_s: float = 0.0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    first_release_ns: int | None = None
-    last_end_ns: int | None = None
-    # Tokens of each answer, for the fewest passes that could have done.
-    _tokens: list[int] = field(default_factory=list)
-    # The first wave: how close together it went out, who was in it, and when they first spoke.
-    _first_spread_s: float = 0.0
-    _first_members: frozenset[int] = frozenset()
-    _first_tokens: dict[int, int] = field(default_factory=dict)
+    def __init__(
+        self,
+        number: int,
+        runner: RunnerSpec,
+        *,
+        is_loaded: bool,
+        driver: BackendDriver,
+        journal: BatchJournal,
+        watch: BatchWatch,
+        clock: Clock,
+        on_result: Callable[[Result], None],
+        on_load: Callable[[], None],
+    ) -> None:
+        """`is_loaded`: the backend held the runner when the group was planned."""
+        self.number = number
+        self.runner = runner
+        self.driver = driver
+        self.item_count = 0
+        self.counter = PassCounter(driver.backend.pass_method, drafts=bool(runner.options.draft_num_predict))
+        self.retries = 0
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
+        # None until the backend says.
+        self.cached_prompt_tokens: int | None = None
+        # Arrivals, those of unfinished items included.
+        self.spoken_tokens = 0
+        self._is_loaded = is_loaded
+        self._journal = journal
+        self._watch = watch
+        self._clock = clock
+        self._on_result = on_result
+        self._on_load = on_load
+        self._runs: dict[int, ItemRun] = {}
+        self._waves = 0
+        self._loads = 0
+        self._load_s = 0.0
+        self._first_release_ns: int | None = None
+        self._last_end_ns: int | None = None
+        # Tokens of each answer, for the fewest passes that could have done.
+        self._tokens: list[int] = []
+        # The first wave: how close together it went out, who was in it, and when they first spoke.
+        self._first_spread_s = 0.0
+        self._first_members: frozenset[int] = frozenset()
+        self._first_tokens: dict[int, int] = {}
 
-    @classmethod
-    def begin(cls, number: int, runner: RunnerSpec, *, is_loaded: bool, method: PassMethod) -> GroupRun:
-        """A group of which nothing has run yet."""
-        counter = PassCounter(method, drafts=bool(runner.options.draft_num_predict))
-        return cls(number, runner, is_loaded, counter)
+    def take(self, ticket: int, run: ItemRun) -> None:
+        """An item is about to be submitted under this ticket."""
+        run.ticket, run.group = ticket, self
+        self._runs[ticket] = run
 
-    def planned(self, slots: Slots) -> GroupPlanned:
+    @property
+    def planned(self) -> GroupPlanned:
         """What it is at this moment."""
         return GroupPlanned(
             group=self.number,
             runner=self.runner,
             item_count=self.item_count,
-            is_loaded=self.is_loaded,
-            slots=slots,
+            is_loaded=self._is_loaded,
+            slots=self.driver.slots(self.runner),
         )
 
-    def loaded(self, outcome: LoadOutcome) -> None:
-        """The runner was made ready."""
-        if not outcome.was_loaded:
-            self.loads += 1
-            self.load_s += outcome.duration_s
+    # -- What the driver tells (Sink) ----------------------------------------------------------------------
 
-    def released(self, indexes: Sequence[int], times: ReleaseTimes) -> int:
-        """Items were released together; answers with the release's number within the group."""
-        if self.first_release_ns is None:
-            self.first_release_ns = times.first_ns
+    def item_staging(self, ticket: int, attempt: int) -> Mapping[str, str]:
+        """See Sink."""
+        run = self._runs[ticket]
+        run.start(attempt)
+        now_ns = self._clock.time_ns()
+        return self._watch.item_staging(item=run.item, group=self.number, attempt=attempt, at_ns=now_ns)
+
+    def item_staged(self, ticket: int) -> None:
+        """See Sink."""
+        self._watch.item_staged(index=self._runs[ticket].item.index, at_ns=self._clock.time_ns())
+
+    def item_released(self, ticket: int, wave: int, at_ns: int) -> None:
+        """See Sink."""
+        run = self._runs[ticket]
+        run.released_ns = at_ns
+        self._watch.item_released(index=run.item.index, wave=wave, at_ns=at_ns)
+
+    def wave_released(self, tickets: Sequence[int], others: int, times: ReleaseTimes) -> None:
+        """See Sink. Refills of a single item are counted, but are no event of their own."""
+        wave = self._waves
+        self._waves += 1
+        if self._first_release_ns is None:
+            self._first_release_ns = times.first_ns
             self._first_spread_s = times.spread_s
-            self._first_members = frozenset(indexes)
-        self.waves += 1
-        return self.waves - 1
+            self._first_members = frozenset(self._runs[ticket].item.index for ticket in tickets)
+        if wave > 0 and len(tickets) + others == 1:
+            return
+        self._watch.wave_released(group=self.number, wave=wave, item_count=len(tickets), others=others, times=times)
+        event = Released(
+            group=self.number, wave=wave, item_count=len(tickets), others=others, spread_s=times.spread_s
+        )
+        self._journal.write(event)
 
-    def spoke(self, index: int, at_ns: int) -> None:
-        """A token of an item, by the backend's clock."""
-        self.counter.spoke(index, at_ns)
-        if index in self._first_members:
-            self._first_tokens.setdefault(index, at_ns)
+    def item_spoke(self, ticket: int, piece: Spoke) -> None:
+        """See Sink."""
+        run = self._runs[ticket]
+        index = run.item.index
+        if run.first_token_ns is None:
+            run.first_token_ns = self._clock.time_ns()
+            self._watch.item_first_token(index=index, at_ns=run.first_token_ns)
+            if index in self._first_members:
+                self._first_tokens.setdefault(index, piece.at_ns)
+        run.hear(piece)
+        self.spoken_tokens += 1
+        self.counter.spoke(index, piece.at_ns)
+        self._journal.spoke(index)
 
-    def finished(self, index: int, answer: Finished) -> int:
-        """An item's answer is whole; answers with how many other items spoke meanwhile."""
-        tokens = answer.usage.completion_tokens
+    def item_finished(self, ticket: int, answer: Finished) -> None:
+        """See Sink."""
+        run = self._runs[ticket]
+        run.answer = answer
+        tokens, cached = answer.usage.completion_tokens, answer.usage.cached_prompt_tokens
         self._tokens.append(tokens)
         self.completion_tokens += tokens
         self.prompt_tokens += answer.usage.prompt_tokens
-        return self.counter.ended(
-            index,
+        if cached is not None:
+            self.cached_prompt_tokens = (self.cached_prompt_tokens or 0) + cached
+        run.shared_with = self.counter.ended(
+            run.item.index,
             answer.at_ns,
             tokens=tokens,
             has_end_token=answer.finish_reason_raw == "stop",
             eval_s=answer.durations.eval_s,
         )
 
-    def broke_off(self, index: int, at_ns: int) -> int:
-        """An item's answer broke off; answers with how many other items spoke meanwhile."""
-        return self.counter.ended(index, at_ns, tokens=None, has_end_token=False)
+    def item_retried(self, word: Retry) -> None:
+        """See Sink."""
+        run = self._runs[word.ticket]
+        self.retries += 1
+        now_ns = self._clock.time_ns()
+        _ = self.counter.ended(run.item.index, now_ns, tokens=None, has_end_token=False)
+        run.released_ns = None
+        self._watch.item_retried(
+            index=run.item.index,
+            attempt=word.attempt,
+            error=word.error,
+            again_in_s=word.again_in_s,
+            at_ns=now_ns,
+        )
 
-    def report(self, slots: Slots) -> GroupReport:
+    def item_ended(self, end: End) -> None:
+        """See Sink."""
+        run = self._runs.pop(end.ticket)
+        self._last_end_ns = now_ns = self._clock.time_ns()
+        if run.answer is None:
+            run.shared_with = self.counter.ended(run.item.index, now_ns, tokens=None, has_end_token=False)
+        self._on_result(run.result(end.state, error=end.error, attempts=end.attempts, at_ns=now_ns))
+
+    def runner_loading(self) -> None:
+        """See Sink. That a runner in memory is asked whether it is there is no event."""
+        if not self._is_loaded:
+            self._journal.write(Loading(group=self.number, state=LoadState.STARTED))
+
+    def runner_loaded(self, started_ns: int, outcome: LoadOutcome | None, error: UnisonoError | None) -> None:
+        """See Sink."""
+        now_ns = self._clock.time_ns()
+        self._on_load()
+        self._watch.group_loaded(
+            group=self.number, started_ns=started_ns, ended_ns=now_ns, outcome=outcome, error=error
+        )
+        duration_s = (now_ns - started_ns) / 1e9
+        if outcome is None:
+            event = Loading(group=self.number, state=LoadState.FAILED, duration_s=duration_s, error=error)
+            self._journal.write(event)
+            return
+        if not outcome.was_loaded:
+            self._loads += 1
+            self._load_s += outcome.duration_s
+        if not (outcome.was_loaded and self._is_loaded):
+            self._journal.write(Loading(group=self.number, state=LoadState.LOADED, duration_s=duration_s))
+
+    # -- In the end ----------------------------------------------------------------------------------------
+
+    def report(self) -> GroupReport:
         """Its figures, when all its items have ended."""
         self.counter.settle()
         firsts = self._first_tokens.values()
@@ -103,15 +209,16 @@ class GroupRun:
             release_spread_s=self._first_spread_s,
             first_token_spread_s=(max(firsts) - min(firsts)) / 1e9 if len(firsts) > 1 else None,
         )
-        start, end = self.first_release_ns, self.last_end_ns
+        start, end = self._first_release_ns, self._last_end_ns
+        slots = self.driver.slots(self.runner)
         return GroupReport(
-            group=self.planned(slots),
+            group=self.planned,
             passes=self.counter.count,
-            fewest_passes=fewest_passes(self._tokens, slots.count) if self._tokens else None,
-            waves=self.waves,
-            first_wave=first_wave if self.waves else None,
-            loads=self.loads,
-            load_s=self.load_s,
+            fewest_passes=fewest_passes(self._tokens, slots.count) if any(self._tokens) else None,
+            waves=self._waves,
+            first_wave=first_wave if self._waves else None,
+            loads=self._loads,
+            load_s=self._load_s,
             duration_s=None if start is None or end is None else (end - start) / 1e9,
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,

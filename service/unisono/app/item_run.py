@@ -9,6 +9,7 @@ from unisono.core.events import Result
 from unisono.core.model import Completion, FinishReason, ItemState, Timings
 
 if TYPE_CHECKING:
+    from unisono.app.group_run import GroupRun
     from unisono.core.errors import UnisonoError
     from unisono.core.model import Finished, Item, Spoke, TokenLogprob, ToolCall
 
@@ -21,7 +22,7 @@ class ItemRun:
     # Its name at its backend's driver; None until it was planned.
     ticket: int | None = None
     # The group that it runs in; None until it was planned.
-    group: int | None = None
+    group: GroupRun | None = None
     # When it was accepted, and when it was last released and first spoke; nanoseconds since 1970.
     accepted_ns: int = 0
     released_ns: int | None = None
@@ -78,7 +79,7 @@ class ItemRun:
             shared_with=self.shared_with,
             # Each token of an answer comes from a pass of its own.
             passes=tokens,
-            group=self.group,
+            group=self.group.number if self.group else None,
         )
 
     def _completion(self, answer: Finished) -> Completion:

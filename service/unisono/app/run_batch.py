@@ -21,7 +21,7 @@ from unisono.app.group_run import GroupRun
 from unisono.app.item_run import ItemRun
 from unisono.core import paging
 from unisono.core.batch import Ack, BadItem
-from unisono.core.conductor import End, Retry, Work
+from unisono.core.conductor import Work
 from unisono.core.errors import (
     BatchDeadlineError,
     CancelledItemError,
@@ -34,7 +34,7 @@ from unisono.core.errors import (
     LimitExceededError,
     UnisonoError,
 )
-from unisono.core.events import Accepted, BatchState, Loading, LoadState, Progress, Released, Result, Summary
+from unisono.core.events import Accepted, BatchState, Progress, Result, Summary
 from unisono.core.model import ItemState
 from unisono.core.plan import plan
 from unisono.core.report import Report
@@ -44,13 +44,12 @@ if TYPE_CHECKING:
 
     from unisono.app.batch_journal import Reader
     from unisono.app.driver import BackendDriver
-    from unisono.app.ports import BatchWatch, Clock, Journal, LoadOutcome, ReleaseTimes
+    from unisono.app.ports import BatchWatch, Clock, Journal
     from unisono.app.resolve import Resolver
     from unisono.core.batch import BatchConfig
     from unisono.core.errors import Violation
-    from unisono.core.events import LastingEvent
     from unisono.core.limits import Limits
-    from unisono.core.model import Finished, Item, RunnerSpec, Slots, Spoke
+    from unisono.core.model import Item, RunnerSpec
     from unisono.core.passes import ForwardPass
     from unisono.core.plan import Group
 
@@ -96,7 +95,6 @@ class RunningBatch:
         self._runs: dict[int, ItemRun] = {}
         self._index_of: dict[str, int] = {}
         self._fingerprints: list[int] = []
-        self._index_by_ticket: dict[int, int] = {}
         self._groups: list[GroupRun] = []
         self._group_of: dict[RunnerSpec, GroupRun] = {}
         # Items that were added and not yet released; then, releases that were not planned yet.
@@ -105,9 +103,6 @@ class RunningBatch:
         self._planner: asyncio.Task[None] | None = None
         self._is_input_closed = False
         self._counts: Counter[ItemState] = Counter()
-        self._retries = 0
-        self._cached_tokens: int | None = None
-        self._spoken_tokens = 0
         self._is_cancelled = self._is_expired = False
         self._deadline_s: float | None = None
         # Calls on which the batch lives, and how the stream that adds items is told that another took its place.
@@ -116,7 +111,7 @@ class RunningBatch:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         max_bytes = limits.max_journal_bytes
         self.journal = BatchJournal(journal, batch_id, clock, max_bytes=max_bytes, on_pressure=self._feel_pressure)
-        self._write(Accepted(batch_id=batch_id, item_count=item_count))
+        self.journal.write(Accepted(batch_id=batch_id, item_count=item_count))
         if config.deadline_s:
             self.expire_at(self._accepted_s + config.deadline_s)
 
@@ -155,7 +150,7 @@ class RunningBatch:
             failed=self._counts[ItemState.FAILED],
             cancelled=self._counts[ItemState.CANCELLED],
             expired=self._counts[ItemState.EXPIRED],
-            completion_tokens=self._spoken_tokens,
+            completion_tokens=sum(group.spoken_tokens for group in self._groups),
             passes=sum(group.counter.count.count for group in self._groups),
         )
 
@@ -258,7 +253,7 @@ class RunningBatch:
     def join_caller(self, on_replaced: Callable[[], None] | None = None) -> None:
         """Somebody holds a call on which the batch lives: the one that opened it, or one that sent it again.
 
-        With `on_replaced`, the caller is a stream that adds items, of which there is one at a time: the former is told.
+        With `on_replaced`, the caller is a stream that adds items. There is one at a time: the former is told.
         """
         self._callers += 1
         if on_replaced is not None:
@@ -302,7 +297,7 @@ class RunningBatch:
         self._index_of.setdefault(item.item_id, index)
         if isinstance(item, BadItem) or wrong:
             error = intake.error_of(wrong)
-            self._settle_result(Result(item_id=item.item_id, index=index, state=ItemState.FAILED, error=error))
+            self._end_item(Result(item_id=item.item_id, index=index, state=ItemState.FAILED, error=error))
             return index
         item = replace(item, index=index)
         run = self._runs[index] = ItemRun(item, accepted_ns=self._clock.time_ns())
@@ -349,18 +344,28 @@ class RunningBatch:
         for item, error in planned.refused:
             self._stop_items([item.index], ItemState.FAILED, error)
         chosen = [(self._join_group(group), group) for group in planned.groups]
-        events = [run.planned(self._slots(group.runner)) for run, group in chosen]
+        events = [run.planned for run, _ in chosen]
         self._watch.planned(started_ns=started_ns, ended_ns=self._clock.time_ns(), groups=events)
         for event in events:
-            self._write(event)
+            self.journal.write(event)
         for run, group in chosen:
             self._submit(run, group.items, is_loaded=group.is_loaded)
 
     def _join_group(self, group: Group) -> GroupRun:
         run = self._group_of.get(group.runner)
         if run is None:
-            method = self._drivers[group.runner.backend].backend.pass_method
-            run = GroupRun.begin(len(self._groups), group.runner, is_loaded=group.is_loaded, method=method)
+            backend = group.runner.backend
+            run = GroupRun(
+                len(self._groups),
+                group.runner,
+                is_loaded=group.is_loaded,
+                driver=self._drivers[backend],
+                journal=self.journal,
+                watch=self._watch,
+                clock=self._clock,
+                on_result=self._end_item,
+                on_load=lambda: self._resolver.forget_loaded(backend),
+            )
             self._groups.append(run)
             self._group_of[group.runner] = run
         run.item_count += len(group.items)
@@ -374,12 +379,11 @@ class RunningBatch:
             run = self._runs.get(item.index)
             if run is None:
                 continue
-            run.group = group.number
-            run.ticket = next(_tickets)
-            self._index_by_ticket[run.ticket] = item.index
+            ticket = next(_tickets)
+            group.take(ticket, run)
             accepted_s = now_s - (now_ns - run.accepted_ns) / 1e9
             work = Work(
-                ticket=run.ticket,
+                ticket=ticket,
                 batch=self.key,
                 speak_by_s=accepted_s + config.queue_timeout_s if config.queue_timeout_s else None,
                 end_by_s=self._deadline_s,
@@ -388,141 +392,35 @@ class RunningBatch:
                 num_predict=item.options.num_predict,
             )
             works.append((work, item))
-        driver = self._drivers[group.runner.backend]
-        driver.submit(group.runner, works, self, is_loaded=is_loaded, keep_alive_s=config.keep_alive_s)
+        group.driver.submit(group.runner, works, group, is_loaded=is_loaded, keep_alive_s=config.keep_alive_s)
         if self.journal.is_full:
-            driver.park(self.key)
-
-    def _slots(self, runner: RunnerSpec) -> Slots:
-        return self._drivers[runner.backend].slots(runner)
-
-    # -- What the drivers tell (Sink) ----------------------------------------------------------------------
-
-    def item_staging(self, ticket: int, attempt: int) -> Mapping[str, str]:
-        """See Sink."""
-        run = self._run(ticket)
-        run.start(attempt)
-        group = run.group or 0
-        return self._watch.item_staging(item=run.item, group=group, attempt=attempt, at_ns=self._clock.time_ns())
-
-    def item_staged(self, ticket: int) -> None:
-        """See Sink."""
-        self._watch.item_staged(index=self._index_by_ticket[ticket], at_ns=self._clock.time_ns())
-
-    def item_released(self, ticket: int, wave: int, at_ns: int) -> None:
-        """See Sink."""
-        run = self._run(ticket)
-        run.released_ns = at_ns
-        self._watch.item_released(index=run.item.index, wave=wave, at_ns=at_ns)
-
-    def wave_released(self, runner: RunnerSpec, tickets: Sequence[int], others: int, times: ReleaseTimes) -> None:
-        """See Sink. Refills of a single item are counted, but are no event of their own."""
-        group = self._group_of[runner]
-        own_wave = group.released([self._index_by_ticket[ticket] for ticket in tickets], times)
-        if len(tickets) + others > 1 or own_wave == 0:
-            self._watch.wave_released(
-                group=group.number, wave=own_wave, item_count=len(tickets), others=others, times=times
-            )
-            self._write(
-                Released(
-                    group=group.number, wave=own_wave, item_count=len(tickets), others=others, spread_s=times.spread_s
-                )
-            )
-
-    def item_spoke(self, ticket: int, piece: Spoke) -> None:
-        """See Sink."""
-        run = self._run(ticket)
-        index = run.item.index
-        if run.first_token_ns is None:
-            run.first_token_ns = self._clock.time_ns()
-            self._watch.item_first_token(index=index, at_ns=run.first_token_ns)
-        run.hear(piece)
-        self._spoken_tokens += 1
-        self._groups[run.group or 0].spoke(index, piece.at_ns)
-        self.journal.spoke(index)
-
-    def item_finished(self, ticket: int, answer: Finished) -> None:
-        """See Sink."""
-        run = self._run(ticket)
-        run.answer = answer
-        cached = answer.usage.cached_prompt_tokens
-        if cached is not None:
-            self._cached_tokens = (self._cached_tokens or 0) + cached
-        run.shared_with = self._groups[run.group or 0].finished(run.item.index, answer)
-
-    def item_retried(self, word: Retry) -> None:
-        """See Sink."""
-        run = self._run(word.ticket)
-        self._retries += 1
-        now_ns = self._clock.time_ns()
-        self._groups[run.group or 0].broke_off(run.item.index, now_ns)
-        run.released_ns = None
-        self._watch.item_retried(
-            index=run.item.index,
-            attempt=word.attempt,
-            error=word.error,
-            again_in_s=word.again_in_s,
-            at_ns=now_ns,
-        )
-
-    def item_ended(self, end: End) -> None:
-        """See Sink."""
-        index = self._index_by_ticket.pop(end.ticket)
-        run = self._runs.pop(index)
-        group = self._groups[run.group or 0]
-        group.last_end_ns = now_ns = self._clock.time_ns()
-        if run.answer is None:
-            run.shared_with = group.broke_off(index, now_ns)
-        self._settle_result(run.result(end.state, error=end.error, attempts=end.attempts, at_ns=now_ns))
-
-    def runner_loading(self, runner: RunnerSpec) -> None:
-        """See Sink."""
-        group = self._group_of[runner]
-        if not group.is_loaded:
-            self._write(Loading(group=group.number, state=LoadState.STARTED))
-
-    def runner_loaded(
-        self, runner: RunnerSpec, started_ns: int, outcome: LoadOutcome | None, error: UnisonoError | None
-    ) -> None:
-        """See Sink. That a loaded runner was found loaded is no event."""
-        group, now_ns = self._group_of[runner], self._clock.time_ns()
-        self._resolver.forget_loaded(runner.backend)
-        self._watch.group_loaded(
-            group=group.number, started_ns=started_ns, ended_ns=now_ns, outcome=outcome, error=error
-        )
-        duration_s = (now_ns - started_ns) / 1e9
-        if error is not None:
-            self._write(Loading(group=group.number, state=LoadState.FAILED, duration_s=duration_s, error=error))
-        elif outcome is not None:
-            group.loaded(outcome)
-            if not (outcome.was_loaded and group.is_loaded):
-                self._write(Loading(group=group.number, state=LoadState.LOADED, duration_s=duration_s))
+            group.driver.park(self.key)
 
     # -- Ends ----------------------------------------------------------------------------------------------
 
     def _stop_items(self, indexes: Iterable[int], state: ItemState, error: UnisonoError) -> None:
         """Ends items wherever they are: those at a driver by the driver, the others here."""
-        by_backend: dict[str, list[int]] = {}
+        at_drivers: dict[BackendDriver, list[int]] = {}
         for index in indexes:
             run = self._runs.get(index)
             if run is None:
                 continue
-            if run.ticket is not None and run.group is not None:
-                backend = self._groups[run.group].runner.backend
-                by_backend.setdefault(backend, []).append(run.ticket)
+            if run.group is not None and run.ticket is not None:
+                at_drivers.setdefault(run.group.driver, []).append(run.ticket)
             else:
-                del self._runs[index]
-                self._settle_result(run.result(state, error=error, attempts=0, at_ns=self._clock.time_ns()))
-        for backend, tickets in by_backend.items():
-            self._drivers[backend].end(tickets, state, error)
+                self._end_item(run.result(state, error=error, attempts=0, at_ns=self._clock.time_ns()))
+        for driver, tickets in at_drivers.items():
+            driver.end(tickets, state, error)
 
-    def _settle_result(self, result: Result) -> None:
+    def _end_item(self, result: Result) -> None:
+        """An item has its result: the one thing that every item comes to."""
+        _ = self._runs.pop(result.index, None)
         self._counts[result.state] += 1
         self._watch.item_ended(result=result, at_ns=self._clock.time_ns())
         parts, rest = paging.split(result)
         for part in parts:
-            self._write(part)
-        self._write(rest)
+            self.journal.write(part)
+        self.journal.write(rest)
         self._maybe_end()
 
     def _expire(self) -> None:
@@ -543,43 +441,40 @@ class RunningBatch:
             self._stop_timer(name)
         summary = Summary(state=self.state, report=self._report())
         self._watch.ended(summary=summary, at_ns=self._clock.time_ns())
-        self._write(summary)
+        self.journal.write(summary)
         self._on_end(self)
 
     def _report(self) -> Report:
-        groups = tuple(group.report(self._slots(group.runner)) for group in self._groups)
+        groups = tuple(group.report() for group in self._groups)
         return Report(
             batch_id=self.batch_id,
             duration_s=self._clock.monotonic_s() - self._accepted_s,
             counts=self.progress,
             groups=groups,
             prompt_tokens=sum(group.prompt_tokens for group in groups),
-            cached_prompt_tokens=self._cached_tokens,
+            cached_prompt_tokens=sum(cached) if (cached := self._cached_tokens()) else None,
             completion_tokens=sum(group.completion_tokens for group in groups),
-            retries=self._retries,
+            retries=sum(group.retries for group in self._groups),
             journal_bytes=self.journal.size_bytes,
         )
 
     # -- Small things --------------------------------------------------------------------------------------
 
-    def _write(self, event: LastingEvent) -> None:
-        self.journal.write(event)
-
     def _feel_pressure(self, is_full: bool) -> None:  # noqa: FBT001 - the journal's callback
         """The journal is full, and the work pauses; or there is room again, and it goes on."""
-        for backend in {group.runner.backend for group in self._groups}:
+        for driver in {group.driver for group in self._groups}:
             if is_full:
-                self._drivers[backend].park(self.key)
+                driver.park(self.key)
             else:
-                self._drivers[backend].unpark(self.key)
+                driver.unpark(self.key)
 
     def _tell_progress(self) -> None:
-        self._write(self.progress)
+        self.journal.write(self.progress)
         if self._runs:
             self._start_timer("progress", PROGRESS_INTERVAL_S, self._tell_progress)
 
-    def _run(self, ticket: int) -> ItemRun:
-        return self._runs[self._index_by_ticket[ticket]]
+    def _cached_tokens(self) -> list[int]:
+        return [group.cached_prompt_tokens for group in self._groups if group.cached_prompt_tokens is not None]
 
     def _start_timer(self, name: str, delay_s: float, action: Callable[[], object]) -> None:
         self._stop_timer(name)

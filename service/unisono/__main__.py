@@ -1,0 +1,93 @@
+"""The command `unisono`: gives the command line what it may not import, and runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import structlog
+
+from unisono.bootstrap import finds_ollama, running, version
+from unisono.config import Settings
+from unisono.edge.cli.main import build_cli
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+    from unisono.bootstrap import RunningService
+
+log = structlog.get_logger("unisono")
+
+
+def main() -> None:
+    """The command line."""
+    build_cli(start=_start, serve=_serve, version=version())()
+
+
+@asynccontextmanager
+async def _start(
+    *, embedded: bool | None, ollama_url: str | None, on_progress: Callable[[str], None]
+) -> AsyncGenerator[RunningService, None]:
+    """A service for one command: the configured backend, or the embedded engine where no Ollama answers."""
+    _configure_log("warning")
+    settings = Settings(listen="127.0.0.1:0", **_given(ollama_url=ollama_url, embedded=embedded))
+    is_ollama = not settings.embedded and not settings.llama_server_url
+    if embedded is None and not ollama_url and is_ollama and not await finds_ollama(settings):
+        settings = settings.model_copy(update={"embedded": True})
+    async with running(settings.model_copy(update={"drain": 0.0}), on_progress=on_progress) as service:
+        yield service
+
+
+def _serve(*, listen: str | None, ollama_url: str | None, embedded: bool, log_level: str | None) -> None:
+    """Runs the service until SIGINT or SIGTERM; a second one ends it at once."""
+    settings = Settings(
+        **_given(listen=listen, ollama_url=ollama_url, embedded=embedded or None, log_level=log_level)
+    )
+    _configure_log(settings.log_level)
+    asyncio.run(_serve_until_told(settings))
+
+
+async def _serve_until_told(settings: Settings) -> None:
+    is_told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if is_told.is_set():
+            sys.exit(130)
+        log.info("stopping", drain_s=settings.drain)
+        is_told.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    async with running(settings, on_progress=log.info) as service:
+        log.info("serving", listen=service.target, backend=service.backend_description, version=version())
+        _ = await is_told.wait()
+    log.info("stopped")
+
+
+def _given(**values: object) -> dict[str, object]:
+    """What was said on the command line; the rest comes from the environment."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _configure_log(level: str) -> None:
+    """One line an event, to standard error: for people on a terminal, JSON otherwise."""
+    is_terminal = sys.stderr.isatty()
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *([] if is_terminal else [structlog.processors.format_exc_info]),
+            structlog.dev.ConsoleRenderer() if is_terminal else structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""Puts the house together: the only file that names concrete classes.
+
+async with running(Settings()) as service:
+    …  # service.target answers
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import os
+import time
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+from opentelemetry.trace import NoOpTracerProvider
+
+from unisono.adapters.embedded import EmbeddedBackend
+from unisono.adapters.journal.memory import MemoryJournal
+from unisono.adapters.llama_server import LlamaServerBackend
+from unisono.adapters.ollama import OllamaBackend
+from unisono.adapters.telemetry.setup import configure
+from unisono.adapters.telemetry.trace import TraceListener
+from unisono.app.batches import Batches, BatchesSettings
+from unisono.app.driver import BackendDriver
+from unisono.app.resolve import Resolver
+from unisono.core.arbiter import ArbiterSettings
+from unisono.core.conductor import ConductorSettings
+from unisono.core.errors import UnisonoError
+from unisono.core.limits import Limits
+from unisono.edge.grpc.server import MAX_RECEIVE_BYTES, MAX_SEND_BYTES, GrpcServer
+from unisono.edge.grpc.service import BatchInferenceServicer, ServerFacts
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+    from unisono.app.ports import Backend
+    from unisono.config import Settings
+
+log = structlog.get_logger("unisono")
+# Where Ollama listens when nobody says otherwise, and how long a look whether it is there may take.
+_LOOK_S = 1.0
+# After the batches have ended, calls have so long to read the end.
+_LAST_WORDS_S = 2.0
+
+
+class SystemClock:
+    """The time of this machine."""
+
+    def monotonic_s(self) -> float:
+        """See the port. The clock of the event loop too, so that its timers and our limits agree."""
+        return time.monotonic()
+
+    def time_ns(self) -> int:
+        """See the port."""
+        return time.time_ns()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningService:
+    """A service that runs in this process."""
+
+    # Where it listens, "127.0.0.1:50051".
+    target: str
+    # Which backend it uses, for people.
+    backend_description: str
+    batches: Batches
+
+
+def version() -> str:
+    """The version of this service."""
+    return importlib.metadata.version("unisono")
+
+
+@asynccontextmanager
+async def running(
+    settings: Settings, *, on_progress: Callable[[str], None] = lambda _: None
+) -> AsyncGenerator[RunningService, None]:
+    """Runs the service until the context is left; then drains it.
+
+    Raises OSError where it cannot listen, and UnisonoError where the embedded engine cannot be had.
+    """
+    clock = SystemClock()
+    started_at_ns = clock.time_ns()
+    async with AsyncExitStack() as stack:
+        backend = build_backend(settings, on_progress)
+        stack.push_async_callback(backend.close)
+        telemetry = configure(version(), os.environ)
+        if telemetry is not None:
+            # In a thread: a collector that is away must not hold up the loop in which everything else ends.
+            stack.push_async_callback(asyncio.to_thread, telemetry.shutdown)
+            listener = telemetry.listener([backend], item_limit=settings.trace_items)
+        else:
+            listener = TraceListener(NoOpTracerProvider())
+        driver = BackendDriver(
+            backend,
+            clock,
+            slots=settings.slots,
+            max_in_flight=settings.max_in_flight,
+            settings=ArbiterSettings(
+                patience_s=settings.backend_patience,
+                conductor=ConductorSettings(stall_s=settings.stall_timeout),
+            ),
+            report_defect=report_defect,
+        )
+        drivers = {backend.name: driver}
+        await _start_driver(driver, stack)
+        batches = Batches(
+            drivers=drivers,
+            resolver=Resolver({backend.name: backend}, clock, patience_s=settings.backend_patience),
+            journal=MemoryJournal(),
+            listener=listener,
+            clock=clock,
+            report_defect=report_defect,
+            limits=_limits(settings),
+            settings=BatchesSettings(
+                keep_ended_s=settings.keep_ended,
+                item_timeout_s=settings.item_timeout,
+                keep_alive_s=settings.keep_alive,
+                detach_grace_s=settings.detach_grace,
+            ),
+        )
+        servicer = BatchInferenceServicer(
+            batches=batches,
+            drivers=drivers,
+            clock=clock,
+            facts=ServerFacts(
+                version=version(),
+                started_at_ns=started_at_ns,
+                max_receive_bytes=MAX_RECEIVE_BYTES,
+                max_send_bytes=MAX_SEND_BYTES,
+            ),
+            report_defect=report_defect,
+        )
+        server = GrpcServer(servicer)
+        port = await server.start(settings.listen)
+        target = f"{settings.listen.rpartition(':')[0]}:{port}"
+        try:
+            yield RunningService(target=target, backend_description=await describe(backend), batches=batches)
+        finally:
+            await server.drain()
+            await batches.close(drain_s=settings.drain)
+            await server.stop(_LAST_WORDS_S)
+
+
+def build_backend(settings: Settings, on_progress: Callable[[str], None] = lambda _: None) -> Backend:
+    """The backend that the settings name; nothing is opened yet."""
+    token = settings.backend_token.get_secret_value()
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    if settings.embedded:
+        return EmbeddedBackend(
+            model_path=settings.embedded_model or None,
+            slots=settings.embedded_slots,
+            context=settings.embedded_context,
+            on_progress=on_progress,
+        )
+    if settings.llama_server_url:
+        return LlamaServerBackend(
+            url=settings.llama_server_url, headers=headers, connect_timeout_s=settings.connect_timeout
+        )
+    url = settings.ollama_url or os.environ.get("OLLAMA_HOST", "")
+    return OllamaBackend(url=url, headers=headers, connect_timeout_s=settings.connect_timeout)
+
+
+async def finds_ollama(settings: Settings) -> bool:
+    """Whether an Ollama answers where the settings say."""
+    backend = build_backend(settings)
+    try:
+        async with asyncio.timeout(_LOOK_S):
+            _ = await backend.version()
+    except (UnisonoError, TimeoutError):
+        return False
+    else:
+        return True
+    finally:
+        await backend.close()
+
+
+async def describe(backend: Backend) -> str:
+    """What a backend is, for people: "Ollama 0.32.15 at http://127.0.0.1:11434"."""
+    try:
+        async with asyncio.timeout(_LOOK_S):
+            known = await backend.version()
+    except (UnisonoError, TimeoutError):
+        known = ""
+    if backend.kind == "embedded":
+        return f"the embedded engine (llama.cpp with {', '.join([m.name for m in await backend.models()])})"
+    name = {"ollama": "Ollama", "llama-server": "llama.cpp's server"}.get(backend.kind, backend.kind)
+    return f"{name} {known} at {backend.url}" if known else f"{name} at {backend.url}, which does not answer yet"
+
+
+def report_defect(where: str, defect: BaseException) -> None:
+    """Tells the log of something that should not have happened, with its trace."""
+    log.error("defect", where=where, exc_info=(type(defect), defect, defect.__traceback__))
+
+
+async def _start_driver(driver: BackendDriver, stack: AsyncExitStack) -> None:
+    """Runs a driver until the stack is left."""
+    is_started = asyncio.Event()
+    task = asyncio.get_running_loop().create_task(driver.run(is_started.set))
+
+    async def stop() -> None:
+        driver.stop()
+        await task
+
+    stack.push_async_callback(stop)
+    _ = await is_started.wait()
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        max_items=settings.max_items,
+        max_item_text_bytes=settings.max_item_text_bytes,
+        max_image_bytes=settings.max_image_bytes,
+        max_batches=settings.max_batches,
+        max_journal_bytes=settings.max_journal_bytes,
+        max_open_items=settings.max_open_items,
+    )

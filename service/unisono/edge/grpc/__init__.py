@@ -1,0 +1,1 @@
+"""The gRPC service: messages in, values to the application, values out, messages back; nothing is decided here."""

@@ -1,0 +1,38 @@
+"""Page tokens: a place in a list, as an opaque text that is refused when it was made up."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+
+from unisono.core.errors import InvalidRequestError, Violation
+
+_PREFIX = b"u1:"
+
+
+def token(place: int) -> str:
+    """The token of the page that begins at a place."""
+    return base64.urlsafe_b64encode(_PREFIX + str(place).encode()).decode()
+
+
+def place(text: str) -> int:
+    """Where the page of a token begins; 0 for no token. Raises InvalidRequestError for one that is not ours."""
+    if not text:
+        return 0
+    try:
+        raw = base64.urlsafe_b64decode(text.encode())
+    except (binascii.Error, ValueError):
+        raw = b""
+    number = raw.removeprefix(_PREFIX)
+    if raw == number or not number.isdigit():
+        what = "is not a token of this list: take next_page_token as it came, with the same request"
+        raise InvalidRequestError(f"page_token: {what}", violations=[Violation(field="page_token", description=what)])
+    return int(number)
+
+
+def size(asked: int, *, default: int, most: int) -> int:
+    """How many entries a page has; raises InvalidRequestError above the most."""
+    if asked > most:
+        what = f"is {asked:,}; at most {most:,} are given"
+        raise InvalidRequestError(f"page_size: {what}", violations=[Violation(field="page_size", description=what)])
+    return asked or default

@@ -1,0 +1,322 @@
+"""The servicer of `unisono.v1.BatchInference`: parse, ask the application, convert, answer. No decisions.
+
+Every error of the house leaves through `_refused`, as one rich status.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from grpc_status import rpc_status
+
+from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
+from unisono._generated.unisono.v1 import batch_inference_pb2_grpc as pb_grpc
+from unisono._generated.unisono.v1 import server_pb2
+from unisono.app.follow import follow
+from unisono.core.errors import (
+    BackendUnavailableError,
+    InternalError,
+    InvalidRequestError,
+    ItemNotFoundError,
+    UnisonoError,
+    Violation,
+)
+from unisono.edge.grpc import convert_in, convert_out, pages
+from unisono.edge.grpc.stream import BatchStream
+from unisono.edge.status import to_status
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+
+    import grpc.aio
+    from google.protobuf.message import Message
+
+    from unisono.app.batches import Batches
+    from unisono.app.driver import BackendDriver
+    from unisono.app.ports import Clock
+    from unisono.app.run_batch import RunningBatch
+
+_SERVICE = "unisono.v1.BatchInference"
+# A call's deadline is met this much earlier, or by a tenth of it if that is less, so that the end is still heard.
+_DEADLINE_MARGIN_S = 0.5
+_DEADLINE_SHARE = 0.1
+# How long a backend may take to say how it is.
+_STATUS_TIMEOUT_S = 2.0
+_PLAN_PAGE, _MAX_PLAN_PAGE = 10_000, 50_000
+_PASSES_PAGE, _MAX_PASSES_PAGE = 1_000, 10_000
+_MAX_LISTED = 1_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerFacts:
+    """What the service knows of itself."""
+
+    version: str
+    started_at_ns: int
+    max_receive_bytes: int
+    max_send_bytes: int
+
+
+class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
+    """See the contract for what each rpc promises."""
+
+    def __init__(
+        self,
+        *,
+        batches: Batches,
+        drivers: Mapping[str, BackendDriver],
+        clock: Clock,
+        facts: ServerFacts,
+        report_defect: Callable[[str, BaseException], None],
+    ) -> None:
+        self._batches = batches
+        self._drivers = drivers
+        self._clock = clock
+        self._facts = facts
+        self._report_defect = report_defect
+
+    # -- Batches that run ----------------------------------------------------------------------------------
+
+    async def RunBatch(
+        self, request: pb.RunBatchRequest, context: grpc.aio.ServicerContext[pb.RunBatchRequest, pb.RunBatchResponse]
+    ) -> AsyncGenerator[pb.RunBatchResponse, None]:
+        """See the contract."""
+        async with self._refused(context):
+            config = convert_in.config(request.config)
+            deltas = convert_in.delta_settings(request.config)
+            items = [convert_in.item(item) for item in request.items]
+            self._batches.check(items, config)
+            batch, is_new = self._batches.open(
+                config,
+                method=f"{_SERVICE}/RunBatch",
+                carrier=_carrier(context),
+                fingerprint=_fingerprint(request) if config.request_id else b"",
+                item_count=len(items),
+            )
+            async with self._calling(batch, context):
+                if is_new:
+                    batch.run_whole(items)
+                del items, request
+                async for event in follow(batch, self._clock, deltas=deltas):
+                    yield pb.RunBatchResponse(event=convert_out.batch_event(event, self._clock.time_ns()))
+
+    async def StreamBatch(
+        self,
+        request_iterator: AsyncIterator[pb.StreamBatchRequest],
+        context: grpc.aio.ServicerContext[pb.StreamBatchRequest, pb.StreamBatchResponse],
+    ) -> None:
+        """See the contract."""
+        async with self._refused(context):
+            first = await anext(aiter(request_iterator), None)
+            if first is None or first.WhichOneof("message") != "open":
+                raise _wrong("open", "must be the first message of a stream")
+            opened = first.open
+            is_reopened = opened.WhichOneof("batch") == "reopen"
+            if is_reopened:
+                batch = self._batches.get(opened.reopen.batch_id)
+                after, deltas = opened.reopen.after_sequence, None
+            elif opened.WhichOneof("batch") == "config":
+                config = convert_in.config(opened.config)
+                after, deltas = 0, convert_in.delta_settings(opened.config)
+                batch, is_new = self._batches.open(
+                    config,
+                    method=f"{_SERVICE}/StreamBatch",
+                    carrier=_carrier(context),
+                    fingerprint=_fingerprint(opened) if config.request_id else b"",
+                )
+                is_reopened = not is_new
+            else:
+                raise _wrong("open.batch", "is required: config, or reopen")
+            stream = BatchStream(
+                batch,
+                self._clock,
+                write=context.write,
+                after=after,
+                deltas=deltas,
+                is_reopened=is_reopened,
+                max_open_items=self._batches.limits.max_open_items,
+            )
+            async with self._calling(batch, context, on_replaced=stream.replace):
+                await stream.serve(request_iterator)
+
+    async def AttachBatch(
+        self,
+        request: pb.AttachBatchRequest,
+        context: grpc.aio.ServicerContext[pb.AttachBatchRequest, pb.AttachBatchResponse],
+    ) -> AsyncGenerator[pb.AttachBatchResponse, None]:
+        """See the contract."""
+        async with self._refused(context):
+            batch = self._batches.get(request.batch_id)
+            deltas = convert_in.delta_settings(request)
+            async for event in follow(batch, self._clock, after=request.after_sequence, deltas=deltas):
+                yield pb.AttachBatchResponse(event=convert_out.batch_event(event, self._clock.time_ns()))
+
+    async def CancelBatch(
+        self, request: pb.CancelBatchRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.CancelBatchResponse:
+        """See the contract."""
+        async with self._refused(context):
+            cancelled, ended = self._batches.get(request.batch_id).cancel(list(request.item_ids))
+            return pb.CancelBatchResponse(cancelled=cancelled, already_ended=ended)
+
+    # -- Questions -----------------------------------------------------------------------------------------
+
+    async def PlanBatch(
+        self, request: pb.PlanBatchRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.PlanBatchResponse:
+        """See the contract."""
+        async with self._refused(context):
+            size = pages.size(request.page_size, default=_PLAN_PAGE, most=_MAX_PLAN_PAGE)
+            start = pages.place(request.page_token)
+            config = convert_in.config(request.config)
+            plan = await self._batches.plan([convert_in.item(item) for item in request.items], config)
+            response = pb.PlanBatchResponse()
+            total, end = 0, start + size
+            for number, (group, slots) in enumerate(plan.groups):
+                # This page's share of the ids, which are numbered through all groups.
+                ids = [item.item_id for item in group.items][max(0, start - total) : max(0, end - total)]
+                response.groups.append(convert_out.group_plan(number, group, slots, ids))
+                total += len(group.items)
+            response.warnings.extend(convert_out.plan_warning(warning) for warning in plan.warnings[:_MAX_LISTED])
+            response.refusals.extend(
+                convert_out.plan_refusal(item_id, index, error)
+                for item_id, index, error in plan.refused[:_MAX_LISTED]
+            )
+            if end < total:
+                response.next_page_token = pages.token(end)
+            return response
+
+    async def ListPasses(
+        self, request: pb.ListPassesRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.ListPassesResponse:
+        """See the contract."""
+        async with self._refused(context):
+            size = pages.size(request.page_size, default=_PASSES_PAGE, most=_MAX_PASSES_PAGE)
+            start = pages.place(request.page_token)
+            batch = self._batches.get(request.batch_id)
+            found = batch.passes(start, size)
+            return pb.ListPassesResponse(
+                passes=[convert_out.forward_pass(group, number, each) for group, number, each in found],
+                next_page_token=pages.token(start + size) if len(found) == size else "",
+                unmapped_passes=batch.unmapped_passes,
+            )
+
+    async def GetServerInfo(
+        self, request: pb.GetServerInfoRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.GetServerInfoResponse:
+        """See the contract."""
+        async with self._refused(context):
+            response = pb.GetServerInfoResponse(
+                version=self._facts.version,
+                limits=convert_out.server_limits(
+                    self._batches.limits,
+                    max_receive_bytes=self._facts.max_receive_bytes,
+                    max_send_bytes=self._facts.max_send_bytes,
+                ),
+                backends=await asyncio.gather(*(self._status(driver) for driver in self._drivers.values())),
+                running_batches=self._batches.running,
+            )
+            response.started_at.FromNanoseconds(self._facts.started_at_ns)
+            return response
+
+    async def ListModels(
+        self, request: pb.ListModelsRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.ListModelsResponse:
+        """See the contract."""
+        async with self._refused(context):
+            if request.backend and request.backend not in self._drivers:
+                known = ", ".join(self._drivers)
+                raise ItemNotFoundError(f"there is no backend {request.backend!r}; there are: {known}")
+            response = pb.ListModelsResponse()
+            for name, driver in self._drivers.items():
+                if request.backend not in ("", name):
+                    continue
+                try:
+                    async with asyncio.timeout(_STATUS_TIMEOUT_S):
+                        models, loaded = await driver.backend.models(), await driver.backend.loaded()
+                except (UnisonoError, TimeoutError):
+                    response.unreachable.append(await self._status(driver))
+                    continue
+                for model in models:
+                    runners = convert_out.runners(model.digest, loaded, driver.known_slots)
+                    response.models.append(convert_out.model(model, runners))
+            return response
+
+    async def _status(self, driver: BackendDriver) -> server_pb2.BackendStatus:
+        """How a backend is, also when it is away."""
+        backend = driver.backend
+        status = server_pb2.BackendStatus(
+            name=backend.name,
+            kind=backend.kind,
+            url=backend.url,
+            queued=driver.queued,
+            in_flight=driver.in_flight,
+        )
+        try:
+            async with asyncio.timeout(_STATUS_TIMEOUT_S):
+                status.version = await backend.version()
+                status.runners.extend(convert_out.runners(None, await backend.loaded(), driver.known_slots))
+                status.reachable = True
+        except UnisonoError as error:
+            status.error.CopyFrom(to_status(error))
+        except TimeoutError:
+            error = BackendUnavailableError(f"{backend.url} did not answer within {_STATUS_TIMEOUT_S:g} s")
+            status.error.CopyFrom(to_status(error))
+        return status
+
+    # -- What all calls share ------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _refused(self, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncGenerator[None, None]:
+        """Turns an error of the house into the call's status. A defect becomes INTERNAL, and is reported."""
+        try:
+            yield
+        except UnisonoError as error:
+            await _abort(context, error)
+        except Exception as defect:  # noqa: BLE001 - a defect must cost one call, and be seen
+            self._report_defect("a call", defect)
+            await _abort(context, InternalError(f"a defect of this service: {type(defect).__name__}"))
+
+    @asynccontextmanager
+    async def _calling(
+        self,
+        batch: RunningBatch,
+        context: grpc.aio.ServicerContext[Any, Any],
+        on_replaced: Callable[[], None] | None = None,
+    ) -> AsyncGenerator[None, None]:
+        """The time of a call on which a batch lives: its deadline is the batch's, and so is its loss."""
+        batch.join_caller(on_replaced)
+        remaining_s = context.time_remaining()
+        if remaining_s is not None and not batch.config.detaches:
+            margin_s = min(_DEADLINE_MARGIN_S, _DEADLINE_SHARE * remaining_s)
+            batch.expire_at(self._clock.monotonic_s() + remaining_s - margin_s)
+        grace_s = batch.config.detach_grace_s
+        try:
+            yield
+        finally:
+            batch.lose_caller(self._batches.settings.detach_grace_s if grace_s is None else grace_s)
+
+
+async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: UnisonoError) -> NoReturn:
+    await context.abort_with_status(rpc_status.to_status(to_status(error)))
+
+
+def _wrong(field: str, description: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"{field}: {description}", violations=[Violation(field=field, description=description)]
+    )
+
+
+def _carrier(context: grpc.aio.ServicerContext[Any, Any]) -> dict[str, str]:
+    """The call's metadata as text, for the trace context."""
+    metadata = context.invocation_metadata() or ()
+    return {key: value for key, value in metadata if isinstance(value, str)}
+
+
+def _fingerprint(message: Message) -> bytes:
+    """Stands for the content of a request, to be compared with what comes under the same request_id."""
+    return hashlib.sha256(message.SerializeToString(deterministic=True)).digest()
