@@ -1,0 +1,70 @@
+"""What applies to a whole batch, and what becomes of items that are added to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from unisono.core.model import Options
+
+if TYPE_CHECKING:
+    from unisono.core.errors import UnisonoError, Violation
+
+# What a stream's items wait for by default: so many of them, or so long.
+RELEASE_SIZE = 64
+RELEASE_INTERVAL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchConfig:
+    """What applies to all items of a batch."""
+
+    # The model of items that name none; and options beneath the items' own.
+    model: str = ""
+    options: Options = field(default_factory=Options)
+    # How long the backend keeps the model afterwards; None: the service's setting; 0: unloaded at once.
+    keep_alive_s: float | None = None
+    # A malformed item refuses the batch (or the message that holds it) instead of failing alone.
+    is_strict: bool = True
+    # Limits in seconds; None: the service's setting for `item_timeout_s`, otherwise no limit.
+    queue_timeout_s: float | None = None
+    item_timeout_s: float | None = None
+    deadline_s: float | None = None
+    max_attempts: int = 3
+    # The batch goes on when its caller is lost, so long without any reader; None: the service's setting.
+    detaches: bool = False
+    detach_grace_s: float | None = None
+    # The caller's name for the request, which makes it safe to send again; empty for none.
+    request_id: str = ""
+    # When a stream's items go by themselves; an interval of 0 means never by time.
+    release_size: int = RELEASE_SIZE
+    release_interval_s: float = RELEASE_INTERVAL_S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeltaSettings:
+    """How often text is sent as it is generated."""
+
+    # Flushed at least this often, in seconds,
+    flush_interval_s: float = 0.1
+    # and when about so many bytes have gathered.
+    flush_bytes: int = 65_536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BadItem:
+    """An item that cannot be run as it came, and why."""
+
+    # Empty where not even that could be read.
+    item_id: str
+    # Paths from the item on.
+    violations: tuple[Violation, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ack:
+    """What became of an added item: it got a place, or it was refused and is no part of the batch."""
+
+    item_id: str
+    index: int | None = None
+    refusal: UnisonoError | None = None
