@@ -264,11 +264,8 @@ def shortest(value: float) -> float:
     """The shortest decimal that is the same number in 32 bits: 0.7 for what travelled as 0.699999988079071."""
     for digits in range(6, 9):
         short = float(f"{value:.{digits}g}")
-        try:
-            if struct.pack("f", short) == struct.pack("f", value):
-                return short
-        except OverflowError:  # rounded up beyond the largest number of 32 bits
-            continue
+        if struct.pack("f", short) == struct.pack("f", value):
+            return short
     return value
 
 

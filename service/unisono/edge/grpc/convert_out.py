@@ -109,6 +109,7 @@ def group_planned(planned: events.GroupPlanned) -> event_pb2.GroupPlanned:
         item_count=planned.item_count,
         loaded=planned.is_loaded,
         slots=slot_count(planned.slots),
+        shift=runner.shift,
     )
 
 

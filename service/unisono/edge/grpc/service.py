@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import grpc.aio
 from grpc_status import rpc_status
 
 from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
@@ -32,13 +33,14 @@ from unisono.edge.status import to_status
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 
-    import grpc.aio
     from google.protobuf.message import Message
 
     from unisono.app.batches import Batches
     from unisono.app.driver import BackendDriver
     from unisono.app.ports import Clock
     from unisono.app.run_batch import RunningBatch
+
+    _Context = grpc.aio.ServicerContext[Any, Any]
 
 _SERVICE = "unisono.v1.BatchInference"
 # A call's deadline is met this much earlier, or by a tenth of it if that is less, so that the end is still heard.
@@ -49,6 +51,10 @@ _STATUS_TIMEOUT_S = 2.0
 _PLAN_PAGE, _MAX_PLAN_PAGE = 10_000, 50_000
 _PASSES_PAGE, _MAX_PASSES_PAGE = 1_000, 10_000
 _MAX_LISTED = 1_000
+# What a page may hold so that its message stays below 4 MiB: bytes of ids beside all warnings and refusals, and
+# participations, of three bytes each.
+_PAGE_ID_BYTES = 1024 * 1024
+_PAGE_MEMBERS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,14 +87,16 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
 
     # -- Batches that run ----------------------------------------------------------------------------------
 
-    async def RunBatch(
-        self, request: pb.RunBatchRequest, context: grpc.aio.ServicerContext[pb.RunBatchRequest, pb.RunBatchResponse]
-    ) -> AsyncGenerator[pb.RunBatchResponse, None]:
+    # Streams are written, not yielded: so they end when their call does, and not when a generator is collected.
+
+    async def RunBatch(  # type: ignore[override]  # a coroutine that writes; the stub knows generators alone
+        self, request: pb.RunBatchRequest, context: _Context
+    ) -> None:
         """See the contract."""
         async with self._refused(context):
             config = convert_in.config(request.config)
             deltas = convert_in.delta_settings(request.config)
-            items = [convert_in.item(item) for item in request.items]
+            items = convert_in.items(request.items, bounds=self._batches.limits)
             self._batches.check(items, config)
             batch, is_new = self._batches.open(
                 config,
@@ -101,13 +109,15 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
                 if is_new:
                     batch.run_whole(items)
                 del items, request
-                async for event in follow(batch, self._clock, deltas=deltas):
-                    yield pb.RunBatchResponse(event=convert_out.batch_event(event, self._clock.time_ns()))
+                async with aclosing(follow(batch, self._clock, deltas=deltas)) as events:
+                    async for event in events:
+                        message = convert_out.batch_event(event, self._clock.time_ns())
+                        await context.write(pb.RunBatchResponse(event=message))
 
-    async def StreamBatch(
+    async def StreamBatch(  # type: ignore[override]  # a coroutine that writes; the stub knows generators alone
         self,
         request_iterator: AsyncIterator[pb.StreamBatchRequest],
-        context: grpc.aio.ServicerContext[pb.StreamBatchRequest, pb.StreamBatchResponse],
+        context: _Context,
     ) -> None:
         """See the contract."""
         async with self._refused(context):
@@ -138,26 +148,26 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
                 after=after,
                 deltas=deltas,
                 is_reopened=is_reopened,
-                max_open_items=self._batches.limits.max_open_items,
+                limits=self._batches.limits,
             )
             async with self._calling(batch, context, on_replaced=stream.replace):
                 await stream.serve(request_iterator)
 
-    async def AttachBatch(
+    async def AttachBatch(  # type: ignore[override]  # a coroutine that writes; the stub knows generators alone
         self,
         request: pb.AttachBatchRequest,
-        context: grpc.aio.ServicerContext[pb.AttachBatchRequest, pb.AttachBatchResponse],
-    ) -> AsyncGenerator[pb.AttachBatchResponse, None]:
+        context: _Context,
+    ) -> None:
         """See the contract."""
         async with self._refused(context):
             batch = self._batches.get(request.batch_id)
             deltas = convert_in.delta_settings(request)
-            async for event in follow(batch, self._clock, after=request.after_sequence, deltas=deltas):
-                yield pb.AttachBatchResponse(event=convert_out.batch_event(event, self._clock.time_ns()))
+            async with aclosing(follow(batch, self._clock, after=request.after_sequence, deltas=deltas)) as events:
+                async for event in events:
+                    message = convert_out.batch_event(event, self._clock.time_ns())
+                    await context.write(pb.AttachBatchResponse(event=message))
 
-    async def CancelBatch(
-        self, request: pb.CancelBatchRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> pb.CancelBatchResponse:
+    async def CancelBatch(self, request: pb.CancelBatchRequest, context: _Context) -> pb.CancelBatchResponse:
         """See the contract."""
         async with self._refused(context):
             cancelled, ended = self._batches.get(request.batch_id).cancel(list(request.item_ids))
@@ -165,23 +175,27 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
 
     # -- Questions -----------------------------------------------------------------------------------------
 
-    async def PlanBatch(
-        self, request: pb.PlanBatchRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> pb.PlanBatchResponse:
+    async def PlanBatch(self, request: pb.PlanBatchRequest, context: _Context) -> pb.PlanBatchResponse:
         """See the contract."""
         async with self._refused(context):
             size = pages.size(request.page_size, default=_PLAN_PAGE, most=_MAX_PLAN_PAGE)
             start = pages.place(request.page_token)
             config = convert_in.config(request.config)
-            plan = await self._batches.plan([convert_in.item(item) for item in request.items], config)
+            plan = await self._batches.plan(convert_in.items(request.items, bounds=self._batches.limits), config)
             response = pb.PlanBatchResponse()
-            total, end = 0, start + size
+            total = sum(len(group.items) for group, _ in plan.groups)
+            end = _page_end([item.item_id for group, _ in plan.groups for item in group.items], start, size)
+            before = 0
             for number, (group, slots) in enumerate(plan.groups):
                 # This page's share of the ids, which are numbered through all groups.
-                ids = [item.item_id for item in group.items][max(0, start - total) : max(0, end - total)]
+                ids = [item.item_id for item in group.items][max(0, start - before) : max(0, end - before)]
                 response.groups.append(convert_out.group_plan(number, group, slots, ids))
-                total += len(group.items)
-            response.warnings.extend(convert_out.plan_warning(warning) for warning in plan.warnings[:_MAX_LISTED])
+                before += len(group.items)
+            places = {item.item_id: item.index for group, _ in plan.groups for item in group.items}
+            response.warnings.extend(
+                convert_out.plan_warning(warning, f"items[{places.get(warning.item_id, 0)}].")
+                for warning in plan.warnings[:_MAX_LISTED]
+            )
             response.refusals.extend(
                 convert_out.plan_refusal(item_id, index, error)
                 for item_id, index, error in plan.refused[:_MAX_LISTED]
@@ -190,24 +204,25 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
                 response.next_page_token = pages.token(end)
             return response
 
-    async def ListPasses(
-        self, request: pb.ListPassesRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> pb.ListPassesResponse:
+    async def ListPasses(self, request: pb.ListPassesRequest, context: _Context) -> pb.ListPassesResponse:
         """See the contract."""
         async with self._refused(context):
             size = pages.size(request.page_size, default=_PASSES_PAGE, most=_MAX_PASSES_PAGE)
             start = pages.place(request.page_token)
             batch = self._batches.get(request.batch_id)
-            found = batch.passes(start, size)
-            return pb.ListPassesResponse(
-                passes=[convert_out.forward_pass(group, number, each) for group, number, each in found],
-                next_page_token=pages.token(start + size) if len(found) == size else "",
-                unmapped_passes=batch.unmapped_passes,
-            )
+            # One more than asked for tells whether there is another page.
+            found = batch.passes(start, size + 1)
+            response = pb.ListPassesResponse(unmapped_passes=batch.unmapped_passes)
+            members = 0
+            for place, group, each in found:
+                members += len(each.members)
+                if len(response.passes) == size or (response.passes and members > _PAGE_MEMBERS):
+                    response.next_page_token = pages.token(place)
+                    break
+                response.passes.append(convert_out.forward_pass(group, each))
+            return response
 
-    async def GetServerInfo(
-        self, request: pb.GetServerInfoRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> pb.GetServerInfoResponse:
+    async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: _Context) -> pb.GetServerInfoResponse:
         """See the contract."""
         async with self._refused(context):
             response = pb.GetServerInfoResponse(
@@ -223,9 +238,7 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
             response.started_at.FromNanoseconds(self._facts.started_at_ns)
             return response
 
-    async def ListModels(
-        self, request: pb.ListModelsRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> pb.ListModelsResponse:
+    async def ListModels(self, request: pb.ListModelsRequest, context: _Context) -> pb.ListModelsResponse:
         """See the contract."""
         async with self._refused(context):
             if request.backend and request.backend not in self._drivers:
@@ -264,19 +277,22 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
         except UnisonoError as error:
             status.error.CopyFrom(to_status(error))
         except TimeoutError:
-            error = BackendUnavailableError(f"{backend.url} did not answer within {_STATUS_TIMEOUT_S:g} s")
-            status.error.CopyFrom(to_status(error))
+            silent = BackendUnavailableError(f"{backend.url} did not answer within {_STATUS_TIMEOUT_S:g} s")
+            status.error.CopyFrom(to_status(silent))
         return status
 
     # -- What all calls share ------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _refused(self, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncGenerator[None, None]:
+    async def _refused(self, context: _Context) -> AsyncGenerator[None, None]:
         """Turns an error of the house into the call's status. A defect becomes INTERNAL, and is reported."""
         try:
             yield
         except UnisonoError as error:
             await _abort(context, error)
+        except grpc.aio.InternalError as lost:
+            # A write that failed: the call is over, and word of that is on its way.
+            raise asyncio.CancelledError from lost
         except Exception as defect:  # noqa: BLE001 - a defect must cost one call, and be seen
             self._report_defect("a call", defect)
             await _abort(context, InternalError(f"a defect of this service: {type(defect).__name__}"))
@@ -285,23 +301,22 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
     async def _calling(
         self,
         batch: RunningBatch,
-        context: grpc.aio.ServicerContext[Any, Any],
+        context: _Context,
         on_replaced: Callable[[], None] | None = None,
     ) -> AsyncGenerator[None, None]:
         """The time of a call on which a batch lives: its deadline is the batch's, and so is its loss."""
         batch.join_caller(on_replaced)
-        remaining_s = context.time_remaining()
+        remaining_s: Any = context.time_remaining()  # None without a deadline, which the stub does not know
         if remaining_s is not None and not batch.config.detaches:
             margin_s = min(_DEADLINE_MARGIN_S, _DEADLINE_SHARE * remaining_s)
             batch.expire_at(self._clock.monotonic_s() + remaining_s - margin_s)
-        grace_s = batch.config.detach_grace_s
         try:
             yield
         finally:
-            batch.lose_caller(self._batches.settings.detach_grace_s if grace_s is None else grace_s)
+            batch.lose_caller()
 
 
-async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: UnisonoError) -> NoReturn:
+async def _abort(context: _Context, error: UnisonoError) -> NoReturn:
     await context.abort_with_status(rpc_status.to_status(to_status(error)))
 
 
@@ -311,7 +326,17 @@ def _wrong(field: str, description: str) -> InvalidRequestError:
     )
 
 
-def _carrier(context: grpc.aio.ServicerContext[Any, Any]) -> dict[str, str]:
+def _page_end(ids: list[str], start: int, size: int) -> int:
+    """Where the page of ids ends that begins at a place: by their number, or by their bytes."""
+    room = _PAGE_ID_BYTES
+    for place, item_id in enumerate(ids[start : start + size], start):
+        room -= len(item_id.encode()) + 4
+        if room < 0 and place > start:
+            return place
+    return start + size
+
+
+def _carrier(context: _Context) -> dict[str, str]:
     """The call's metadata as text, for the trace context."""
     metadata = context.invocation_metadata() or ()
     return {key: value for key, value in metadata if isinstance(value, str)}

@@ -5,30 +5,42 @@ follows the batch. The *acknowledger* writes what became of added items, and eac
 acknowledgements that were due before it, so that no item has a result before it was acknowledged.
 
 What waits to be written is bounded: events stay in the journal, text is an offset, credit is a number, and
-acknowledgements are as many as the credit; a caller that sends beyond that and reads nothing is not read any more.
+acknowledgements are counted: a caller that sends more than any batch takes, and reads none of them, is turned away.
+
+A connection that is cut looks like the caller's half-close at first: both end what comes in. Only a message that
+goes out tells them apart, so the input is closed when one has.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from itertools import islice
+from contextlib import aclosing
 from typing import TYPE_CHECKING
+
+import grpc.aio
 
 from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
 from unisono.app.follow import follow
-from unisono.core.errors import InvalidRequestError, StreamReplacedError, UnisonoError, Violation
-from unisono.core.events import Journalled, Result
+from unisono.core.errors import (
+    InvalidRequestError,
+    LimitExceededError,
+    StreamReplacedError,
+    UnisonoError,
+    Violation,
+)
+from unisono.core.events import Journalled, PassingEvent, Result
 from unisono.edge.grpc import convert_in, convert_out
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from unisono.app.ports import Clock
     from unisono.app.run_batch import RunningBatch
     from unisono.core.batch import Ack, DeltaSettings
+    from unisono.core.limits import Limits
 
-# Acknowledgements of one message: some hundred bytes each, a few thousand for a refusal.
+# Acknowledgements of one message: some hundred bytes each, up to four thousand for a refusal.
 _ACKS_A_MESSAGE = 500
 # New credit is announced when it has grown by a share of all that is given at once.
 _CREDIT_SHARE = 4
@@ -52,7 +64,7 @@ class BatchStream:
         after: int,
         deltas: DeltaSettings | None,
         is_reopened: bool,
-        max_open_items: int,
+        limits: Limits,
     ) -> None:
         self._batch = batch
         self._clock = clock
@@ -60,10 +72,11 @@ class BatchStream:
         self._after = after
         self._deltas = deltas
         self._is_reopened = is_reopened
-        self._max_open_items = max_open_items
-        self._acks: deque[Ack] = deque()
+        self._limits = limits
+        # By message: those of one AddItems, or a share of them.
+        self._acks: deque[list[pb.ItemAcknowledged]] = deque()
+        self._ack_count = 0
         self._ack_due = asyncio.Event()
-        self._acks_written = asyncio.Event()
         self._credit_told = 0
         self._writing = asyncio.Lock()
         self._replaced = asyncio.Event()
@@ -78,34 +91,41 @@ class BatchStream:
             async with asyncio.TaskGroup() as group:
                 helpers = [
                     group.create_task(self._read(requests)),
-                    group.create_task(self._acknowledge()),
+                    group.create_task(self._write_due_acks()),
                     group.create_task(self._watch_for_successor()),
                 ]
                 await self._follow()
                 for helper in helpers:
                     _ = helper.cancel()
         except BaseExceptionGroup as several:
-            refusals, rest = several.split(UnisonoError)
-            if refusals is None or rest is not None:
+            expected = several.subgroup((UnisonoError, grpc.aio.InternalError))
+            if expected is None or len(expected.exceptions) < len(several.exceptions):
                 raise
-            raise refusals.exceptions[0] from None
+            # A write that failed says that nobody is there to be told of a refusal.
+            lost = several.subgroup(grpc.aio.InternalError)
+            raise (lost or expected).exceptions[0] from None
 
     # -- In ------------------------------------------------------------------------------------------------
 
     async def _read(self, requests: AsyncIterator[pb.StreamBatchRequest]) -> None:
         async for request in requests:
             self._take(request)
-            while len(self._acks) > 2 * self._max_open_items:
-                self._acks_written.clear()
-                await self._acks_written.wait()
+            if self._ack_count > self._limits.max_items + self._limits.max_open_items:
+                raise LimitExceededError(
+                    f"{self._ack_count:,} acknowledgements were not read; read them while sending",
+                    metadata={"limit": "max_items"},
+                )
+        # Raises if the connection was cut: that must never be taken for "no more items".
+        async with self._writing:
+            await self._write_acks()
+            await self._write_credit()
         self._batch.close_input()
 
     def _take(self, request: pb.StreamBatchRequest) -> None:
         match request.WhichOneof("message"):
             case "add_items":
-                items = [convert_in.item(item) for item in request.add_items.items]
-                self._acks += self._batch.add(items, is_reopened=self._is_reopened)
-                self._ack_due.set()
+                items = [convert_in.item(item, bounds=self._limits) for item in request.add_items.items]
+                self._acknowledge(self._batch.add(items, is_reopened=self._is_reopened))
             case "release":
                 self._batch.release()
             case "cancel_items":
@@ -115,39 +135,54 @@ class BatchStream:
             case _:
                 raise _violation("message", "is required: add_items, release or cancel_items")
 
+    def _acknowledge(self, acks: Sequence[Ack]) -> None:
+        entries = [convert_out.acknowledgement(ack, f"add_items.items[{i}].") for i, ack in enumerate(acks)]
+        for start in range(0, len(entries), _ACKS_A_MESSAGE):
+            self._acks.append(entries[start : start + _ACKS_A_MESSAGE])
+        self._ack_count += len(entries)
+        self._ack_due.set()
+
     # -- Out -----------------------------------------------------------------------------------------------
 
     async def _follow(self) -> None:
-        async for event in follow(self._batch, self._clock, after=self._after, deltas=self._deltas):
-            message = pb.StreamBatchResponse(event=convert_out.batch_event(event, self._clock.time_ns()))
+        if self._after > 0:
+            # Nothing may ever happen to the batch until this caller sends more.
             async with self._writing:
-                await self._write_acks()
-                await self._write_message(message)
-                if isinstance(event, Journalled) and (isinstance(event.event, Result) or self._credit_told == 0):
-                    await self._write_credit()
+                await self._write_credit()
+        async with aclosing(follow(self._batch, self._clock, after=self._after, deltas=self._deltas)) as events:
+            async for event in events:
+                message = pb.StreamBatchResponse(event=convert_out.batch_event(event, self._clock.time_ns()))
+                async with self._writing:
+                    await self._write_acks()
+                    await self._write_message(message)
+                    if self._is_credit_due(event):
+                        await self._write_credit()
 
-    async def _acknowledge(self) -> None:
+    async def _write_due_acks(self) -> None:
         while True:
-            await self._ack_due.wait()
+            _ = await self._ack_due.wait()
             async with self._writing:
                 await self._write_acks()
 
     async def _write_acks(self) -> None:
         self._ack_due.clear()
         while self._acks:
-            some = list(islice(self._acks, _ACKS_A_MESSAGE))
-            entries = pb.ItemsAcknowledged(items=[convert_out.acknowledgement(ack) for ack in some])
-            await self._write_message(pb.StreamBatchResponse(items_acknowledged=entries))
-            for _ in some:
-                self._acks.popleft()
-        self._acks_written.set()
+            some = self._acks[0]
+            await self._write_message(pb.StreamBatchResponse(items_acknowledged=pb.ItemsAcknowledged(items=some)))
+            _ = self._acks.popleft()
+            self._ack_count -= len(some)
+
+    def _is_credit_due(self, event: Journalled | PassingEvent) -> bool:
+        """At first; then when an item's end has made it grow by much."""
+        if self._credit_told == 0:
+            return True
+        is_result = isinstance(event, Journalled) and isinstance(event.event, Result)
+        step = self._limits.max_open_items // _CREDIT_SHARE
+        return is_result and self._batch.credit - self._credit_told >= max(1, step)
 
     async def _write_credit(self) -> None:
-        credit = self._batch.credit
-        is_much = credit - self._credit_told >= self._max_open_items // _CREDIT_SHARE
-        if self._credit_told == 0 or is_much:
-            self._credit_told = credit
-            await self._write_message(pb.StreamBatchResponse(credit=pb.Credit(total_items=credit)))
+        self._credit_told = credit = self._batch.credit
+        await self._write_message(pb.StreamBatchResponse(credit=pb.Credit(total_items=credit)))
 
     async def _watch_for_successor(self) -> None:
         await self._replaced.wait()

@@ -28,7 +28,7 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from unisono._generated.unisono.v1 import item_pb2 as unisono_dot_v1_dot_item__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16unisono/v1/event.proto\x12\nunisono.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x15unisono/v1/item.proto\"\x8b\x04\n\nBatchEvent\x12\x15\n\x08sequence\x18\x01 \x01(\x04H\x01\x88\x01\x01\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x0b\x32\x14.unisono.v1.AcceptedH\x00\x12\x31\n\rgroup_planned\x18\x04 \x01(\x0b\x32\x18.unisono.v1.GroupPlannedH\x00\x12&\n\x07loading\x18\x05 \x01(\x0b\x32\x13.unisono.v1.LoadingH\x00\x12(\n\x08released\x18\x06 \x01(\x0b\x32\x14.unisono.v1.ReleasedH\x00\x12-\n\x0bresult_part\x18\x07 \x01(\x0b\x32\x16.unisono.v1.ResultPartH\x00\x12$\n\x06result\x18\x08 \x01(\x0b\x32\x12.unisono.v1.ResultH\x00\x12(\n\x08progress\x18\t \x01(\x0b\x32\x14.unisono.v1.ProgressH\x00\x12&\n\x07summary\x18\n \x01(\x0b\x32\x13.unisono.v1.SummaryH\x00\x12*\n\theartbeat\x18\x0b \x01(\x0b\x32\x15.unisono.v1.HeartbeatH\x00\x12$\n\x06\x64\x65ltas\x18\x0c \x01(\x0b\x32\x12.unisono.v1.DeltasH\x00\x42\x07\n\x05\x65ventB\x0b\n\t_sequence\"0\n\x08\x41\x63\x63\x65pted\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\x12\n\nitem_count\x18\x02 \x01(\r\"\xc2\x01\n\x0cGroupPlanned\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12)\n\x06runner\x18\x05 \x01(\x0b\x32\x19.unisono.v1.RunnerOptions\x12\x12\n\nitem_count\x18\x06 \x01(\r\x12\x0e\n\x06loaded\x18\x07 \x01(\x08\x12$\n\x05slots\x18\x08 \x01(\x0b\x32\x15.unisono.v1.SlotCount\"B\n\tSlotCount\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12&\n\x06source\x18\x02 \x01(\x0e\x32\x16.unisono.v1.SlotSource\"\xe9\x01\n\x07Loading\x12\r\n\x05group\x18\x01 \x01(\r\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.unisono.v1.Loading.State\x12+\n\x08\x64uration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12!\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x12.google.rpc.Status\"U\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_STARTED\x10\x01\x12\x10\n\x0cSTATE_LOADED\x10\x02\x12\x10\n\x0cSTATE_FAILED\x10\x03\"v\n\x08Released\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0c\n\x04wave\x18\x02 \x01(\r\x12\x12\n\nitem_count\x18\x03 \x01(\r\x12\x0e\n\x06others\x18\x04 \x01(\r\x12)\n\x06spread\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xb4\x01\n\nResultPart\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0c\n\x04part\x18\x03 \x01(\r\x12\x0f\n\x07\x63ontent\x18\x04 \x01(\t\x12\x10\n\x08thinking\x18\x05 \x01(\t\x12)\n\nembeddings\x18\x06 \x03(\x0b\x32\x15.unisono.v1.Embedding\x12*\n\x08logprobs\x18\x07 \x03(\x0b\x32\x18.unisono.v1.TokenLogprob\"\xd8\x02\n\x06Result\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12$\n\x05state\x18\x03 \x01(\x0e\x32\x15.unisono.v1.ItemState\x12,\n\ncompletion\x18\x04 \x01(\x0b\x32\x16.unisono.v1.CompletionH\x00\x12#\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12 \n\x05usage\x18\x06 \x01(\x0b\x32\x11.unisono.v1.Usage\x12$\n\x07timings\x18\x07 \x01(\x0b\x32\x13.unisono.v1.Timings\x12\x10\n\x08\x61ttempts\x18\x08 \x01(\r\x12\x13\n\x0bshared_with\x18\t \x01(\r\x12\x0e\n\x06passes\x18\n \x01(\r\x12\x12\n\x05group\x18\x0b \x01(\rH\x01\x88\x01\x01\x12\r\n\x05parts\x18\x0c \x01(\rB\t\n\x07outcomeB\x08\n\x06_group\"\xb1\x01\n\x08Progress\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\r\x12\x0e\n\x06queued\x18\x02 \x01(\r\x12\x11\n\tin_flight\x18\x03 \x01(\r\x12\x11\n\tcompleted\x18\x04 \x01(\r\x12\x0e\n\x06\x66\x61iled\x18\x05 \x01(\r\x12\x11\n\tcancelled\x18\x06 \x01(\r\x12\x0f\n\x07\x65xpired\x18\x07 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x08 \x01(\x04\x12\x0e\n\x06passes\x18\t \x01(\x04\"w\n\x07Summary\x12%\n\x05state\x18\x01 \x01(\x0e\x32\x16.unisono.v1.BatchState\x12\"\n\x06report\x18\x02 \x01(\x0b\x32\x12.unisono.v1.Report\x12!\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\"\xac\x02\n\x06Report\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12$\n\x06\x63ounts\x18\x03 \x01(\x0b\x32\x14.unisono.v1.Progress\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x04\x12!\n\x14\x63\x61\x63hed_prompt_tokens\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x19\n\x11\x63ompletion_tokens\x18\x06 \x01(\x04\x12\'\n\x06groups\x18\x07 \x03(\x0b\x32\x17.unisono.v1.GroupReport\x12\x0f\n\x07retries\x18\x08 \x01(\r\x12\x15\n\rjournal_bytes\x18\t \x01(\x04\x42\x17\n\x15_cached_prompt_tokens\"\x96\x03\n\x0bGroupReport\x12\'\n\x05group\x18\x01 \x01(\x0b\x32\x18.unisono.v1.GroupPlanned\x12%\n\x06passes\x18\x02 \x01(\x0b\x32\x15.unisono.v1.PassCount\x12\x1a\n\rfewest_passes\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x1b\n\x0eitems_per_pass\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\r\n\x05waves\x18\x05 \x01(\r\x12*\n\nfirst_wave\x18\x06 \x01(\x0b\x32\x16.unisono.v1.WaveReport\x12\r\n\x05loads\x18\x07 \x01(\r\x12\x30\n\rload_duration\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x64uration\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11\x63ompletion_tokens\x18\n \x01(\x04\x12\x15\n\rprompt_tokens\x18\x0b \x01(\x04\x42\x10\n\x0e_fewest_passesB\x11\n\x0f_items_per_pass\"m\n\tPassCount\x12\r\n\x05\x63ount\x18\x01 \x01(\x04\x12&\n\x06method\x18\x02 \x01(\x0e\x32\x16.unisono.v1.PassMethod\x12\x15\n\rimputed_share\x18\x03 \x01(\x01\x12\x12\n\nconfidence\x18\x04 \x01(\x01\"\x8a\x01\n\nWaveReport\x12\x12\n\nitem_count\x18\x01 \x01(\r\x12\x31\n\x0erelease_spread\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x35\n\x12\x66irst_token_spread\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x0b\n\tHeartbeat\"*\n\x06\x44\x65ltas\x12 \n\x05items\x18\x01 \x03(\x0b\x32\x11.unisono.v1.Delta\"\x8c\x01\n\x05\x44\x65lta\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x16\n\x0e\x63ontent_offset\x18\x04 \x01(\x04\x12\x0f\n\x07\x63ontent\x18\x05 \x01(\t\x12\x17\n\x0fthinking_offset\x18\x06 \x01(\x04\x12\x10\n\x08thinking\x18\x07 \x01(\t*t\n\nSlotSource\x12\x1b\n\x17SLOT_SOURCE_UNSPECIFIED\x10\x00\x12\x1a\n\x16SLOT_SOURCE_CONFIGURED\x10\x01\x12\x14\n\x10SLOT_SOURCE_TOLD\x10\x02\x12\x17\n\x13SLOT_SOURCE_LEARNED\x10\x03*\x8a\x01\n\tItemState\x12\x1a\n\x16ITEM_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14ITEM_STATE_COMPLETED\x10\x01\x12\x15\n\x11ITEM_STATE_FAILED\x10\x02\x12\x18\n\x14ITEM_STATE_CANCELLED\x10\x03\x12\x16\n\x12ITEM_STATE_EXPIRED\x10\x04*\x91\x01\n\nBatchState\x12\x1b\n\x17\x42\x41TCH_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x42\x41TCH_STATE_RUNNING\x10\x01\x12\x19\n\x15\x42\x41TCH_STATE_COMPLETED\x10\x02\x12\x19\n\x15\x42\x41TCH_STATE_CANCELLED\x10\x03\x12\x17\n\x13\x42\x41TCH_STATE_EXPIRED\x10\x04*^\n\nPassMethod\x12\x1b\n\x17PASS_METHOD_UNSPECIFIED\x10\x00\x12\x1a\n\x16PASS_METHOD_CREATED_AT\x10\x01\x12\x17\n\x13PASS_METHOD_ARRIVAL\x10\x02\x42^\n\x0e\x64\x65v.unisono.v1B\nEventProtoP\x01Z>github.com/unisono/unisono/clients/go/gen/unisono/v1;unisonov1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16unisono/v1/event.proto\x12\nunisono.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x15unisono/v1/item.proto\"\x8b\x04\n\nBatchEvent\x12\x15\n\x08sequence\x18\x01 \x01(\x04H\x01\x88\x01\x01\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x0b\x32\x14.unisono.v1.AcceptedH\x00\x12\x31\n\rgroup_planned\x18\x04 \x01(\x0b\x32\x18.unisono.v1.GroupPlannedH\x00\x12&\n\x07loading\x18\x05 \x01(\x0b\x32\x13.unisono.v1.LoadingH\x00\x12(\n\x08released\x18\x06 \x01(\x0b\x32\x14.unisono.v1.ReleasedH\x00\x12-\n\x0bresult_part\x18\x07 \x01(\x0b\x32\x16.unisono.v1.ResultPartH\x00\x12$\n\x06result\x18\x08 \x01(\x0b\x32\x12.unisono.v1.ResultH\x00\x12(\n\x08progress\x18\t \x01(\x0b\x32\x14.unisono.v1.ProgressH\x00\x12&\n\x07summary\x18\n \x01(\x0b\x32\x13.unisono.v1.SummaryH\x00\x12*\n\theartbeat\x18\x0b \x01(\x0b\x32\x15.unisono.v1.HeartbeatH\x00\x12$\n\x06\x64\x65ltas\x18\x0c \x01(\x0b\x32\x12.unisono.v1.DeltasH\x00\x42\x07\n\x05\x65ventB\x0b\n\t_sequence\"0\n\x08\x41\x63\x63\x65pted\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\x12\n\nitem_count\x18\x02 \x01(\r\"\xe0\x01\n\x0cGroupPlanned\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12)\n\x06runner\x18\x05 \x01(\x0b\x32\x19.unisono.v1.RunnerOptions\x12\x12\n\nitem_count\x18\x06 \x01(\r\x12\x0e\n\x06loaded\x18\x07 \x01(\x08\x12$\n\x05slots\x18\x08 \x01(\x0b\x32\x15.unisono.v1.SlotCount\x12\x12\n\x05shift\x18\t \x01(\x08H\x00\x88\x01\x01\x42\x08\n\x06_shift\"B\n\tSlotCount\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12&\n\x06source\x18\x02 \x01(\x0e\x32\x16.unisono.v1.SlotSource\"\xe9\x01\n\x07Loading\x12\r\n\x05group\x18\x01 \x01(\r\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.unisono.v1.Loading.State\x12+\n\x08\x64uration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12!\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x12.google.rpc.Status\"U\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_STARTED\x10\x01\x12\x10\n\x0cSTATE_LOADED\x10\x02\x12\x10\n\x0cSTATE_FAILED\x10\x03\"v\n\x08Released\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0c\n\x04wave\x18\x02 \x01(\r\x12\x12\n\nitem_count\x18\x03 \x01(\r\x12\x0e\n\x06others\x18\x04 \x01(\r\x12)\n\x06spread\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xb4\x01\n\nResultPart\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0c\n\x04part\x18\x03 \x01(\r\x12\x0f\n\x07\x63ontent\x18\x04 \x01(\t\x12\x10\n\x08thinking\x18\x05 \x01(\t\x12)\n\nembeddings\x18\x06 \x03(\x0b\x32\x15.unisono.v1.Embedding\x12*\n\x08logprobs\x18\x07 \x03(\x0b\x32\x18.unisono.v1.TokenLogprob\"\xd8\x02\n\x06Result\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12$\n\x05state\x18\x03 \x01(\x0e\x32\x15.unisono.v1.ItemState\x12,\n\ncompletion\x18\x04 \x01(\x0b\x32\x16.unisono.v1.CompletionH\x00\x12#\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12 \n\x05usage\x18\x06 \x01(\x0b\x32\x11.unisono.v1.Usage\x12$\n\x07timings\x18\x07 \x01(\x0b\x32\x13.unisono.v1.Timings\x12\x10\n\x08\x61ttempts\x18\x08 \x01(\r\x12\x13\n\x0bshared_with\x18\t \x01(\r\x12\x0e\n\x06passes\x18\n \x01(\r\x12\x12\n\x05group\x18\x0b \x01(\rH\x01\x88\x01\x01\x12\r\n\x05parts\x18\x0c \x01(\rB\t\n\x07outcomeB\x08\n\x06_group\"\xb1\x01\n\x08Progress\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\r\x12\x0e\n\x06queued\x18\x02 \x01(\r\x12\x11\n\tin_flight\x18\x03 \x01(\r\x12\x11\n\tcompleted\x18\x04 \x01(\r\x12\x0e\n\x06\x66\x61iled\x18\x05 \x01(\r\x12\x11\n\tcancelled\x18\x06 \x01(\r\x12\x0f\n\x07\x65xpired\x18\x07 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x08 \x01(\x04\x12\x0e\n\x06passes\x18\t \x01(\x04\"w\n\x07Summary\x12%\n\x05state\x18\x01 \x01(\x0e\x32\x16.unisono.v1.BatchState\x12\"\n\x06report\x18\x02 \x01(\x0b\x32\x12.unisono.v1.Report\x12!\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\"\xac\x02\n\x06Report\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12$\n\x06\x63ounts\x18\x03 \x01(\x0b\x32\x14.unisono.v1.Progress\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x04\x12!\n\x14\x63\x61\x63hed_prompt_tokens\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x19\n\x11\x63ompletion_tokens\x18\x06 \x01(\x04\x12\'\n\x06groups\x18\x07 \x03(\x0b\x32\x17.unisono.v1.GroupReport\x12\x0f\n\x07retries\x18\x08 \x01(\r\x12\x15\n\rjournal_bytes\x18\t \x01(\x04\x42\x17\n\x15_cached_prompt_tokens\"\x96\x03\n\x0bGroupReport\x12\'\n\x05group\x18\x01 \x01(\x0b\x32\x18.unisono.v1.GroupPlanned\x12%\n\x06passes\x18\x02 \x01(\x0b\x32\x15.unisono.v1.PassCount\x12\x1a\n\rfewest_passes\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x1b\n\x0eitems_per_pass\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\r\n\x05waves\x18\x05 \x01(\r\x12*\n\nfirst_wave\x18\x06 \x01(\x0b\x32\x16.unisono.v1.WaveReport\x12\r\n\x05loads\x18\x07 \x01(\r\x12\x30\n\rload_duration\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x64uration\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11\x63ompletion_tokens\x18\n \x01(\x04\x12\x15\n\rprompt_tokens\x18\x0b \x01(\x04\x42\x10\n\x0e_fewest_passesB\x11\n\x0f_items_per_pass\"m\n\tPassCount\x12\r\n\x05\x63ount\x18\x01 \x01(\x04\x12&\n\x06method\x18\x02 \x01(\x0e\x32\x16.unisono.v1.PassMethod\x12\x15\n\rimputed_share\x18\x03 \x01(\x01\x12\x12\n\nconfidence\x18\x04 \x01(\x01\"\x8a\x01\n\nWaveReport\x12\x12\n\nitem_count\x18\x01 \x01(\r\x12\x31\n\x0erelease_spread\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x35\n\x12\x66irst_token_spread\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x0b\n\tHeartbeat\"*\n\x06\x44\x65ltas\x12 \n\x05items\x18\x01 \x03(\x0b\x32\x11.unisono.v1.Delta\"\x8c\x01\n\x05\x44\x65lta\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x16\n\x0e\x63ontent_offset\x18\x04 \x01(\x04\x12\x0f\n\x07\x63ontent\x18\x05 \x01(\t\x12\x17\n\x0fthinking_offset\x18\x06 \x01(\x04\x12\x10\n\x08thinking\x18\x07 \x01(\t*t\n\nSlotSource\x12\x1b\n\x17SLOT_SOURCE_UNSPECIFIED\x10\x00\x12\x1a\n\x16SLOT_SOURCE_CONFIGURED\x10\x01\x12\x14\n\x10SLOT_SOURCE_TOLD\x10\x02\x12\x17\n\x13SLOT_SOURCE_LEARNED\x10\x03*\x8a\x01\n\tItemState\x12\x1a\n\x16ITEM_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14ITEM_STATE_COMPLETED\x10\x01\x12\x15\n\x11ITEM_STATE_FAILED\x10\x02\x12\x18\n\x14ITEM_STATE_CANCELLED\x10\x03\x12\x16\n\x12ITEM_STATE_EXPIRED\x10\x04*\x91\x01\n\nBatchState\x12\x1b\n\x17\x42\x41TCH_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x42\x41TCH_STATE_RUNNING\x10\x01\x12\x19\n\x15\x42\x41TCH_STATE_COMPLETED\x10\x02\x12\x19\n\x15\x42\x41TCH_STATE_CANCELLED\x10\x03\x12\x17\n\x13\x42\x41TCH_STATE_EXPIRED\x10\x04*^\n\nPassMethod\x12\x1b\n\x17PASS_METHOD_UNSPECIFIED\x10\x00\x12\x1a\n\x16PASS_METHOD_CREATED_AT\x10\x01\x12\x17\n\x13PASS_METHOD_ARRIVAL\x10\x02\x42^\n\x0e\x64\x65v.unisono.v1B\nEventProtoP\x01Z>github.com/unisono/unisono/clients/go/gen/unisono/v1;unisonov1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,48 +36,48 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'unisono._generated.unisono.
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\016dev.unisono.v1B\nEventProtoP\001Z>github.com/unisono/unisono/clients/go/gen/unisono/v1;unisonov1'
-  _globals['_SLOTSOURCE']._serialized_start=3343
-  _globals['_SLOTSOURCE']._serialized_end=3459
-  _globals['_ITEMSTATE']._serialized_start=3462
-  _globals['_ITEMSTATE']._serialized_end=3600
-  _globals['_BATCHSTATE']._serialized_start=3603
-  _globals['_BATCHSTATE']._serialized_end=3748
-  _globals['_PASSMETHOD']._serialized_start=3750
-  _globals['_PASSMETHOD']._serialized_end=3844
+  _globals['_SLOTSOURCE']._serialized_start=3373
+  _globals['_SLOTSOURCE']._serialized_end=3489
+  _globals['_ITEMSTATE']._serialized_start=3492
+  _globals['_ITEMSTATE']._serialized_end=3630
+  _globals['_BATCHSTATE']._serialized_start=3633
+  _globals['_BATCHSTATE']._serialized_end=3778
+  _globals['_PASSMETHOD']._serialized_start=3780
+  _globals['_PASSMETHOD']._serialized_end=3874
   _globals['_BATCHEVENT']._serialized_start=152
   _globals['_BATCHEVENT']._serialized_end=675
   _globals['_ACCEPTED']._serialized_start=677
   _globals['_ACCEPTED']._serialized_end=725
   _globals['_GROUPPLANNED']._serialized_start=728
-  _globals['_GROUPPLANNED']._serialized_end=922
-  _globals['_SLOTCOUNT']._serialized_start=924
-  _globals['_SLOTCOUNT']._serialized_end=990
-  _globals['_LOADING']._serialized_start=993
-  _globals['_LOADING']._serialized_end=1226
-  _globals['_LOADING_STATE']._serialized_start=1141
-  _globals['_LOADING_STATE']._serialized_end=1226
-  _globals['_RELEASED']._serialized_start=1228
-  _globals['_RELEASED']._serialized_end=1346
-  _globals['_RESULTPART']._serialized_start=1349
-  _globals['_RESULTPART']._serialized_end=1529
-  _globals['_RESULT']._serialized_start=1532
-  _globals['_RESULT']._serialized_end=1876
-  _globals['_PROGRESS']._serialized_start=1879
-  _globals['_PROGRESS']._serialized_end=2056
-  _globals['_SUMMARY']._serialized_start=2058
-  _globals['_SUMMARY']._serialized_end=2177
-  _globals['_REPORT']._serialized_start=2180
-  _globals['_REPORT']._serialized_end=2480
-  _globals['_GROUPREPORT']._serialized_start=2483
-  _globals['_GROUPREPORT']._serialized_end=2889
-  _globals['_PASSCOUNT']._serialized_start=2891
-  _globals['_PASSCOUNT']._serialized_end=3000
-  _globals['_WAVEREPORT']._serialized_start=3003
-  _globals['_WAVEREPORT']._serialized_end=3141
-  _globals['_HEARTBEAT']._serialized_start=3143
-  _globals['_HEARTBEAT']._serialized_end=3154
-  _globals['_DELTAS']._serialized_start=3156
-  _globals['_DELTAS']._serialized_end=3198
-  _globals['_DELTA']._serialized_start=3201
-  _globals['_DELTA']._serialized_end=3341
+  _globals['_GROUPPLANNED']._serialized_end=952
+  _globals['_SLOTCOUNT']._serialized_start=954
+  _globals['_SLOTCOUNT']._serialized_end=1020
+  _globals['_LOADING']._serialized_start=1023
+  _globals['_LOADING']._serialized_end=1256
+  _globals['_LOADING_STATE']._serialized_start=1171
+  _globals['_LOADING_STATE']._serialized_end=1256
+  _globals['_RELEASED']._serialized_start=1258
+  _globals['_RELEASED']._serialized_end=1376
+  _globals['_RESULTPART']._serialized_start=1379
+  _globals['_RESULTPART']._serialized_end=1559
+  _globals['_RESULT']._serialized_start=1562
+  _globals['_RESULT']._serialized_end=1906
+  _globals['_PROGRESS']._serialized_start=1909
+  _globals['_PROGRESS']._serialized_end=2086
+  _globals['_SUMMARY']._serialized_start=2088
+  _globals['_SUMMARY']._serialized_end=2207
+  _globals['_REPORT']._serialized_start=2210
+  _globals['_REPORT']._serialized_end=2510
+  _globals['_GROUPREPORT']._serialized_start=2513
+  _globals['_GROUPREPORT']._serialized_end=2919
+  _globals['_PASSCOUNT']._serialized_start=2921
+  _globals['_PASSCOUNT']._serialized_end=3030
+  _globals['_WAVEREPORT']._serialized_start=3033
+  _globals['_WAVEREPORT']._serialized_end=3171
+  _globals['_HEARTBEAT']._serialized_start=3173
+  _globals['_HEARTBEAT']._serialized_end=3184
+  _globals['_DELTAS']._serialized_start=3186
+  _globals['_DELTAS']._serialized_end=3228
+  _globals['_DELTA']._serialized_start=3231
+  _globals['_DELTA']._serialized_end=3371
 # @@protoc_insertion_point(module_scope)

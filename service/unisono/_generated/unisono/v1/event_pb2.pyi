@@ -289,6 +289,7 @@ class GroupPlanned(_message.Message):
     ITEM_COUNT_FIELD_NUMBER: _builtins.int
     LOADED_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
+    SHIFT_FIELD_NUMBER: _builtins.int
     group: _builtins.int
     """The group's number within the batch, from 0."""
     backend: _builtins.str
@@ -303,6 +304,8 @@ class GroupPlanned(_message.Message):
     """How many of the batch's items belong to it so far."""
     loaded: _builtins.bool
     """Whether the runner was loaded already."""
+    shift: _builtins.bool
+    """Whether the runner's context is shifted, where its items say."""
     @_builtins.property
     def runner(self) -> _item_pb2.RunnerOptions:
         """The runner options that apply."""
@@ -322,12 +325,15 @@ class GroupPlanned(_message.Message):
         item_count: _builtins.int = ...,
         loaded: _builtins.bool = ...,
         slots: Global___SlotCount | None = ...,
+        shift: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["runner", b"runner", "slots", b"slots"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_shift", b"_shift", "runner", b"runner", "shift", b"shift", "slots", b"slots"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "digest", b"digest", "group", b"group", "item_count", b"item_count", "loaded", b"loaded", "model", b"model", "runner", b"runner", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_shift", b"_shift", "backend", b"backend", "digest", b"digest", "group", b"group", "item_count", b"item_count", "loaded", b"loaded", "model", b"model", "runner", b"runner", "shift", b"shift", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__shift: _TypeAlias = _typing.Literal["shift"]  # noqa: Y015
+    _WhichOneofArgType__shift: _TypeAlias = _typing.Literal["_shift", b"_shift"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__shift) -> _WhichOneofReturnType__shift | None: ...
 
 Global___GroupPlanned: _TypeAlias = GroupPlanned  # noqa: Y015
 

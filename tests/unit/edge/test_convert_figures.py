@@ -1,0 +1,222 @@
+"""Reports, plans and the state of the service reach the caller as they are; what nobody knows stays absent."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import error_details_pb2, status_pb2
+
+from tests.unit.edge.samples import (
+    GROUP,
+    GROUP_REPORT,
+    INFO,
+    LOADED,
+    NOW_NS,
+    PLANNED,
+    PROGRESS,
+    REPORT,
+    SLOTS,
+    WARNED,
+    WRONG,
+)
+from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
+from unisono._generated.unisono.v1 import event_pb2 as ev
+from unisono._generated.unisono.v1 import server_pb2 as srv
+from unisono.core import model, passes, report
+from unisono.core.batch import Ack
+from unisono.core.limits import Limits
+from unisono.edge.grpc import convert_out
+
+
+def test_progress_has_the_same_names_on_both_sides() -> None:
+    """And the same numbers."""
+    made = convert_out.progress(PROGRESS)
+    assert {field.name: getattr(PROGRESS, field.name) for field in fields(PROGRESS)} == {
+        field.name: value for field, value in made.ListFields()
+    }
+
+
+def test_a_report_is_told_as_it_is() -> None:
+    """Each figure in its field."""
+    assert convert_out.batch_report(REPORT) == ev.Report(
+        batch_id="batch-1",
+        duration=Duration(seconds=33, nanos=500_000_000),
+        counts=convert_out.progress(PROGRESS),
+        prompt_tokens=1001,
+        cached_prompt_tokens=0,
+        completion_tokens=701,
+        retries=5,
+        journal_bytes=2**35,
+        groups=[
+            ev.GroupReport(
+                group=convert_out.group_planned(PLANNED),
+                passes=ev.PassCount(count=100, method=ev.PASS_METHOD_ARRIVAL, imputed_share=0.125, confidence=0.75),
+                fewest_passes=90,
+                items_per_pass=7.0,
+                waves=3,
+                first_wave=ev.WaveReport(
+                    item_count=8,
+                    release_spread=Duration(nanos=840_000),
+                    first_token_spread=Duration(nanos=2_000_000),
+                ),
+                loads=1,
+                load_duration=Duration(seconds=2, nanos=500_000_000),
+                duration=Duration(seconds=30),
+                prompt_tokens=1000,
+                completion_tokens=700,
+            )
+        ],
+    )
+
+
+def test_figures_that_nobody_knows_are_absent() -> None:
+    """Of a group that never ran, and of a batch whose backends do not tell."""
+    group = replace(
+        GROUP_REPORT,
+        passes=passes.PassCount(count=0, method=model.PassMethod.CREATED_AT, imputed_share=0.0, confidence=1.0),
+        fewest_passes=None,
+        first_wave=None,
+        duration_s=None,
+    )
+    made = convert_out.group_report(group)
+    absent = ("fewest_passes", "items_per_pass", "first_wave", "duration")
+    assert not any(made.HasField(name) for name in absent)  # type: ignore[arg-type]  # fields, all of them
+    assert made.passes.method == ev.PASS_METHOD_UNSPECIFIED
+    alone = replace(
+        GROUP_REPORT, first_wave=report.WaveReport(item_count=1, release_spread_s=0, first_token_spread_s=None)
+    )
+    assert not convert_out.group_report(alone).first_wave.HasField("first_token_spread")
+    assert not convert_out.batch_report(replace(REPORT, cached_prompt_tokens=None)).HasField("cached_prompt_tokens")
+
+
+def test_a_pass_names_its_items() -> None:
+    """In the order in which they spoke."""
+    one = passes.ForwardPass(number=7, at_ns=NOW_NS, members=(2, 0, 1))
+    assert convert_out.forward_pass(1, one) == pb.ForwardPass(
+        group=1, number=7, time=Timestamp(seconds=1_700_000_000, nanos=123_456_789), item_indexes=[2, 0, 1]
+    )
+
+
+# -- Acknowledgements and plans --------------------------------------------------------------------------------
+
+
+def test_an_accepted_item_has_a_place_and_a_refused_one_a_reason() -> None:
+    """Place 0 is a place."""
+    accepted = convert_out.acknowledgement(Ack(item_id="a", index=0))
+    assert accepted.HasField("index")
+    assert not accepted.HasField("refusal")
+    refused = convert_out.acknowledgement(Ack(item_id="a", refusal=WRONG), "add_items.items[2].")
+    assert not refused.HasField("index")
+    assert field_of(refused.refusal) == "add_items.items[2].item_id"
+
+
+def field_of(status: status_pb2.Status) -> str:
+    """The one field that a status names."""
+    bad = error_details_pb2.BadRequest()
+    assert status.details[1].Unpack(bad)
+    (one,) = bad.field_violations
+    return one.field
+
+
+def test_a_plan_names_items_and_fields_of_the_request() -> None:
+    """The group whole, the ids of this page, the paths from the request on."""
+    made = convert_out.group_plan(1, GROUP, SLOTS, ["i1"])
+    assert made == srv.GroupPlan(
+        group=ev.GroupPlanned(
+            group=1,
+            backend="local",
+            model="m:1b",
+            digest="sha",
+            runner=made.group.runner,
+            item_count=3,
+            loaded=True,
+            slots=ev.SlotCount(count=8, source=ev.SLOT_SOURCE_LEARNED),
+            shift=False,
+        ),
+        item_ids=["i1"],
+        estimated_prompt_tokens=30,
+        max_completion_tokens=48,
+        reason="it is loaded",
+    )
+    endless = replace(GROUP, items=(replace(GROUP.items[0], options=model.Options()),))
+    assert not convert_out.group_plan(1, endless, SLOTS, []).HasField("max_completion_tokens")
+    assert convert_out.plan_warning(WARNED, "items[1].").field == "items[1].options.runner.num_ctx"
+    assert convert_out.plan_warning(replace(WARNED, field=""), "items[1].").field == ""
+    refusal = convert_out.plan_refusal("a", 5, WRONG)
+    assert (refusal.item_id, refusal.index, field_of(refusal.error)) == ("a", 5, "items[5].item_id")
+
+
+# -- The service -----------------------------------------------------------------------------------------------
+
+
+def test_a_model_is_told_as_it_is() -> None:
+    """Capabilities in one order; a digest that the backend did not tell is absent."""
+    assert convert_out.model(INFO) == srv.Model(
+        backend="local",
+        name="m:1b",
+        digest="sha",
+        family="llama",
+        parameter_size="1.2B",
+        quantization="Q4_K_M",
+        context_length=8192,
+        capabilities=["completion", "tools"],
+        size_bytes=2**31,
+    )
+    unknown = convert_out.model(replace(INFO, digest="m:1b", capabilities=None))
+    assert (unknown.digest, list(unknown.capabilities)) == ("", [])
+
+
+def test_a_runner_has_the_slots_that_are_known_best() -> None:
+    """What was seen here, or else what the backend tells, or else nothing."""
+    made = convert_out.runner_status(LOADED)
+    assert made == srv.RunnerStatus(
+        model="m:1b",
+        digest="sha",
+        context_length=4096,
+        size_bytes=2**33,
+        size_vram_bytes=2**32,
+        expires_at=Timestamp(seconds=1_700_000_000, nanos=123_456_789),
+        slots=ev.SlotCount(count=4, source=ev.SLOT_SOURCE_TOLD),
+    )
+    assert convert_out.runner_status(LOADED, SLOTS).slots.source == ev.SLOT_SOURCE_LEARNED
+    silent = convert_out.runner_status(replace(LOADED, slots=None, expires_at_ns=None))
+    assert silent.slots == ev.SlotCount()
+    assert not silent.HasField("expires_at")
+
+
+def test_runners_of_a_model_are_those_loaded_and_those_learned() -> None:
+    """Each once; a loaded one with what was learned of it; of a backend, the loaded ones only."""
+    four = model.RunnerSpec(backend="local", model="m:1b", digest="sha", options=model.RunnerOptions(num_ctx=4096))
+    eight = replace(four, options=model.RunnerOptions(num_ctx=8192))
+    other = replace(four, model="n", digest="other")
+    known = {
+        four: SLOTS,
+        eight: model.Slots(count=2, source=model.SlotSource.LEARNED),
+        other: SLOTS,
+        replace(four, shift=False): model.Slots(),
+    }
+    loaded = [LOADED, replace(LOADED, model="n", digest="other", slots=None)]
+    mine = convert_out.runners("sha", loaded, known)
+    assert [(one.model, one.context_length, one.slots.count) for one in mine] == [
+        ("m:1b", 4096, 8),
+        ("m:1b", 8192, 2),
+    ]
+    everyone = convert_out.runners(None, loaded, known)
+    assert [(one.model, one.slots.count) for one in everyone] == [("m:1b", 8), ("n", 8)]
+    assert [one.slots.source for one in convert_out.runners("sha", [LOADED], {})] == [ev.SLOT_SOURCE_TOLD]
+
+
+def test_limits_are_told_as_they_are() -> None:
+    """Those of the service, and those of its messages."""
+    limits = Limits(max_items=1, max_item_text_bytes=2, max_image_bytes=3, max_batches=6, max_journal_bytes=7)
+    assert convert_out.server_limits(limits, max_receive_bytes=4, max_send_bytes=5) == srv.ServerLimits(
+        max_items=1,
+        max_item_text_bytes=2,
+        max_image_bytes=3,
+        max_receive_bytes=4,
+        max_send_bytes=5,
+        max_batches=6,
+        max_journal_bytes=7,
+    )
