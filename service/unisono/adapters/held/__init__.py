@@ -1,0 +1,28 @@
+"""Requests that are sent but for their last byte, and released together.
+
+Theory of operation: an inference server starts to work when a request's body is whole. So each request gets an
+HTTP/1.1 connection of its own (`connect.py`), on which everything but the final `}` of its JSON body is sent
+(`exchange.py`); when all requests of a wave are that far, one loop without any waiting writes the missing bytes,
+straight into the sockets (`exchange.release`). httpcore does the HTTP, over a stream of ours (`stream.py`) that
+keeps back, passes by and swallows bytes so that httpcore's own account of what was sent stays right.
+
+The last byte must be the `}`: a JSON decoder that stops at the end of the value would start early if it were a
+blank or a newline. Source: Ollama 0.32 decodes with Go's encoding/json.
+"""
+
+from unisono.adapters.held.endpoint import Endpoint, parse_endpoint
+from unisono.adapters.held.errors import translated
+from unisono.adapters.held.exchange import HeldExchange, release
+from unisono.adapters.held.lines import LineSplitter, TooLongError
+from unisono.adapters.held.transport import HeldTransport
+
+__all__ = [
+    "Endpoint",
+    "HeldExchange",
+    "HeldTransport",
+    "LineSplitter",
+    "TooLongError",
+    "parse_endpoint",
+    "release",
+    "translated",
+]

@@ -1,0 +1,285 @@
+"""The backend port, for Ollama."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import httpx
+import msgspec
+
+from unisono.adapters.held import HeldExchange, HeldTransport, release, translated
+from unisono.adapters.ollama.answer import AnswerReader, EmbeddingReader, TextReader, arrival_ns
+from unisono.adapters.ollama.failures import failure
+from unisono.adapters.ollama.host import normalised, parse_host
+from unisono.adapters.ollama.models import read_runners, read_show, read_tags, read_version
+from unisono.adapters.ollama.request import build_load, build_request
+from unisono.app.ports import HeldCall, LoadOutcome, ReleaseTimes
+from unisono.core.errors import (
+    BadAnswerError,
+    ConnectionLostError,
+    ModelLacksCapabilityError,
+    ModelNotFoundError,
+)
+from unisono.core.model import EmbedRequest, PassMethod
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+
+    import httpcore
+
+    from unisono.core.model import Finished, Item, LoadedRunner, ModelInfo, RunnerSpec, Spoke
+
+_T = TypeVar("_T")
+
+# An error's body is read up to here.
+_LONGEST_ERROR: Final = 1 << 20
+# A load that found its runner there answers within this; starting a runner takes longer, even for a tiny model.
+_QUICK_LOAD_S: Final = 0.25
+
+
+class OllamaCall:
+    """A held request to Ollama. See the port `HeldCall`."""
+
+    def __init__(self, exchange: HeldExchange, reader: AnswerReader, *, backend: str, model: str) -> None:
+        self.exchange = exchange
+        self._reader = reader
+        self._backend, self._model = backend, model
+
+    @property
+    def is_closed(self) -> bool:
+        """See the port."""
+        return self.exchange.is_closed
+
+    async def wait_closed(self) -> None:
+        """See the port."""
+        await self.exchange.wait_closed()
+
+    def abort(self) -> None:
+        """See the port."""
+        self.exchange.abort()
+
+    async def answer(self) -> AsyncGenerator[Spoke | Finished, None]:
+        """See the port."""
+        reader = self._reader
+        try:
+            response = await self.exchange.response()
+            async with contextlib.aclosing(self.exchange.chunks()) as chunks:
+                if response.status != 200:
+                    raise await self._failure(response, chunks)
+                while not reader.is_done:
+                    try:
+                        chunk = await anext(chunks, None)
+                    except ConnectionLostError:
+                        last = None
+                        for last in reader.cut():
+                            yield last
+                        if last is None:
+                            raise
+                        return
+                    for piece in reader.end() if chunk is None else reader.feed(chunk):
+                        yield piece
+        finally:
+            self.exchange.abort()
+
+    async def _failure(self, response: httpcore.Response, chunks: AsyncIterator[bytes]) -> Exception:
+        body = bytearray()
+        with contextlib.suppress(ConnectionLostError):  # a refusal that is cut is still a refusal
+            async for chunk in chunks:
+                body += chunk
+                if len(body) > _LONGEST_ERROR:
+                    break
+        return failure(
+            response.status,
+            bytes(body),
+            backend=self._backend,
+            model=self._model,
+            retry_after_s=_retry_after_s(response.headers),
+        )
+
+
+class OllamaBackend:
+    """One Ollama host. See the port `Backend`."""
+
+    def __init__(
+        self,
+        *,
+        name: str = "ollama",
+        url: str = "",
+        headers: Mapping[str, str] | None = None,
+        connect_timeout_s: float = 5.0,
+        answer_timeout_s: float = 30.0,
+        load_timeout_s: float = 1800.0,
+        send_timeout_s: float = 30.0,
+        ssl_context: ssl.SSLContext | None = None,
+        now_ns: Callable[[], int] = arrival_ns,
+    ) -> None:
+        """Opens nothing yet; must be made inside the event loop.
+
+        `url` is anything that OLLAMA_HOST may be; `headers` go with every request (a token). `answer_timeout_s`
+        is for the short calls (version, models, …), `load_timeout_s` for loading a model, `send_timeout_s` for
+        how long sending a request may stand still. Raises ValueError for an address that is none.
+        """
+        self._endpoint = parse_host(url)
+        self._name = name
+        self._now_ns = now_ns
+        self._load_timeout_s = load_timeout_s
+        self._transport = HeldTransport(
+            self._endpoint,
+            backend=name,
+            headers=headers,
+            connect_timeout_s=connect_timeout_s,
+            patience_s=send_timeout_s,
+            ssl_context=ssl_context,
+        )
+        own = dict(headers or {})
+        if self._endpoint.authorization:
+            own.setdefault("Authorization", self._endpoint.authorization)
+        base = "http://localhost" if self._endpoint.socket_path else self._endpoint.url
+        self._http = httpx.AsyncClient(
+            transport=self._transport,
+            base_url=base,
+            headers=own | {"Connection": "close"},
+            timeout=answer_timeout_s,
+            trust_env=False,
+        )
+
+    @property
+    def name(self) -> str:
+        """See the port."""
+        return self._name
+
+    @property
+    def kind(self) -> str:
+        """See the port."""
+        return "ollama"
+
+    @property
+    def url(self) -> str:
+        """See the port."""
+        return self._endpoint.url
+
+    @property
+    def pass_method(self) -> PassMethod:
+        """See the port: Ollama stamps each chunk when its token is there."""
+        return PassMethod.CREATED_AT
+
+    async def version(self) -> str:
+        """See the port."""
+        return self._read(read_version, await self._call("GET", "/api/version"))
+
+    async def models(self) -> tuple[ModelInfo, ...]:
+        """See the port."""
+        text = await self._call("GET", "/api/tags")
+        return self._read(lambda t: read_tags(t, self._name), text)
+
+    async def find_model(self, name: str) -> ModelInfo:
+        """See the port."""
+        known = await self.models()
+        if not name.strip():
+            if len(known) == 1:
+                return known[0]
+            names = ", ".join(model.name for model in known[:10]) or "none"
+            raise ModelNotFoundError(
+                f"no model was named, and backend {self._name} does not have exactly one; it has: {names}",
+                metadata={"backend": self._name},
+            )
+        wanted = normalised(name)
+        for model in known:
+            if normalised(model.name) == wanted:
+                return model
+        body = msgspec.json.encode({"model": name})
+        text = await self._call("POST", "/api/show", body, model=name)
+        return self._read(lambda t: read_show(t, self._name, name), text)
+
+    async def loaded(self) -> tuple[LoadedRunner, ...]:
+        """See the port."""
+        return self._read(read_runners, await self._call("GET", "/api/ps"))
+
+    async def load(self, runner: RunnerSpec, *, keep_alive_s: float) -> LoadOutcome:
+        """See the port. What /api/ps does not tell (num_batch, …) is judged by how long the load took."""
+        seen = any(
+            held.digest == runner.digest and runner.options.num_ctx in {None, held.context_length}
+            for held in await self.loaded()
+        )
+        began = time.monotonic()
+        try:
+            await self._load(runner, keep_alive_s, as_embedding=runner.is_embedding)
+        except ModelLacksCapabilityError:
+            if runner.is_embedding:
+                raise
+            await self._load(runner, keep_alive_s, as_embedding=True)
+        took_s = time.monotonic() - began
+        return LoadOutcome(was_loaded=seen and took_s < _QUICK_LOAD_S, duration_s=took_s)
+
+    async def _load(self, runner: RunnerSpec, keep_alive_s: float, *, as_embedding: bool) -> None:
+        path, body = build_load(runner, keep_alive_s=keep_alive_s, as_embedding=as_embedding)
+        await self._call("POST", path, body, model=runner.model, timeout_s=self._load_timeout_s, is_loading=True)
+
+    async def unload(self, runner: RunnerSpec) -> None:
+        """See the port. An empty chat unloads embedding models too (server/routes.go, ChatHandler)."""
+        path, body = build_load(runner, keep_alive_s=0, as_embedding=False)
+        await self._call("POST", path, body, model=runner.model)
+
+    async def stage(self, item: Item, runner: RunnerSpec, headers: Mapping[str, str]) -> HeldCall:
+        """See the port."""
+        path, body = build_request(item, runner)
+        exchange = await self._transport.stage(path, body, headers)
+        kind = EmbeddingReader if isinstance(item.request, EmbedRequest) else TextReader
+        reader = kind(backend=self._name, model=runner.model, held_s=lambda: exchange.held_s, now_ns=self._now_ns)
+        return OllamaCall(exchange, reader, backend=self._name, model=runner.model)
+
+    def release(self, calls: Sequence[HeldCall]) -> ReleaseTimes:
+        """See the port."""
+        first_ns, last_ns = release([call.exchange for call in calls if isinstance(call, OllamaCall)])
+        return ReleaseTimes(first_ns=first_ns, last_ns=last_ns)
+
+    async def close(self) -> None:
+        """Closes every connection, those of held calls too."""
+        await self._http.aclose()
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        model: str = "",
+        timeout_s: float | None = None,
+        is_loading: bool = False,
+    ) -> bytes:
+        """A plain request; returns the answer's body."""
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        timeout = httpx.USE_CLIENT_DEFAULT if timeout_s is None else httpx.Timeout(timeout_s)
+        with translated(self._name):
+            answer = await self._http.request(method, path, content=body, headers=headers, timeout=timeout)
+        if answer.status_code == 200:
+            return answer.content
+        raise failure(
+            answer.status_code,
+            answer.content,
+            backend=self._name,
+            model=model,
+            is_loading=is_loading,
+            retry_after_s=_seconds_or_none(answer.headers.get("retry-after", "")),
+        )
+
+    def _read(self, reader: Callable[[bytes], _T], text: bytes) -> _T:
+        try:
+            return reader(text)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise BadAnswerError(
+                f"backend {self._name}: the answer cannot be read, is it an Ollama? {error}",
+                metadata={"backend": self._name},
+            ) from error
+
+
+def _retry_after_s(headers: Sequence[tuple[bytes, bytes]]) -> float | None:
+    values = [value for name, value in headers if name.lower() == b"retry-after"]
+    return _seconds_or_none(values[0].decode("latin-1")) if values else None
+
+
+def _seconds_or_none(text: str) -> float | None:
+    return float(text) if text.isascii() and text.isdigit() else None
