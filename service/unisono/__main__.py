@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -34,7 +34,7 @@ async def _start(
 ) -> AsyncGenerator[RunningService, None]:
     """A service for one command: the configured backend, or the embedded engine where no Ollama answers."""
     _configure_log("warning")
-    settings = Settings(listen="127.0.0.1:0", **_given(ollama_url=ollama_url, embedded=embedded))
+    settings = _settings(listen="127.0.0.1:0", ollama_url=ollama_url, embedded=embedded)
     is_ollama = not settings.embedded and not settings.llama_server_url
     if embedded is None and not ollama_url and is_ollama and not await finds_ollama(settings):
         settings = settings.model_copy(update={"embedded": True})
@@ -44,9 +44,7 @@ async def _start(
 
 def _serve(*, listen: str | None, ollama_url: str | None, embedded: bool, log_level: str | None) -> None:
     """Runs the service until SIGINT or SIGTERM; a second one ends it at once."""
-    settings = Settings(
-        **_given(listen=listen, ollama_url=ollama_url, embedded=embedded or None, log_level=log_level)
-    )
+    settings = _settings(listen=listen, ollama_url=ollama_url, embedded=embedded or None, log_level=log_level)
     _configure_log(settings.log_level)
     asyncio.run(_serve_until_told(settings))
 
@@ -69,9 +67,9 @@ async def _serve_until_told(settings: Settings) -> None:
     log.info("stopped")
 
 
-def _given(**values: object) -> dict[str, object]:
-    """What was said on the command line; the rest comes from the environment."""
-    return {name: value for name, value in values.items() if value is not None}
+def _settings(**values: Any) -> Settings:
+    """What was said on the command line, and for the rest the environment."""
+    return Settings(**{name: value for name, value in values.items() if value is not None})
 
 
 def _configure_log(level: str) -> None:

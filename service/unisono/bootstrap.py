@@ -87,6 +87,9 @@ async def running(
     async with AsyncExitStack() as stack:
         backend = build_backend(settings, on_progress)
         stack.push_async_callback(backend.close)
+        if isinstance(backend, EmbeddedBackend):
+            # Now, so that what is missing is said at once, and not by the first batch.
+            await backend.start()
         telemetry = configure(version(), os.environ)
         if telemetry is not None:
             # In a thread: a collector that is away must not hold up the loop in which everything else ends.

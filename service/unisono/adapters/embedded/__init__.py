@@ -1,0 +1,5 @@
+"""The embedded engine: llama.cpp's own server with a small model, in a child process of this service."""
+
+from unisono.adapters.embedded.backend import EmbeddedBackend
+
+__all__ = ["EmbeddedBackend"]

@@ -1,0 +1,5 @@
+"""llama.cpp's own server: its OpenAI-compatible API, and `/props`, `/slots`, `/metrics`."""
+
+from unisono.adapters.llama_server.client import LlamaServerBackend
+
+__all__ = ["LlamaServerBackend"]

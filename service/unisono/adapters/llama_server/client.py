@@ -1,0 +1,319 @@
+"""The backend port, for a llama.cpp server.
+
+A held request occupies one of the server's HTTP threads until it is released (it has 4 more than slots by default):
+start a server of your own with `--threads-http` of at least twice its slots, so that others are still heard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import httpx
+import msgspec
+
+from unisono.adapters.held import HeldExchange, HeldTransport, parse_endpoint, release, translated
+from unisono.adapters.llama_server.answer import EmbeddingReader, TextReader
+from unisono.adapters.llama_server.failures import failure
+from unisono.adapters.llama_server.request import build_request, refuse_other_runner
+from unisono.app.ports import HeldCall, LoadOutcome, ReleaseTimes
+from unisono.core.errors import (
+    BackendBusyError,
+    BadAnswerError,
+    ConnectionLostError,
+    LoadFailedError,
+    ModelNotFoundError,
+)
+from unisono.core.model import EmbedRequest, LoadedRunner, ModelInfo, PassMethod
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping, Sequence
+
+    from unisono.core.model import Finished, Item, RunnerSpec, Spoke
+
+_T = TypeVar("_T")
+
+PORT: Final = 8080
+# How often a server that is loading its model is asked again.
+_LOOK_AGAIN_S: Final = 0.1
+_LONGEST_ERROR: Final = 1 << 20
+
+
+class _Settings(msgspec.Struct):
+    n_ctx: int = 0
+
+
+class _Props(msgspec.Struct):
+    default_generation_settings: _Settings = msgspec.field(default_factory=_Settings)
+    total_slots: int = 0
+    build_info: str = ""
+    modalities: dict[str, bool] = {}
+    chat_template: str = ""
+
+
+class _Meta(msgspec.Struct):
+    n_ctx_train: int | None = None
+    n_params: int | None = None
+    size: int | None = None
+    ftype: str | None = None
+
+
+class _Model(msgspec.Struct):
+    id: str
+    meta: _Meta | None = None
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model] = []
+
+
+class LlamaServerCall:
+    """A held request to a llama.cpp server. See the port `HeldCall`."""
+
+    def __init__(
+        self, exchange: HeldExchange, reader: TextReader | EmbeddingReader, *, backend: str, model: str
+    ) -> None:
+        self.exchange = exchange
+        self._reader = reader
+        self._backend, self._model = backend, model
+
+    @property
+    def is_closed(self) -> bool:
+        """See the port."""
+        return self.exchange.is_closed
+
+    async def wait_closed(self) -> None:
+        """See the port."""
+        await self.exchange.wait_closed()
+
+    def abort(self) -> None:
+        """See the port."""
+        self.exchange.abort()
+
+    async def answer(self) -> AsyncGenerator[Spoke | Finished, None]:
+        """See the port."""
+        reader = self._reader
+        try:
+            response = await self.exchange.response()
+            async with contextlib.aclosing(self.exchange.chunks()) as chunks:
+                if response.status != 200:
+                    body = bytearray()
+                    with contextlib.suppress(ConnectionLostError):  # a refusal that is cut is still a refusal
+                        async for chunk in chunks:
+                            body += chunk[: _LONGEST_ERROR - len(body)]
+                    raise failure(response.status, bytes(body), backend=self._backend, model=self._model)
+                async for chunk in chunks:
+                    for piece in reader.feed(chunk):
+                        yield piece
+                    if reader.is_done:
+                        return
+                for piece in reader.end():
+                    yield piece
+        finally:
+            self.exchange.abort()
+
+
+class LlamaServerBackend:
+    """One llama.cpp server. See the port `Backend`."""
+
+    def __init__(
+        self,
+        *,
+        name: str = "llama-server",
+        url: str,
+        headers: Mapping[str, str] | None = None,
+        connect_timeout_s: float = 5.0,
+        answer_timeout_s: float = 30.0,
+        load_timeout_s: float = 1800.0,
+        send_timeout_s: float = 30.0,
+    ) -> None:
+        """Opens nothing yet; must be made inside the event loop. Raises ValueError for an address that is none."""
+        self._endpoint = parse_endpoint(url, default_port=PORT)
+        self._name = name
+        self._load_timeout_s = load_timeout_s
+        self._transport = HeldTransport(
+            self._endpoint,
+            backend=name,
+            headers=headers,
+            connect_timeout_s=connect_timeout_s,
+            patience_s=send_timeout_s,
+        )
+        own = dict(headers or {})
+        if self._endpoint.authorization:
+            own.setdefault("Authorization", self._endpoint.authorization)
+        self._http = httpx.AsyncClient(
+            transport=self._transport,
+            base_url="http://localhost" if self._endpoint.socket_path else self._endpoint.url,
+            headers=own | {"Connection": "close"},
+            timeout=answer_timeout_s,
+            trust_env=False,
+        )
+        # Tokens of context of each slot, once the server has told; 0 before.
+        self._slot_context = 0
+
+    @property
+    def name(self) -> str:
+        """See the port."""
+        return self._name
+
+    @property
+    def kind(self) -> str:
+        """See the port."""
+        return "llama-server"
+
+    @property
+    def url(self) -> str:
+        """See the port."""
+        return self._endpoint.url
+
+    @property
+    def pass_method(self) -> PassMethod:
+        """See the port: the server tells no time of day; see answer.py."""
+        return PassMethod.ARRIVAL
+
+    async def version(self) -> str:
+        """See the port: the server's build. A server that is loading its model answers too."""
+        try:
+            return (await self._props()).build_info
+        except BackendBusyError:
+            return ""
+
+    async def models(self) -> tuple[ModelInfo, ...]:
+        """See the port: the one that the server was started with."""
+        with translated(self._name):
+            found = self._read(_Models, await self._get("/v1/models"))
+        props = await self._props()
+        return tuple(self._model_info(model, props) for model in found.data)
+
+    async def find_model(self, name: str) -> ModelInfo:
+        """See the port. A server with one model answers to its name, and to none."""
+        known = await self.models()
+        wanted = name.strip().lower().removesuffix(":latest")
+        for model in known:
+            if wanted in ("", model.name.lower().removesuffix(":latest")):
+                return model
+        has = ", ".join(model.name for model in known) or "none"
+        raise ModelNotFoundError(
+            f"backend {self._name} has no model {name!r}; it was started with: {has}. Ask for that, or leave the model "
+            "out",
+            metadata={"backend": self._name, "model": name},
+        )
+
+    async def loaded(self) -> tuple[LoadedRunner, ...]:
+        """See the port: what it was started with is always loaded."""
+        slots = (await self._props()).total_slots
+        return tuple(
+            LoadedRunner(
+                model=model.name,
+                digest=model.digest,
+                context_length=self._slot_context,
+                size_bytes=model.size_bytes,
+                slots=slots,
+            )
+            for model in await self.models()
+        )
+
+    async def load(self, runner: RunnerSpec, *, keep_alive_s: float) -> LoadOutcome:  # noqa: ARG002
+        """See the port: waits until the server has loaded its model, which it keeps whatever `keep_alive_s` says."""
+        began = time.monotonic()
+        was_loaded = True
+        props: _Props | None = None
+        while props is None:
+            try:
+                props = await self._props()
+            except BackendBusyError as error:
+                was_loaded = False
+                if time.monotonic() - began > self._load_timeout_s:
+                    raise LoadFailedError(
+                        f"backend {self._name} is still loading its model: {error.message}"
+                    ) from error
+                await asyncio.sleep(_LOOK_AGAIN_S)
+        refuse_other_runner(runner.options, self._slot_context)
+        return LoadOutcome(
+            was_loaded=was_loaded, duration_s=time.monotonic() - began, slots=props.total_slots or None
+        )
+
+    async def unload(self, runner: RunnerSpec) -> None:
+        """See the port: it cannot."""
+
+    async def stage(self, item: Item, runner: RunnerSpec, headers: Mapping[str, str]) -> HeldCall:
+        """See the port."""
+        path, body = build_request(item, model=runner.model, slot_context=self._slot_context)
+        exchange = await self._transport.stage(path, body, headers)
+
+        def since_release_s() -> float:
+            return 0.0 if exchange.released_at is None else time.monotonic() - exchange.released_at
+
+        reader: TextReader | EmbeddingReader
+        if isinstance(item.request, EmbedRequest):
+            reader = EmbeddingReader(
+                backend=self._name, model=runner.model, since_release_s=since_release_s, now_ns=time.time_ns
+            )
+        else:
+            reader = TextReader(
+                backend=self._name,
+                model=runner.model,
+                since_release_s=since_release_s,
+                now_ns=time.time_ns,
+                top_logprobs=item.request.top_logprobs or 0,
+            )
+        return LlamaServerCall(exchange, reader, backend=self._name, model=runner.model)
+
+    def release(self, calls: Sequence[HeldCall]) -> ReleaseTimes:
+        """See the port."""
+        first_ns, last_ns = release([call.exchange for call in calls if isinstance(call, LlamaServerCall)])
+        return ReleaseTimes(first_ns=first_ns, last_ns=last_ns)
+
+    async def close(self) -> None:
+        """Closes every connection, those of held calls too."""
+        await self._http.aclose()
+
+    async def engine_counters(self) -> dict[str, float]:
+        """The engine's own counters from /metrics, without their prefix, to check what was counted from outside."""
+        text = (await self._get("/metrics")).decode()
+        found = re.findall(r"^llamacpp:(\w+)(?:\{[^}]*\})? (\S+)$", text, re.MULTILINE)
+        return {name: float(value) for name, value in found}
+
+    async def busy_slots(self) -> int:
+        """How many slots are computing, from /slots. For tests."""
+        slots: list[dict[str, Any]] = msgspec.json.decode(await self._get("/slots"))
+        return sum(1 for slot in slots if slot["is_processing"])
+
+    async def _props(self) -> _Props:
+        props = self._read(_Props, await self._get("/props"))
+        self._slot_context = props.default_generation_settings.n_ctx
+        return props
+
+    async def _get(self, path: str) -> bytes:
+        with translated(self._name):
+            answer = await self._http.get(path)
+        if answer.status_code == 200:
+            return answer.content
+        raise failure(answer.status_code, answer.content, backend=self._name, model="")
+
+    def _read(self, kind: type[_T], text: bytes) -> _T:
+        try:
+            return msgspec.json.decode(text, type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise BadAnswerError(
+                f"backend {self._name}: the answer cannot be read, is it a llama.cpp server? {error}"
+            ) from error
+
+    def _model_info(self, model: _Model, props: _Props) -> ModelInfo:
+        meta = model.meta or _Meta()
+        # Without an alias the id is the file's path, which is nobody's business.
+        name = re.split(r"[/\\]", model.id)[-1].removesuffix(".gguf") or model.id
+        return ModelInfo(
+            backend=self._name,
+            name=name,
+            digest=name,
+            parameter_size=f"{meta.n_params / 1e6:.2f}M" if meta.n_params else "",
+            quantization=meta.ftype or "",
+            context_length=min(meta.n_ctx_train or props.default_generation_settings.n_ctx, 2**31),
+            # The server does not say whether it embeds; what else it can do is told by its template.
+            capabilities=None,
+            size_bytes=meta.size or 0,
+        )
