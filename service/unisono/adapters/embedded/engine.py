@@ -28,8 +28,6 @@ def main() -> None:
     params.n_batch = params.n_ubatch = 512
     params.use_jinja = True
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(threads)
-    # A held request keeps one of the server's threads: as many as are in flight, as many that are held, and some.
-    params.n_threads_http = 4 * int(slots) + 16
     # A cache of prompts beside the slots' own would hide what a slot keeps.
     params.cache_ram_mib = 0
     params.endpoint_slots = params.endpoint_metrics = True

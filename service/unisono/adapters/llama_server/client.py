@@ -1,7 +1,7 @@
 """The backend port, for a llama.cpp server.
 
-A held request occupies one of the server's HTTP threads until it is released (it has 4 more than slots by default):
-start a server of your own with `--threads-http` of at least twice its slots, so that others are still heard.
+A held request occupies one of the server's HTTP threads until it is released; it makes new ones as it needs them (80
+held requests delayed no other).
 """
 
 from __future__ import annotations
@@ -197,8 +197,7 @@ class LlamaServerBackend:
                 return model
         has = ", ".join(model.name for model in known) or "none"
         raise ModelNotFoundError(
-            f"backend {self._name} has no model {name!r}; it was started with: {has}. Ask for that, or leave the model "
-            "out",
+            f"backend {self._name} has no model {name!r}; it was started with: {has}. Ask for that, or for none",
             metadata={"backend": self._name, "model": name},
         )
 
