@@ -3,13 +3,14 @@
 Theory of operation. A backend is one processor; nothing but its arbiter talks to it. The arbiter holds a conductor
 for each runner and lets one of them work at a time:
 
-1. *Turns*: a runner that is loaded already goes first, then the one that has waited longest. A turn ends when the
-   runner has nothing left for the backend, or, if others wait, after `turn_s`: then it takes back what is
-   held, and the next begins when the last in flight has ended.
+1. *Turns*: a runner that is loaded already, or that has waited for `turn_s`, goes first; among such, the one that
+   has waited longest. A turn ends when the runner has nothing left for the backend, or, if others wait, after
+   `turn_s`: then it takes back what is held, and the next begins when the last in flight has ended.
 2. *Load first*: a runner's first items go when the backend has said that the model is loaded, never before: a
    cold model that meets a burst turns requests away. The word holds for `ready_s` after the last item.
 3. *Away*: when no connection can be had, everything pauses, and the backend is probed at growing intervals. That
-   costs no item an attempt. What is still waiting after `patience_s` fails with BACKEND_UNAVAILABLE.
+   costs no item an attempt. What is still waiting after `patience_s` fails with BACKEND_UNAVAILABLE. A backend that
+   answers probes, but then gives no item a connection, has been away all the while.
 """
 
 from __future__ import annotations
@@ -89,6 +90,8 @@ class _Place:
     conductor: Conductor
     # Seen in the backend's memory when work for it came.
     is_loaded: bool = False
+    # Loaded for its items, and not taken out since.
+    was_used: bool = False
     waiting_since_s: float = 0.0
     ready_until_s: float = 0.0
     load_failures: int = 0
@@ -110,6 +113,8 @@ class Arbiter:
         self._active: _Place | None = None
         self._turn_began_s = 0.0
         self._readiness = _Readiness.COLD
+        # Since when no item has got a connection; None: the last one did, or none has tried.
+        self._outage_since_s: float | None = None
         # Away: since when, and when it is probed next (None: a probe is under way, or nobody waits).
         self._away_since_s: float | None = None
         self._away_error: UnisonoError | None = None
@@ -162,11 +167,13 @@ class Arbiter:
             place.waiting_since_s = now
         place.is_loaded = is_loaded
         place.wants_unload = place.wants_unload or unload_after
-        if self._away_since_s is not None and not self._runner_of:
-            # Nobody waited for the backend any more. Now somebody does, from now on.
-            self._away_since_s = now
-            if self._probes == 0:
-                self._probe_at_s = now
+        if not self._runner_of:
+            self._outage_since_s = None
+            if self._away_since_s is not None:
+                # Nobody waited for the backend any more. Now somebody does, from now on.
+                self._outage_since_s = self._away_since_s = now
+                if self._probes == 0:
+                    self._probe_at_s = now
         works = list(works)
         for work in works:
             self._runner_of[work.ticket] = runner
@@ -177,7 +184,7 @@ class Arbiter:
         """The runner is ready. `slots`: their number, where the backend tells it."""
         place = self._place(runner)
         place.load_failures = 0
-        place.is_loaded = True
+        place.is_loaded = place.was_used = True
         if slots is not None:
             place.conductor.capacity.told(slots)
         if place is not self._active or self._readiness is not _Readiness.LOADING:
@@ -214,18 +221,20 @@ class Arbiter:
             self._probe_at_s = now + retry.backoff_s(min(self._probes, 5), "probe")
             return self._settle([], now)
         self._away_since_s = self._away_error = self._probe_at_s = None
-        self._probes = 0
         for place in self._places.values():
             # It may have been restarted: with other slots, and an empty memory.
             place.conductor.capacity.forget()
-            place.is_loaded = False
+            place.is_loaded = place.was_used = False
             place.ready_until_s = 0.0
         return self._settle([], now)
 
     def staged(self, ticket: int, serial: int, now: float) -> list[Command]:
         """See Conductor.staged."""
         conductor = self._conductor_of(ticket)
-        return self._settle(list(conductor.staged(ticket, serial, now)), now) if conductor else []
+        if conductor is None:
+            return []
+        self._outage_since_s = None
+        return self._settle(list(conductor.staged(ticket, serial, now)), now)
 
     def spoke(self, ticket: int, serial: int, now: float) -> list[Command]:
         """See Conductor.spoke. The one step that happens for every token: it settles only what it changed."""
@@ -255,6 +264,19 @@ class Arbiter:
         commands: list[Command] = []
         for runner, theirs in by_runner.items():
             commands += self._places[runner].conductor.stop(theirs, state, error, now)
+        return self._settle(commands, now)
+
+    def park(self, batch: int, now: float) -> list[Command]:
+        """Nothing more of this batch goes, on any runner that has items of it now."""
+        for place in self._places.values():
+            place.conductor.park(batch)
+        return self._settle([], now)
+
+    def unpark(self, batch: int, now: float) -> list[Command]:
+        """The batch goes on."""
+        commands: list[Command] = []
+        for place in self._places.values():
+            commands += place.conductor.unpark(batch, now)
         return self._settle(commands, now)
 
     def tick(self, now: float) -> list[Command]:
@@ -296,18 +318,20 @@ class Arbiter:
             return [*commands, *self._probe(now)]
         if self._active is not None:
             commands += self._end_turn(self._active, now)
-        while self._active is None and (place := self._next_place()) is not None:
+        commands += self._unload_idle()
+        if self._active is None and (place := self._next_place(now)) is not None:
             self._active = place
             self._turn_began_s = now
             if now < place.ready_until_s:
                 self._readiness = _Readiness.READY
-                opened: list[Command] = list(place.conductor.open(now))
-                self._forget_ended(opened)
-                commands += opened
+                commands += place.conductor.open(now)
             else:
                 self._readiness = _Readiness.COLD
         if self._active is not None and self._readiness is _Readiness.COLD and now >= self._active.load_again_s:
             self._readiness = _Readiness.LOADING
+            for place in self._places.values():
+                # Whoever is in memory may have to make room.
+                place.ready_until_s = 0.0
             commands.append(Load(runner=self._active.runner))
         return commands
 
@@ -330,7 +354,7 @@ class Arbiter:
         elif self._readiness is _Readiness.ENDING and not others_wait:
             self._readiness = _Readiness.READY
             self._turn_began_s = now
-            return list(place.conductor.open(now))
+            commands += place.conductor.open(now)
         is_ending = self._readiness is _Readiness.ENDING
         if place.conductor.in_flight or (place.conductor.has_work and not is_ending):
             return commands
@@ -339,15 +363,26 @@ class Arbiter:
             place.ready_until_s = now + self._settings.ready_s
         place.waiting_since_s = now
         self._active = None
-        if place.wants_unload and place.conductor.is_idle:
-            place.wants_unload = False
-            place.ready_until_s = 0.0
-            commands.append(Unload(runner=place.runner))
         return commands
 
-    def _next_place(self) -> _Place | None:
-        waiting = [place for place in self._places.values() if place.conductor.has_work]
-        return min(waiting, key=lambda place: (not place.is_loaded, place.waiting_since_s), default=None)
+    def _unload_idle(self) -> list[Command]:
+        """Takes out of memory what has no item left and was asked not to stay."""
+        commands: list[Command] = []
+        for place in self._places.values():
+            if place.wants_unload and place is not self._active and place.conductor.is_idle:
+                place.wants_unload = False
+                if place.was_used:
+                    place.is_loaded = place.was_used = False
+                    place.ready_until_s = 0.0
+                    commands.append(Unload(runner=place.runner))
+        return commands
+
+    def _next_place(self, now: float) -> _Place | None:
+        def rank(place: _Place) -> tuple[bool, float]:
+            must_wait = not place.is_loaded and now < place.waiting_since_s + self._settings.turn_s
+            return must_wait, place.waiting_since_s
+
+        return min((place for place in self._places.values() if place.conductor.has_work), key=rank, default=None)
 
     def _someone_else_waits(self) -> bool:
         return any(p.conductor.has_work for p in self._places.values() if p is not self._active)
@@ -358,10 +393,12 @@ class Arbiter:
         """No connection can be had. What is in flight fails by itself, when its own connection does."""
         if self._away_since_s is not None:
             return []
-        self._away_since_s = now
+        if self._outage_since_s is None:
+            self._outage_since_s = now
+            self._probes = 0
+        self._away_since_s = self._outage_since_s
         self._away_error = error
-        self._probe_at_s = now
-        self._probes = 0
+        self._probe_at_s = now + (retry.backoff_s(min(self._probes, 5), "probe") if self._probes else 0.0)
         commands: list[Command] = []
         for place in self._places.values():
             commands += place.conductor.shut()

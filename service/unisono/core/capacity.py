@@ -20,6 +20,8 @@ from unisono.core.model import Slots, SlotSource
 FIRST_LIMIT = 8
 # A wait shorter than this is the backend's own bookkeeping, not a queue.
 WAIT_S = 0.030
+# The times of two items agree to this much: a slot goes from one to the next without being held by both.
+SLACK_S = 0.010
 # Finished items whose time in a slot is remembered.
 _REMEMBERED = 256
 
@@ -72,22 +74,31 @@ class Capacity:
         self._overlap = 0
         self._calm = 0
 
-    def observe(self, held: Held) -> None:
+    def observe(self, held: Held, *, speaking: int = 0) -> None:
         """An item ended, and tells when it held its slot.
 
         1. Known from outside: there is nothing to learn.
-        2. It waited: as many slots as held one while it did, if that was the most ever seen at one time.
-        3. It did not wait: if nobody has, for as many items as the limit, the limit doubles.
+        2. More held one at one time than were known of: there are as many slots.
+        3. It waited, or it shows what others had waited for: as many slots as held one during such a wait, if that
+           was the most ever seen at one time.
+        4. It did not wait: if nobody has, for as many items as the limit, the limit doubles.
+
+        `speaking`: other items that hold a slot while this one ends. Their times are not in the history yet, so fewer
+        slots than these must not be learned from it.
         """
-        self._history.append(held)
-        self._overlap = max(self._overlap, self._overlap_during(held.start_s, held.end_s))
         if self._slots.source in (SlotSource.CONFIGURED, SlotSource.TOLD):
             return
+        self._history.append(held)
+        known = self._overlap
+        self._overlap = max(known, self._overlap_during(held.start_s, held.end_s))
+        if 0 < self._slots.count < self._overlap:
+            self._slots = Slots(count=self._overlap, source=SlotSource.LEARNED)
+        waits = [one for one in (self._history if self._overlap > known else [held]) if one.waited_s >= WAIT_S]
+        least = max(self._overlap, speaking + 1)
+        if any(self._overlap_during(one.start_s - one.waited_s, one.start_s) >= least for one in waits):
+            self._slots = Slots(count=self._overlap, source=SlotSource.LEARNED)
         if held.waited_s >= WAIT_S:
             self._calm = 0
-            busy = self._overlap_during(held.start_s - held.waited_s, held.start_s)
-            if busy >= self._overlap > 0:
-                self._slots = Slots(count=self._overlap, source=SlotSource.LEARNED)
             return
         self._calm += 1
         if self._slots.count == 0 and self._calm >= self._limit:
@@ -98,8 +109,9 @@ class Capacity:
         """The most items that held a slot at one moment between two."""
         edges: list[tuple[float, int]] = []
         for held in self._history:
-            if held.start_s < end_s and held.end_s > start_s:
-                edges += [(max(held.start_s, start_s), 1), (min(held.end_s, end_s), -1)]
+            held_s = min(held.start_s + SLACK_S, (held.start_s + held.end_s) / 2)
+            if held_s < end_s and held.end_s > start_s:
+                edges += [(max(held_s, start_s), 1), (min(held.end_s, end_s), -1)]
         # At one moment an end comes before a start: the slot went from one to the other.
         edges.sort()
         most = now = 0

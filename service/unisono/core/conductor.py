@@ -23,7 +23,7 @@ that an aborted request cannot speak for its successor.
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -39,7 +39,7 @@ from unisono.core.lifecycle import IN_FLIGHT, Phase, Step, after
 from unisono.core.model import ItemState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from unisono.core.capacity import Capacity, Held
 
@@ -121,6 +121,9 @@ class End:
 
 Command = Stage | Release | Abort | Retry | End
 
+# Tickets in a row: a dictionary, since any of them may be taken out, and all of 50,000 at one time.
+_Line = OrderedDict[int, None]
+
 
 @dataclass(slots=True)
 class _Entry:
@@ -157,15 +160,19 @@ class ConductorSettings:
 class _Queue:
     """What is ready to be staged: batches in turn, each batch's items in the order in which they came."""
 
-    lines: OrderedDict[int, deque[int]] = field(default_factory=OrderedDict)
+    lines: OrderedDict[int, _Line] = field(default_factory=OrderedDict)
+    # Batches that must not go on for now; their lines stand aside.
+    parked: dict[int, _Line] = field(default_factory=dict)
 
     def put(self, entry: _Entry, *, first: bool = False) -> None:
-        line = self.lines.setdefault(entry.work.batch, deque())
-        (line.appendleft if first else line.append)(entry.work.ticket)
+        batch = entry.work.batch
+        line = self.parked[batch] if batch in self.parked else self.lines.setdefault(batch, _Line())
+        line[entry.work.ticket] = None
+        line.move_to_end(entry.work.ticket, last=not first)
 
     def take(self) -> int:
         batch, line = next(iter(self.lines.items()))
-        ticket = line.popleft()
+        ticket, _ = line.popitem(last=False)
         if line:
             self.lines.move_to_end(batch)
         else:
@@ -173,13 +180,11 @@ class _Queue:
         return ticket
 
     def drop(self, entry: _Entry) -> None:
-        line = self.lines[entry.work.batch]
-        line.remove(entry.work.ticket)
+        batch = entry.work.batch
+        line = self.parked[batch] if batch in self.parked else self.lines[batch]
+        del line[entry.work.ticket]
         if not line:
-            del self.lines[entry.work.batch]
-
-    def __len__(self) -> int:
-        return sum(len(line) for line in self.lines.values())
+            self.lines.pop(batch, None)
 
 
 class Conductor:
@@ -261,9 +266,7 @@ class Conductor:
         What is in flight stays there, and ends or fails by itself.
         """
         self._is_open = False
-        return [
-            command for entry in [*self._staging.values(), *self._staged.values()] for command in self._recall(entry)
-        ]
+        return self._recall([*self._staged.values(), *self._staging.values()])
 
     def staged(self, ticket: int, serial: int, now: float) -> list[Command]:
         """All but its last byte is sent."""
@@ -299,33 +302,14 @@ class Conductor:
             return []
         self._heard_at_s = now
         if held is not None:
-            self.capacity.observe(held)
+            others = (other for other in self._flying.values() if other is not entry)
+            self.capacity.observe(held, speaking=sum(1 for other in others if other.phase is Phase.SPEAKING))
         return [self._end(entry, ItemState.COMPLETED, None), *self._go_on(now)]
 
     def failed(self, ticket: int, serial: int, error: UnisonoError, now: float) -> list[Command]:
-        """The attempt went wrong: while staging, while held, or at the backend.
-
-        1. It cost nothing (the backend was away, or a held connection closed): back to the head of its line.
-        2. Otherwise it used up an attempt, and `retry.decide` says what follows.
-        """
+        """The attempt went wrong: while staging, while held, or at the backend."""
         entry = self._current(ticket, serial, Phase.STAGING, Phase.STAGED, Phase.RELEASED, Phase.SPEAKING)
-        if entry is None:
-            return []
-        was_held = entry.phase not in IN_FLIGHT and error.is_retryable and entry.free < FREE_RESTAGES
-        if was_held or not error.costs_attempt:
-            entry.free += 1
-            return [*self._requeue(entry), *self._go_on(now)]
-        entry.charged += 1
-        entry.free = 0
-        verdict = retry.decide(error, charged=entry.charged, max_attempts=entry.work.max_attempts, key=str(ticket))
-        if isinstance(verdict, retry.GiveUp):
-            return [self._end(entry, ItemState.FAILED, error), *self._go_on(now)]
-        self._leave(entry)
-        entry.phase = after(entry.phase, Step.BACK_OFF)
-        heapq.heappush(self._alarms, (now + verdict.after_s, ticket))
-        entry.heard_at_s = now + verdict.after_s
-        word = Retry(ticket=ticket, attempt=max(1, entry.releases), error=error, again_in_s=verdict.after_s)
-        return [word, *self._go_on(now)]
+        return [*self._fail(entry, error, now), *self._go_on(now)] if entry else []
 
     def stop(self, tickets: Iterable[int], state: ItemState, error: UnisonoError, now: float) -> list[Command]:
         """These items end now, wherever they are. Those that ended before are passed over."""
@@ -335,6 +319,18 @@ class Conductor:
             if entry is not None:
                 commands += self._stop(entry, state, error)
         return [*commands, *self._go_on(now)]
+
+    def park(self, batch: int) -> None:
+        """Nothing more of this batch goes; what is staged or in flight does."""
+        if batch not in self._queue.parked:
+            self._queue.parked[batch] = self._queue.lines.pop(batch, _Line())
+
+    def unpark(self, batch: int, now: float) -> list[Command]:
+        """The batch goes on."""
+        line = self._queue.parked.pop(batch, None)
+        if line:
+            self._queue.lines[batch] = line
+        return self._go_on(now)
 
     def stop_all(self, state: ItemState, error: UnisonoError, now: float) -> list[Command]:
         """All items end now."""
@@ -348,14 +344,13 @@ class Conductor:
             commands += self._look_at(ticket, now)
         for entry in list(self._flying.values()):
             limit_s = entry.work.silence_s
-            if limit_s is not None and entry.phase is Phase.SPEAKING and now - entry.heard_at_s >= limit_s:
+            if limit_s is not None and entry.phase is Phase.SPEAKING and now >= entry.heard_at_s + limit_s:
                 error = ItemTimeoutError(f"said nothing for {limit_s:g} s after its first token (item_timeout)")
                 commands += self._stop(entry, ItemState.EXPIRED, error)
-        if self._flying and now - self._heard_at_s >= self._settings.stall_s:
+        if self._flying and now >= self._heard_at_s + self._settings.stall_s:
             commands += self._give_up_stalled(now)
-        for entry in list(self._staged.values()):
-            if now - entry.staged_at_s >= self._settings.hold_limit_s:
-                commands += self._recall(entry)
+        limit_s = self._settings.hold_limit_s
+        commands += self._recall([entry for entry in self._staged.values() if now >= entry.staged_at_s + limit_s])
         return [*commands, *self._go_on(now)]
 
     def next_alarm(self) -> float | None:
@@ -400,7 +395,7 @@ class Conductor:
         is_first_of_wave = not self._flying
         if is_first_of_wave and self._staging and len(self._staged) < room:
             oldest = min(entry.staged_at_s for entry in self._staged.values())
-            if now - oldest < self._settings.hold_patience_s:
+            if now < oldest + self._settings.hold_patience_s:
                 return
         if is_first_of_wave:
             self._heard_at_s = now
@@ -440,16 +435,40 @@ class Conductor:
         self._queue.put(entry, first=True)
         return []
 
-    def _recall(self, entry: _Entry) -> list[Command]:
-        """Closes a held connection and puts its item back into the queue."""
-        abort = Abort(ticket=entry.work.ticket, serial=entry.serial)
-        self._requeue(entry)
-        return [abort]
+    def _fail(self, entry: _Entry, error: UnisonoError, now: float) -> list[Command]:
+        """An attempt went wrong.
+
+        1. It cost nothing (the backend was away, or a held connection closed): back to the head of its line.
+        2. Otherwise it used up an attempt, and `retry.decide` says what follows.
+        """
+        ticket = entry.work.ticket
+        was_held = entry.phase not in IN_FLIGHT and error.is_retryable and entry.free < FREE_RESTAGES
+        if was_held or not error.costs_attempt:
+            entry.free += 1
+            return self._requeue(entry)
+        entry.charged += 1
+        entry.free = 0
+        verdict = retry.decide(error, charged=entry.charged, max_attempts=entry.work.max_attempts, key=str(ticket))
+        if isinstance(verdict, retry.GiveUp):
+            return [self._end(entry, ItemState.FAILED, error)]
+        self._leave(entry)
+        entry.phase = after(entry.phase, Step.BACK_OFF)
+        heapq.heappush(self._alarms, (now + verdict.after_s, ticket))
+        entry.heard_at_s = now + verdict.after_s
+        return [Retry(ticket=ticket, attempt=max(1, entry.releases), error=error, again_in_s=verdict.after_s)]
+
+    def _recall(self, entries: Sequence[_Entry]) -> list[Command]:
+        """Closes held connections and puts their items back into the queue, in the order in which they were."""
+        for entry in reversed(entries):
+            self._requeue(entry)
+        return [Abort(ticket=entry.work.ticket, serial=entry.serial) for entry in entries]
 
     def _end(self, entry: _Entry, state: ItemState, error: UnisonoError | None) -> End:
         self._leave(entry)
         entry.phase = after(entry.phase, Step.END)
         del self._entries[entry.work.ticket]
+        while self._alarms and self._alarms[0][1] not in self._entries:
+            heapq.heappop(self._alarms)
         return End(ticket=entry.work.ticket, state=state, attempts=entry.releases, error=error)
 
     def _stop(self, entry: _Entry, state: ItemState, error: UnisonoError) -> list[Command]:
@@ -485,5 +504,5 @@ class Conductor:
         commands: list[Command] = []
         for entry in list(self._flying.values()):
             commands.append(Abort(ticket=entry.work.ticket, serial=entry.serial))
-            commands += self.failed(entry.work.ticket, entry.serial, error, now)
+            commands += self._fail(entry, error, now)
         return commands

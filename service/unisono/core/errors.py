@@ -50,6 +50,10 @@ class UnisonoError(Exception):
         self.retry_after_s = retry_after_s
 
 
+class InternalError(UnisonoError):
+    """A defect of this service. It costs the item or the call that met it, and nothing else."""
+
+
 # -- Requests that cannot be taken ---------------------------------------------------------------------------
 
 

@@ -79,14 +79,18 @@ MAX_TOP_LOGPROBS = 20
 
 def check_item(item: Item, limits: Limits) -> list[Violation]:
     """Everything that is wrong with an item; empty if it may be run."""
-    found = [*_check_id(item.item_id, limits), *_check_options(item.options, limits)]
+    found = [
+        *_check_id(item.item_id, limits),
+        *check_model(item.model, limits),
+        *check_options(item.options, limits),
+    ]
     size = text_bytes(item)
     match item.request:
         case ChatRequest() as chat:
             found += _check_chat(chat, limits)
         case GenerateRequest() as generate:
             found += _check_generate(generate, limits)
-        case EmbedRequest() as embed:
+        case embed:
             found += _check_embed(embed, limits)
     if size > limits.max_item_text_bytes:
         found.append(
@@ -97,6 +101,12 @@ def check_item(item: Item, limits: Limits) -> list[Violation]:
             )
         )
     return found
+
+
+def check_model(name: str, limits: Limits) -> Iterator[Violation]:
+    """What is wrong with the name of a model, whoever has it."""
+    if _size(name) > limits.max_id_bytes:
+        yield _wrong("model", f"has {_size(name):,} bytes; at most {limits.max_id_bytes} are taken")
 
 
 def text_bytes(item: Item) -> int:
@@ -117,16 +127,19 @@ def _texts(item: Item) -> Iterator[tuple[str, int]]:
     match item.request:
         case ChatRequest() as chat:
             for i, message in enumerate(chat.messages):
-                calls = sum(_size(call.arguments_json) for call in message.tool_calls)
-                yield f"chat.messages[{i}].content", _size(message.content) + _size(message.thinking) + calls
+                yield f"chat.messages[{i}].content", _size(message.content)
+                yield f"chat.messages[{i}].thinking", _size(message.thinking)
+                for j, call in enumerate(message.tool_calls):
+                    yield f"chat.messages[{i}].tool_calls[{j}].arguments_json", _size(call.arguments_json)
             for i, tool in enumerate(chat.tools):
-                yield f"chat.tools[{i}].parameters_json", _size(tool.parameters_json) + _size(tool.description)
+                yield f"chat.tools[{i}].description", _size(tool.description)
+                yield f"chat.tools[{i}].parameters_json", _size(tool.parameters_json)
             yield "chat.format.json_schema", _size((chat.format and chat.format.json_schema) or "")
         case GenerateRequest() as asked:
             for name in ("prompt", "suffix", "system", "template"):
                 yield f"generate.{name}", _size(getattr(asked, name))
             yield "generate.format.json_schema", _size((asked.format and asked.format.json_schema) or "")
-        case EmbedRequest() as embed:
+        case embed:
             for i, text in enumerate(embed.input):
                 yield f"embed.input[{i}]", _size(text)
 
@@ -228,7 +241,7 @@ def _check_json_object(text: str, path: str) -> Iterator[Violation]:
 
 def _read_json_object(text: str, path: str) -> tuple[dict[str, Any], Violation | None]:
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_refuse_constant)
     except RecursionError:
         return {}, _wrong(path, "is nested too deeply")
     except ValueError as error:
@@ -238,13 +251,19 @@ def _read_json_object(text: str, path: str) -> tuple[dict[str, Any], Violation |
     return value, None
 
 
-def _check_options(options: Options, limits: Limits) -> Iterator[Violation]:
+def _refuse_constant(word: str) -> None:
+    """Python would read NaN and Infinity; no backend does."""
+    raise ValueError(f"it has no {word}")
+
+
+def check_options(options: Options, limits: Limits) -> Iterator[Violation]:
+    """Everything that is wrong with options, an item's or a batch's."""
     for values, ranges, path in ((options, _RANGES, "options"), (options.runner, _RUNNER_RANGES, "options.runner")):
         for name, (least, most) in ranges.items():
             value = getattr(values, name)
             # Written so that NaN, which is in no range, is refused too.
             if value is not None and not least <= value <= most:
-                yield _wrong(f"{path}.{name}", f"is {value:g}; it may be {least:g} to {most:g}")
+                yield _wrong(f"{path}.{name}", f"is {value:,}; it may be {least:,} to {most:,}")
     if len(options.stop) > limits.max_stops:
         yield _wrong("options.stop", f"has {len(options.stop)} texts; at most {limits.max_stops} are taken")
     if any(not text for text in options.stop):

@@ -1,8 +1,9 @@
 """Token arrivals → forward passes: how many the runner made for these items, and who took part in which.
 
 Theory of operation. A forward pass gives every sequence in it one token. So walk the tokens of all items in time
-order, and start a new pass whenever an item speaks that has already spoken in the current one. Against the
-runner's own counter this was exact to about one pass in fifty, without the runner being asked anything.
+order, and start a new pass whenever an item speaks that has already spoken in the current one, or when all who spoke
+in it have ended before. Against the runner's own counter this was exact to about one pass in fifty, without the
+runner being asked anything.
 
 What the walk cannot see is put right with the backend's own count of tokens, when an item ends:
 
@@ -14,7 +15,8 @@ What the walk cannot see is put right with the backend's own count of tokens, wh
 Passes that only computed prompts are invisible and not counted. With draft tokens a pass gives several tokens at
 once; then only a repeat after a real gap opens a new one.
 
-Tokens may arrive slightly out of order; they are sorted within a window (`REORDER_NS`) before they are walked.
+Tokens may arrive slightly out of order; they are sorted within a window (`REORDER_NS`) before they are walked, a
+window's worth at a time.
 """
 
 from __future__ import annotations
@@ -23,13 +25,16 @@ import heapq
 from array import array
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
+from itertools import islice
+from operator import itemgetter
 
 from unisono.core.model import PassMethod
 
 # Tokens are walked when they are this much older than the newest one, or when everything has ended.
 REORDER_NS = 250_000_000
-# With draft tokens, a repeat within this time belongs to the same pass.
-DRAFT_GAP_NS = 2_000_000
+# Tokens that are no further apart than this can be of one pass: with draft tokens a repeat, otherwise the first token
+# of one item and the last of another.
+GAP_NS = 2_000_000
 # Participations that the map keeps, about 16 MB; later passes are counted, but not mapped.
 MAX_PARTICIPATIONS = 2_000_000
 
@@ -50,6 +55,8 @@ class PassCount:
 class ForwardPass:
     """One forward pass."""
 
+    # Its number, from 0.
+    number: int
     # When its first token was made, nanoseconds since 1970.
     at_ns: int
     # The items that took part, by index, in the order in which they spoke; imputed ones last.
@@ -77,21 +84,28 @@ class PassCounter:
         max_participations: int = MAX_PARTICIPATIONS,
     ) -> None:
         self._method = method
-        self._gap_ns = DRAFT_GAP_NS if drafts else 0
+        self._gap_ns = GAP_NS if drafts else 0
         self._room = max_participations
         # Walked passes, in the order of time: when, and who (None: no longer mapped).
         self._times: list[int] = []
         self._members: list[array[int] | None] = []
-        # The current pass: who spoke in it, and when it was last spoken in.
-        self._spoken: set[int] = set()
+        self._unmapped = 0
+        # The current pass, the last one: who spoke in it, and when; when it began; whether it is over for certain.
+        self._spoken: dict[int, int] = {}
+        self._began_ns = 0
+        self._is_closed = True
+        # The latest time of all that was walked.
         self._last_ns = 0
-        # Arrivals that wait for stragglers: (at_ns, order of arrival, item).
-        self._pending: list[tuple[int, int, int]] = []
+        # When each item last ended.
+        self._over_ns: dict[int, int] = {}
+        # Arrivals that wait for stragglers: (at_ns, item); and the time from which on some are walked again.
+        self._pending: list[tuple[int, int]] = []
+        self._due_ns = 0
         self._order = 0
-        self._newest_ns = 0
         self._speaking: dict[int, _Speaker] = {}
-        # Ends whose tokens are to be put right once the walk has come so far: (at_ns, order, item, missing, first).
-        self._ends: list[tuple[int, int, int, int, int]] = []
+        # Ends whose tokens are to be put right once the walk has come so far:
+        # (at_ns, order, item, arrivals, missing, first).
+        self._ends: list[tuple[int, int, int, int, int, int]] = []
         self._seen = 0
         self._imputed = 0
         self._told_tokens = 0
@@ -116,6 +130,7 @@ class PassCounter:
         ended it. `eval_s`: how long it generated, which tells the first token where none was seen.
         """
         speaker = self._speaking.pop(item, None)
+        self._over_ns[item] = at_ns
         if tokens is None or tokens == 0:
             return speaker.shared_with if speaker else 0
         arrivals = speaker.arrivals if speaker else 0
@@ -127,7 +142,7 @@ class PassCounter:
         self._told_seen += min(arrivals, tokens)
         if tokens > arrivals:
             self._order += 1
-            heapq.heappush(self._ends, (at_ns, self._order, item, tokens - arrivals, first_ns))
+            heapq.heappush(self._ends, (at_ns, self._order, item, arrivals, tokens - arrivals, first_ns))
         return speaker.shared_with if speaker else 0
 
     def settle(self) -> None:
@@ -148,41 +163,63 @@ class PassCounter:
     @property
     def unmapped(self) -> int:
         """Passes whose members are not known any more."""
-        return sum(1 for members in self._members if members is None)
+        return self._unmapped
 
     def passes(self, start: int, limit: int) -> list[ForwardPass]:
-        """Up to `limit` mapped passes from number `start` on."""
-        chosen = zip(self._times[start : start + limit], self._members[start : start + limit], strict=True)
-        return [ForwardPass(at_ns=at_ns, members=tuple(who)) for at_ns, who in chosen if who is not None]
+        """Up to `limit` mapped passes from number `start` on; fewer only where there are no more.
+
+        Numbers are final when every item has ended: until then, passes that nobody saw may come between.
+        """
+        mapped = (
+            ForwardPass(number=number, at_ns=self._times[number], members=tuple(members))
+            for number in range(start, len(self._times))
+            if (members := self._members[number]) is not None
+        )
+        return list(islice(mapped, limit))
 
     # -- The walk ------------------------------------------------------------------------------------------
 
     def _arrive(self, item: int, at_ns: int) -> None:
-        self._order += 1
-        heapq.heappush(self._pending, (at_ns, self._order, item))
-        self._newest_ns = max(self._newest_ns, at_ns)
-        if self._pending[0][0] < self._newest_ns - REORDER_NS:
-            self._walk(up_to_ns=self._newest_ns - REORDER_NS)
+        self._pending.append((at_ns, item))
+        if at_ns >= self._due_ns:
+            self._due_ns = at_ns + REORDER_NS
+            self._walk(up_to_ns=at_ns - REORDER_NS)
 
     def _walk(self, up_to_ns: int | None) -> None:
-        while self._pending and (up_to_ns is None or self._pending[0][0] <= up_to_ns):
-            at_ns, _, item = heapq.heappop(self._pending)
-            is_repeat = item in self._spoken and at_ns - self._last_ns >= self._gap_ns
-            if not self._times or is_repeat:
+        # By time, and at one time by arrival.
+        self._pending.sort(key=itemgetter(0))
+        end = len(self._pending) if up_to_ns is None else bisect_right(self._pending, up_to_ns, key=itemgetter(0))
+        due, self._pending = self._pending[:end], self._pending[end:]
+        for stamped_ns, item in due:
+            # One that came too late to be sorted in speaks now.
+            at_ns = max(stamped_ns, self._last_ns)
+            spoke_ns = self._spoken.get(item)
+            if spoke_ns is not None:
+                is_next = at_ns - spoke_ns >= self._gap_ns
+            else:
+                is_next = at_ns - self._last_ns >= GAP_NS and self._is_over(at_ns)
+            if is_next or self._is_closed:
                 self._spoken.clear()
+                self._is_closed = False
+                self._began_ns = at_ns
                 self._open(len(self._times), at_ns)
             if item not in self._spoken:
-                self._spoken.add(item)
                 self._join(len(self._times) - 1, item)
                 self._seen += 1
-            self._last_ns = at_ns
+            self._spoken[item] = self._last_ns = at_ns
         while self._ends and (up_to_ns is None or self._ends[0][0] <= up_to_ns):
-            at_ns, _, item, missing, first_ns = heapq.heappop(self._ends)
-            self._impute(item, missing, first_ns, at_ns)
+            at_ns, _, item, arrivals, missing, first_ns = heapq.heappop(self._ends)
+            self._impute(item, arrivals, missing, first_ns, at_ns)
+
+    def _is_over(self, at_ns: int) -> bool:
+        """Whether all who spoke in the current pass have ended since; so it is before the first one."""
+        return all(self._began_ns <= self._over_ns.get(item, 0) <= at_ns for item in self._spoken)
 
     def _open(self, number: int, at_ns: int) -> None:
         self._times.insert(number, at_ns)
-        self._members.insert(number, array("I") if self._room > 0 else None)
+        is_mapped = self._room > 0
+        self._members.insert(number, array("I") if is_mapped else None)
+        self._unmapped += not is_mapped
 
     def _join(self, number: int, item: int) -> None:
         members = self._members[number]
@@ -190,24 +227,36 @@ class PassCounter:
             members.append(item)
             self._room -= 1
 
-    def _impute(self, item: int, missing: int, first_ns: int, end_ns: int) -> None:
+    def _impute(self, item: int, arrivals: int, missing: int, first_ns: int, end_ns: int) -> None:
         """Gives an item the passes that its missing tokens took.
 
         1. Passes between its first token and its end in which it was silent, the latest first.
-        2. Passes that nobody saw, spread evenly over that time.
+        2. Such passes among those whose members are not known: all but the ones in which it must have spoken.
+        3. Passes that nobody saw, spread evenly over that time.
         """
         self._imputed += missing
         start, end = bisect_left(self._times, first_ns), bisect_right(self._times, end_ns)
+        unmapped = 0
         for number in range(end - 1, start - 1, -1):
             members = self._members[number]
             if missing == 0:
                 return
-            if members is not None and item not in members:
+            if members is None:
+                unmapped += 1
+            elif item in members:
+                arrivals -= 1
+            else:
                 self._join(number, item)
                 missing -= 1
+                if number == len(self._times) - 1:
+                    self._spoken[item] = end_ns
+        missing -= min(missing, max(0, unmapped - max(0, arrivals)))
         step_ns = (end_ns - first_ns) / (missing + 1)
         for k in range(missing):
             at_ns = round(first_ns + step_ns * (k + 1))
             number = bisect_right(self._times, at_ns)
+            if number == len(self._times):
+                self._is_closed = True
+                self._last_ns = max(self._last_ns, at_ns)
             self._open(number, at_ns)
             self._join(number, item)

@@ -168,7 +168,7 @@ def _warnings(group: Group) -> list[Warned]:
     context = group.runner.options.num_ctx or group.model.context_length
     found: list[Warned] = []
     for item in group.items:
-        tokens = -(-text_bytes(item) // BYTES_PER_TOKEN)
+        tokens = -(-_longest_prompt_bytes(item) // BYTES_PER_TOKEN)
         answer = max(0, item.options.num_predict or 0)
         if context and tokens + answer > context:
             found.append(
@@ -181,6 +181,13 @@ def _warnings(group: Group) -> list[Warned]:
                 )
             )
     return found
+
+
+def _longest_prompt_bytes(item: Item) -> int:
+    """Bytes of what must fit into the context at one time: each text of an embedding by itself."""
+    if isinstance(item.request, EmbedRequest):
+        return max((len(text.encode(errors="surrogatepass")) for text in item.request.input), default=0)
+    return text_bytes(item)
 
 
 def warn_of_slots(group: Group, slots: Slots) -> Warned | None:
