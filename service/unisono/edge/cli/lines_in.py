@@ -1,0 +1,179 @@
+"""Lines of a batch file to items.
+
+Two forms, line by line: OpenAI's batch line (`custom_id`, `method`, `url`, `body`), and a plain one, which is the
+body itself with an id beside it. A line that cannot be read costs only itself: it becomes a result that failed.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from unisono._generated.unisono.v1 import item_pb2
+from unisono.edge.cli.body import Kind, read_body
+from unisono.edge.cli.fields import FieldError, Fields, name_of, parse_json, quote
+from unisono.edge.cli.source import MAX_LINE_BYTES, Line
+
+_MAX_ID_BYTES = 256
+
+
+class Form(Enum):
+    """How a line was written, and so how its result is; the value is an OpenAI line's `url`."""
+
+    PLAIN = ""
+    CHAT = "/v1/chat/completions"
+    COMPLETIONS = "/v1/completions"
+    EMBEDDINGS = "/v1/embeddings"
+
+
+_KINDS = {Form.CHAT: Kind.CHAT, Form.COMPLETIONS: Kind.GENERATE, Form.EMBEDDINGS: Kind.EMBED}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a result's item came from."""
+
+    item_id: str
+    # The place among the file's items, from 0, refused lines counted.
+    position: int
+    # The line's number in the file, from 1.
+    line: int
+    form: Form
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoodLine:
+    """A line that became an item."""
+
+    origin: Origin
+    item: item_pb2.Item
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BadLine:
+    """A line that could not be read."""
+
+    origin: Origin
+    # Begins with the line's number and the field's path: "line 7: body.messages[0].role: must be one of …".
+    message: str
+
+
+class LineReader:
+    """Turns lines into items, and remembers every id that it gave."""
+
+    def __init__(self) -> None:
+        # Of each id, where it came from.
+        self.origins: dict[str, Origin] = {}
+        self._position = 0
+        # A line that cannot be read at all is answered in the form of the line before.
+        self._form = Form.PLAIN
+
+    def read(self, lines: Iterable[Line]) -> Iterator[GoodLine | BadLine]:
+        """One for each line that is not blank."""
+        for line in lines:
+            if line.text is None or line.text.strip():
+                yield self._read_line(line)
+                self._position += 1
+
+    def _read_line(self, line: Line) -> GoodLine | BadLine:
+        item_id = ""
+        try:
+            fields = Fields(_parse(line))
+            is_openai = any(fields.has(name) for name in ("body", "url", "method"))
+            if is_openai and self._form is Form.PLAIN:
+                self._form = Form.CHAT  # until the url is known
+            elif not is_openai:
+                self._form = Form.PLAIN
+            item_id = self._take_new_id(fields, is_openai=is_openai)
+            item = self._read_openai(fields) if is_openai else _read_plain(fields)
+        except FieldError as error:
+            origin = self._origin(line, item_id)
+            # An id that is kept from use here must not be given out later, or two results would carry it.
+            self.origins.setdefault(origin.item_id, origin)
+            return BadLine(origin=origin, message=f"line {line.number}: {error}")
+        origin = self._origin(line, item_id)
+        if not item_id and (former := self.origins.get(origin.item_id)) is not None:
+            problem = f"has no id, and {origin.item_id!r} is the id of line {former.line} already"
+            return BadLine(origin=origin, message=f"line {line.number}: {problem}")
+        item.item_id = origin.item_id
+        self.origins[origin.item_id] = origin
+        return GoodLine(origin=origin, item=item)
+
+    def _take_new_id(self, fields: Fields, *, is_openai: bool) -> str:
+        item_id, path = _take_id(fields, is_openai=is_openai)
+        if (former := self.origins.get(item_id)) is not None:
+            raise FieldError(path, f"{quote(item_id)} is the id of line {former.line} already")
+        return item_id
+
+    def _origin(self, line: Line, item_id: str) -> Origin:
+        return Origin(
+            item_id=item_id or f"line-{line.number}",
+            position=self._position,
+            line=line.number,
+            form=self._form,
+        )
+
+    def _read_openai(self, fields: Fields) -> item_pb2.Item:
+        method, url = fields.text("method"), fields.text("url")
+        if method not in (None, "POST"):
+            raise fields.wrong("method", f"must be POST, not {quote(method)}")
+        forms = {form.value: form for form in _KINDS}
+        if url not in forms:
+            what = "is missing; it must" if url is None else "must"
+            raise fields.wrong("url", f"{what} be one of {', '.join(forms)}" + (f", not {quote(url)}" if url else ""))
+        self._form = forms[url]
+        body = fields.child("body")
+        if body is None:
+            raise fields.wrong("body", "is missing")
+        fields.end()
+        kind = _KINDS[self._form]
+        if not body.has(kind.value):
+            raise body.wrong(kind.value, "is missing")
+        return read_body(body, kind, system_beside_messages=False)
+
+
+def _parse(line: Line) -> object:
+    if line.text is None:
+        raise FieldError("", f"is longer than {MAX_LINE_BYTES:,} bytes")
+    try:
+        text = line.text.decode()
+    except UnicodeDecodeError as error:
+        raise FieldError("", f"not UTF-8 (byte {error.start + 1} of the line)") from None
+    value = parse_json(text)
+    if not isinstance(value, dict):
+        raise FieldError("", f"must be a JSON object, not {name_of(value)}")
+    return value
+
+
+def _take_id(fields: Fields, *, is_openai: bool) -> tuple[str, str]:
+    """The caller's id ("" where there is none) and the path of its field."""
+    names = ("custom_id",) if is_openai else ("item_id", "custom_id", "id")
+    given = [name for name in names if fields.has(name)]
+    if len(given) > 1:
+        raise fields.wrong(given[1], f"says again what {given[0]} says; write one of them")
+    if not given:
+        return "", ""
+    name = given[0]
+    value = fields.value(name)
+    if isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**64:
+        value = str(value)
+    if not isinstance(value, str):
+        raise fields.wrong(name, f"must be text, not {name_of(value)}")
+    if not value:
+        raise fields.wrong(name, "is empty; leave it out to have the line's number for an id")
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
+        raise fields.wrong(name, "must not hold control characters")
+    if len(value.encode()) > _MAX_ID_BYTES:
+        raise fields.wrong(name, f"is longer than {_MAX_ID_BYTES} bytes")
+    return value, fields.at(name)
+
+
+def _read_plain(fields: Fields) -> item_pb2.Item:
+    kinds = [kind for kind in Kind if fields.has(kind.value)]
+    if not kinds:
+        raise FieldError("", "has none of prompt, messages, input, and no body with a url")
+    if len(kinds) > 1:
+        raise FieldError(kinds[1].value, f"stands beside {kinds[0].value}; a line is one of them")
+    return read_body(fields, kinds[0], system_beside_messages=True)

@@ -1,0 +1,245 @@
+"""Results to lines of JSON, in the form of the line that asked: OpenAI's batch output, or a plain one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+from google.protobuf.duration_pb2 import Duration
+
+from unisono._generated.unisono.v1 import event_pb2, item_pb2
+from unisono.edge.cli.errors import problem_of_status
+from unisono.edge.cli.lines_in import Form, Origin
+
+STATES = {
+    event_pb2.ITEM_STATE_COMPLETED: "completed",
+    event_pb2.ITEM_STATE_FAILED: "failed",
+    event_pb2.ITEM_STATE_CANCELLED: "cancelled",
+    event_pb2.ITEM_STATE_EXPIRED: "expired",
+}
+_REASONS = {
+    item_pb2.FINISH_REASON_STOP: "stop",
+    item_pb2.FINISH_REASON_LENGTH: "length",
+    item_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
+    item_pb2.FINISH_REASON_EMBEDDED: "embedded",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """An item that ended, with what its line of output needs."""
+
+    origin: Origin
+    # Whole: parts already put together.
+    result: event_pb2.Result
+    # Empty for a line that was never sent.
+    batch_id: str
+    # When it ended, in seconds since 1970.
+    time_s: int
+
+
+def to_line(ended: Ended) -> bytes:
+    """A line of JSON, with its line break."""
+    value = _plain(ended) if ended.origin.form is Form.PLAIN else _openai(ended)
+    return msgspec.json.encode(value) + b"\n"
+
+
+# -- Plain -----------------------------------------------------------------------------------------------------
+
+
+def _plain(ended: Ended) -> dict[str, object]:
+    result, origin = ended.result, ended.origin
+    value: dict[str, object] = {
+        "id": origin.item_id,
+        "index": origin.position,
+        "state": STATES.get(result.state, "failed"),
+    }
+    if result.HasField("completion"):
+        value |= _plain_completion(result.completion)
+    if result.HasField("usage"):
+        value["usage"] = _usage(result.usage)
+    if result.HasField("timings"):
+        value["timings_ms"] = {field.name: _milliseconds(duration) for field, duration in result.timings.ListFields()}
+    value |= {
+        "attempts": result.attempts,
+        "passes": result.passes,
+        "shared_with": result.shared_with,
+    }
+    if result.HasField("error"):
+        problem = problem_of_status(result.error)
+        value["error"] = {"reason": problem.reason, "message": problem.text}
+    return value
+
+
+def _plain_completion(completion: item_pb2.Completion) -> dict[str, object]:
+    value: dict[str, object] = {"model": completion.model}
+    if completion.embeddings:
+        value["embeddings"] = [_vector(embedding) for embedding in completion.embeddings]
+    else:
+        value["content"] = completion.content
+    if completion.thinking:
+        value["thinking"] = completion.thinking
+    if completion.tool_calls:
+        value["tool_calls"] = [
+            {"id": call.id, "name": call.name, "arguments": _object(call.arguments_json)}
+            for call in completion.tool_calls
+        ]
+    if completion.logprobs:
+        value["logprobs"] = _logprobs(completion.logprobs)
+    value["finish_reason"] = _reason(completion)
+    return value
+
+
+def _object(text: str) -> object:
+    """JSON text as it stands, where it is JSON; else as text, so that nothing is lost."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return msgspec.Raw(text.encode())
+
+
+# -- OpenAI ----------------------------------------------------------------------------------------------------
+
+
+def _openai(ended: Ended) -> dict[str, object]:
+    result, origin = ended.result, ended.origin
+    name = f"{ended.batch_id or 'unsent'}-{origin.position}"
+    value: dict[str, object] = {
+        "id": f"batch_req_{name}",
+        "custom_id": origin.item_id,
+        "response": None,
+        "error": None,
+    }
+    if result.HasField("completion"):
+        value["response"] = {
+            "status_code": 200,
+            "request_id": f"req_{name}",
+            "body": _BODIES[origin.form](name, ended.time_s, result),
+        }
+    else:
+        problem = problem_of_status(result.error)
+        value["error"] = {"code": problem.reason, "message": problem.text}
+    return value
+
+
+def _chat_body(name: str, time_s: int, result: event_pb2.Result) -> dict[str, object]:
+    completion = result.completion
+    message: dict[str, object] = {"role": "assistant", "content": completion.content}
+    if completion.thinking:
+        message["reasoning"] = completion.thinking
+    if completion.tool_calls:
+        message["tool_calls"] = [
+            {
+                "id": call.id or f"call_{name}_{number}",
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments_json},
+            }
+            for number, call in enumerate(completion.tool_calls)
+        ]
+    choice = {
+        "index": 0,
+        "message": message,
+        "logprobs": {"content": _logprobs(completion.logprobs)} if completion.logprobs else None,
+        "finish_reason": _reason(completion),
+    }
+    return {
+        "id": f"chatcmpl-{name}",
+        "object": "chat.completion",
+        "created": time_s,
+        "model": completion.model,
+        "choices": [choice],
+        "usage": _openai_usage(result.usage),
+    }
+
+
+def _text_body(name: str, time_s: int, result: event_pb2.Result) -> dict[str, object]:
+    completion = result.completion
+    logprobs = None
+    if completion.logprobs:
+        logprobs = {
+            "tokens": [each.token for each in completion.logprobs],
+            "token_logprobs": [each.logprob for each in completion.logprobs],
+            "top_logprobs": [{top.token: top.logprob for top in each.top} for each in completion.logprobs],
+        }
+    return {
+        "id": f"cmpl-{name}",
+        "object": "text_completion",
+        "created": time_s,
+        "model": completion.model,
+        "choices": [
+            {
+                "index": 0,
+                "text": completion.content,
+                "logprobs": logprobs,
+                "finish_reason": _reason(completion),
+            }
+        ],
+        "usage": _openai_usage(result.usage),
+    }
+
+
+def _embeddings_body(_name: str, _time_s: int, result: event_pb2.Result) -> dict[str, object]:
+    completion, tokens = result.completion, result.usage.prompt_tokens
+    return {
+        "object": "list",
+        "data": [
+            {"object": "embedding", "index": number, "embedding": _vector(embedding)}
+            for number, embedding in enumerate(completion.embeddings)
+        ],
+        "model": completion.model,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+
+
+_BODIES = {Form.CHAT: _chat_body, Form.COMPLETIONS: _text_body, Form.EMBEDDINGS: _embeddings_body}
+
+
+def _openai_usage(usage: item_pb2.Usage) -> dict[str, object]:
+    value: dict[str, object] = {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }
+    if usage.HasField("cached_prompt_tokens"):
+        value["prompt_tokens_details"] = {"cached_tokens": usage.cached_prompt_tokens}
+    return value
+
+
+# -- Both ------------------------------------------------------------------------------------------------------
+
+
+def _reason(completion: item_pb2.Completion) -> str:
+    return _REASONS.get(completion.finish_reason) or completion.finish_reason_raw or "unknown"
+
+
+def _usage(usage: item_pb2.Usage) -> dict[str, int]:
+    value = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
+    if usage.HasField("cached_prompt_tokens"):
+        value["cached_prompt_tokens"] = usage.cached_prompt_tokens
+    return value
+
+
+def _logprobs(logprobs: Sequence[item_pb2.TokenLogprob]) -> list[dict[str, object]]:
+    return [
+        {
+            "token": each.token,
+            "logprob": each.logprob,
+            "bytes": list(each.bytes),
+            "top_logprobs": [
+                {"token": top.token, "logprob": top.logprob, "bytes": list(top.bytes)} for top in each.top
+            ],
+        }
+        for each in logprobs
+    ]
+
+
+def _vector(embedding: item_pb2.Embedding) -> list[float]:
+    # Nine figures are enough to tell any two 32-bit floats apart; more would be noise of the conversion.
+    return [float(f"{value:.9g}") for value in embedding.values]
+
+
+def _milliseconds(duration: Duration) -> float:
+    return round(duration.ToNanoseconds() / 1e6, 3)

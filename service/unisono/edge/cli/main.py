@@ -1,0 +1,251 @@
+"""The commands: what may be written after `unisono`, and what each is for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from unisono.core.durations import parse_duration
+from unisono.core.errors import UnisonoError
+from unisono.edge.cli.connect import DEFAULT_SERVER, Wish
+from unisono.edge.cli.doctor import diagnose
+from unisono.edge.cli.errors import ExitCode, StopError
+from unisono.edge.cli.passmap import DEFAULT_ROWS
+from unisono.edge.cli.ports import Serve, StartServer
+from unisono.edge.cli.run import RunOptions, run
+from unisono.edge.cli.terminal import Terminal
+
+
+class Order(StrEnum):
+    """In which order results are written."""
+
+    FINISHED = "finished"
+    INPUT = "input"
+
+
+class LogLevel(StrEnum):
+    """How much the service tells of its work."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+_HELP = """Runs whole batches of conversations through Ollama, so that they share forward passes.
+
+Begin with [bold]unisono doctor[/bold], which tells what is there, and [bold]unisono run FILE.jsonl[/bold].
+"""
+
+_RUN_HELP = """Runs the items of a JSONL file, and writes a result for each.
+
+FILE holds one item a line; - reads standard input. A line is OpenAI's batch
+line, or plain:
+
+    {"custom_id": "a", "url": "/v1/chat/completions", "body": {…}}
+    {"id": "b", "prompt": "Why is the sky blue?", "model": "llama3.2"}
+    {"messages": [{"role": "user", "content": "Hello!"}]}
+    {"input": ["a text to embed", "another"]}
+
+A line without an id is called line-N. A line that cannot be read fails
+alone, unless --strict. Results go to standard output, as JSON where that is
+not a terminal; all else goes to standard error.
+
+Without --server, the service in UNISONO_SERVER or at 127.0.0.1:50051 is used
+if it answers; else one is started for this command.
+
+Examples:
+
+    unisono run questions.jsonl --model llama3.2
+    unisono run questions.jsonl --output answers.jsonl --num-predict 200
+    unisono run - --order input < questions.jsonl | jq -r .content
+
+Exit codes: 0 every item answered; 1 some were not; 2 wrong usage or a bad
+file; 3 no service; 130 interrupted.
+"""
+
+_DOCTOR_HELP = """Tells which backends and models there are, how many slots each has shown, and what to change.
+
+Examples:
+
+    unisono doctor
+    unisono doctor --ollama http://gpu-box:11434
+    unisono doctor --json | jq .advice
+
+Exit codes: 0 items can be answered; 1 they cannot, and why is told; 2 wrong usage; 3 no service.
+"""
+
+_SERVE_HELP = """Runs the service until it is interrupted.
+
+Examples:
+
+    unisono serve
+    unisono serve --listen 0.0.0.0:50051 --ollama http://gpu-box:11434
+    unisono serve --embedded
+"""
+
+
+def _seconds(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _rows(text: str) -> str:
+    if text != "all" and not (text.isascii() and text.isdigit() and int(text[:9]) > 0):
+        raise typer.BadParameter(f"{text!r} is neither a number of rows nor the word all")
+    return text
+
+
+_Server = Annotated[
+    str | None,
+    typer.Option("--server", metavar="HOST:PORT", help=f"The service to use. [UNISONO_SERVER, or {DEFAULT_SERVER}]"),
+]
+_Ollama = Annotated[
+    str | None,
+    typer.Option("--ollama", metavar="URL", help="Start a service of one's own that uses this Ollama."),
+]
+_Embedded = Annotated[
+    bool, typer.Option("--embedded", help="Start a service of one's own that uses the embedded engine.")
+]
+
+
+def build_cli(start: StartServer, serve: Serve, *, version: str) -> typer.Typer:
+    """The command line of this version; `start` and `serve` are what it cannot do by itself."""
+    cli = typer.Typer(
+        name="unisono",
+        help=_HELP,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @cli.callback(invoke_without_command=True)
+    def main(
+        *,
+        show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    ) -> None:
+        if show_version:
+            typer.echo(f"unisono {version}")
+            raise typer.Exit
+
+    @cli.command("run", help=_RUN_HELP)
+    def run_command(
+        file: Annotated[str, typer.Argument(metavar="FILE", help="A JSONL file, or - for standard input.")],
+        *,
+        server: _Server = None,
+        model: Annotated[str | None, typer.Option(help="The model of items that name none.")] = None,
+        output: Annotated[
+            str | None,
+            typer.Option("--output", "-o", metavar="FILE", help="Where results go as JSONL; - is standard output."),
+        ] = None,
+        embedded: _Embedded = False,
+        ollama: _Ollama = None,
+        num_predict: Annotated[int | None, typer.Option(help="The most tokens of an answer; -1: no limit.")] = None,
+        temperature: Annotated[float | None, typer.Option(help="Randomness; 0: always the likeliest token.")] = None,
+        seed: Annotated[int | None, typer.Option(help="The seed of items that name none.")] = None,
+        timeout: Annotated[
+            float | None,
+            typer.Option(parser=_seconds, metavar="TIME", help="For the whole batch: 90s, 10m, 1h30m."),
+        ] = None,
+        item_timeout: Annotated[
+            float | None,
+            typer.Option(parser=_seconds, metavar="TIME", help="For the silence of an item that has begun to speak."),
+        ] = None,
+        order: Annotated[
+            Order, typer.Option(help="Results as they finish, or in the order of the file.")
+        ] = Order.FINISHED,
+        no_map: Annotated[bool, typer.Option("--no-map", help="Draw no pass map.")] = False,
+        passes: Annotated[
+            str, typer.Option(parser=_rows, metavar="N|all", help="Rows of the pass map in each group.")
+        ] = str(DEFAULT_ROWS),
+        strict: Annotated[bool, typer.Option("--strict", help="Run nothing if any line is bad.")] = False,
+    ) -> None:
+        options = RunOptions(
+            file=file,
+            wish=Wish(server=server, embedded=embedded, ollama_url=ollama),
+            model=model,
+            output=output,
+            num_predict=_within("--num-predict", num_predict, 31),
+            temperature=temperature,
+            seed=_within("--seed", seed, 63),
+            timeout_s=timeout,
+            item_timeout_s=item_timeout,
+            is_in_order=order is Order.INPUT,
+            draw_map=not no_map,
+            map_rows=None if passes == "all" else int(passes),
+            is_strict=strict,
+        )
+        _finish(lambda terminal: run(options, start, terminal))
+
+    @cli.command("serve", help=_SERVE_HELP)
+    def serve_command(
+        *,
+        listen: Annotated[
+            str | None, typer.Option(metavar="HOST:PORT", help=f"Where to listen. [{DEFAULT_SERVER}]")
+        ] = None,
+        ollama: Annotated[
+            str | None, typer.Option(metavar="URL", help="The Ollama to use. [OLLAMA_HOST, or 127.0.0.1:11434]")
+        ] = None,
+        embedded: Annotated[bool, typer.Option("--embedded", help="Use the embedded engine instead.")] = False,
+        log_level: Annotated[LogLevel | None, typer.Option(help="How much to tell. [info]")] = None,
+    ) -> None:
+        terminal = Terminal.standard()
+        if embedded and ollama:
+            _stop(terminal, StopError("--embedded and --ollama exclude each other.", code=ExitCode.USAGE))
+        try:
+            serve(
+                listen=listen, ollama_url=ollama, embedded=embedded, log_level=log_level.value if log_level else None
+            )
+        except UnisonoError as error:
+            _stop(terminal, StopError(f"{error.message} ({error.reason})", code=ExitCode.UNREACHABLE))
+        except OSError as error:
+            _stop(terminal, StopError(f"The service cannot be started: {error}", code=ExitCode.UNREACHABLE))
+        except KeyboardInterrupt:
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
+
+    @cli.command("doctor", help=_DOCTOR_HELP)
+    def doctor_command(
+        *,
+        server: _Server = None,
+        ollama: _Ollama = None,
+        embedded: _Embedded = False,
+        as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    ) -> None:
+        wish = Wish(server=server, embedded=embedded, ollama_url=ollama)
+        _finish(lambda terminal: diagnose(wish, start, terminal, as_json=as_json))
+
+    return cli
+
+
+def _finish(command: Callable[[Terminal], Coroutine[object, object, int]]) -> None:
+    """Runs a command to its end and ends the process as it says."""
+    terminal = Terminal.standard()
+    try:
+        code = asyncio.run(command(terminal))
+    except StopError as error:
+        _stop(terminal, error)
+    except KeyboardInterrupt:
+        terminal.say("unisono: interrupted")
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+    else:
+        raise typer.Exit(code)
+
+
+def _stop(terminal: Terminal, error: StopError) -> None:
+    terminal.say(error.lines, "red")
+    raise typer.Exit(error.code)
+
+
+def _within(name: str, value: int | None, bits: int) -> int | None:
+    """A number that the contract's field can hold."""
+    if value is not None and not -(2**bits) <= value < 2**bits:
+        raise typer.BadParameter(f"{value} is too large for {name}")
+    return value

@@ -1,0 +1,62 @@
+"""What the command line needs of the house and may not import: starting a service, and being one.
+
+The composition root passes these to `build_cli`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+
+class StartedServer(Protocol):
+    """A service that runs in this process until its context is left."""
+
+    @property
+    def target(self) -> str:
+        """Where it listens, "127.0.0.1:50051"; its health is SERVING."""
+        ...
+
+    @property
+    def backend_description(self) -> str:
+        """Which backend it uses, as the object of "using": "Ollama 0.32.15 at http://127.0.0.1:11434"."""
+        ...
+
+
+class StartServer(Protocol):
+    """Starts a service for one command, on a loopback port that is free."""
+
+    def __call__(
+        self,
+        *,
+        # True: the embedded engine. None: the configured Ollama, and the embedded engine where there is none.
+        embedded: bool | None,
+        # Instead of the configured one.
+        ollama_url: str | None,
+        # Told, in a few words each, what is being waited for: "loading SmolLM2-135M-Instruct".
+        on_progress: Callable[[str], None],
+    ) -> AbstractAsyncContextManager[StartedServer]:
+        """Entering waits until it serves; leaving stops it and what it started.
+
+        Raises a `core.errors.UnisonoError` whose message says what is missing and what to do.
+        """
+        ...
+
+
+class Serve(Protocol):
+    """Runs the service until it is told to stop."""
+
+    def __call__(
+        self,
+        *,
+        # HOST:PORT. None, here and below: as configured.
+        listen: str | None,
+        ollama_url: str | None,
+        # True: the embedded engine instead of an Ollama.
+        embedded: bool,
+        # "debug", "info", "warning" or "error".
+        log_level: str | None,
+    ) -> None:
+        """Blocks. Raises a `core.errors.UnisonoError`, or an OSError, where it cannot start."""
+        ...

@@ -1,0 +1,1 @@
+"""Batches to try the service with; data, not code."""
