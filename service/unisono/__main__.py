@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from unisono.bootstrap import finds_ollama, running, version
+# First: it keeps gRPC's core, which is imported with the rest, from writing to standard error.
+from unisono.edge.cli.main import build_cli  # isort: split
+
+from unisono import __version__
+from unisono.bootstrap import finds_ollama, running
 from unisono.config import Settings
-from unisono.edge.cli.main import build_cli
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -25,7 +28,7 @@ log = structlog.get_logger("unisono")
 
 def main() -> None:
     """The command line."""
-    build_cli(start=_start, serve=_serve, version=version())()
+    build_cli(start=_start, serve=_serve, version=__version__)()
 
 
 @asynccontextmanager
@@ -62,7 +65,7 @@ async def _serve_until_told(settings: Settings) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
     async with running(settings, on_progress=log.info) as service:
-        log.info("serving", listen=service.target, backend=service.backend_description, version=version())
+        log.info("serving", listen=service.target, backend=service.backend_description, version=__version__)
         _ = await is_told.wait()
     log.info("stopped")
 

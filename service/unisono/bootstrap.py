@@ -7,7 +7,6 @@ async with running(Settings()) as service:
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
 import os
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 import structlog
 from opentelemetry.trace import NoOpTracerProvider
 
+from unisono import __version__
 from unisono.adapters.embedded import EmbeddedBackend
 from unisono.adapters.journal.memory import MemoryJournal
 from unisono.adapters.llama_server import LlamaServerBackend
@@ -69,11 +69,6 @@ class RunningService:
     batches: Batches
 
 
-def version() -> str:
-    """The version of this service."""
-    return importlib.metadata.version("unisono")
-
-
 @asynccontextmanager
 async def running(
     settings: Settings, *, on_progress: Callable[[str], None] = lambda _: None
@@ -90,7 +85,7 @@ async def running(
         if isinstance(backend, EmbeddedBackend):
             # Now, so that what is missing is said at once, and not by the first batch.
             await backend.start()
-        telemetry = configure(version(), os.environ)
+        telemetry = configure(__version__, os.environ)
         if telemetry is not None:
             # In a thread: a collector that is away must not hold up the loop in which everything else ends.
             stack.push_async_callback(asyncio.to_thread, telemetry.shutdown)
@@ -130,7 +125,7 @@ async def running(
             drivers=drivers,
             clock=clock,
             facts=ServerFacts(
-                version=version(),
+                version=__version__,
                 started_at_ns=started_at_ns,
                 max_receive_bytes=MAX_RECEIVE_BYTES,
                 max_send_bytes=MAX_SEND_BYTES,

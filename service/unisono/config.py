@@ -43,7 +43,7 @@ class Settings(BaseSettings):
 
     # Where the gRPC service listens. Loopback by default: there is no authentication yet.
     listen: str = "127.0.0.1:50051"
-    log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
+    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
 
     # -- The backend: the first that is set, of these three.
     # llama.cpp's own server inside this service, with a small model.
@@ -54,41 +54,41 @@ class Settings(BaseSettings):
     ollama_url: str = ""
     # Sent to the backend as "Authorization: Bearer …".
     backend_token: SecretStr = SecretStr("")
-    connect_timeout: Duration = Field(5.0, gt=0)
+    connect_timeout: Duration = Field(default=5.0, gt=0)
     # How long items wait for a backend that is away before they fail with BACKEND_UNAVAILABLE.
-    backend_patience: Duration = Field(60.0, ge=0)
+    backend_patience: Duration = Field(default=60.0, ge=0)
     # Requests at the backend of which none is answered anything for so long are given up.
-    stall_timeout: Duration = Field(600.0, gt=0)
+    stall_timeout: Duration = Field(default=600.0, gt=0)
 
     # -- How much at a time.
     # Slots of each runner: set it to OLLAMA_NUM_PARALLEL where you know it. Unset: learned.
-    slots: int | None = Field(None, ge=1, le=4096)
+    slots: int | None = Field(default=None, ge=1, le=4096)
     # The most requests in flight while slots are being learned.
-    max_in_flight: int = Field(64, ge=1, le=4096)
+    max_in_flight: int = Field(default=64, ge=1, le=4096)
 
     # -- The embedded engine.
     embedded_model: str = ""
-    embedded_slots: int = Field(8, ge=1, le=256)
+    embedded_slots: int = Field(default=8, ge=1, le=256)
     # Tokens of context for each slot.
-    embedded_context: int = Field(2048, ge=64)
+    embedded_context: int = Field(default=2048, ge=64)
 
     # -- What batches get where they say nothing.
-    item_timeout: Duration = Field(120.0, ge=0)
-    keep_alive: Duration = Field(300.0, ge=0)
-    detach_grace: Duration = Field(900.0, ge=0)
+    item_timeout: Duration = Field(default=120.0, ge=0)
+    keep_alive: Duration = Field(default=300.0, ge=0)
+    detach_grace: Duration = Field(default=900.0, ge=0)
 
     # -- Limits.
-    max_items: int = Field(50_000, ge=1)
-    max_item_text_bytes: Size = Field(4 * 1024 * 1024, ge=1)
-    max_image_bytes: Size = Field(16 * 1024 * 1024, ge=1)
-    max_batches: int = Field(256, ge=1)
-    max_journal_bytes: Size = Field(256 * 1024 * 1024, ge=1024)
-    max_open_items: int = Field(10_000, ge=1)
+    max_items: int = Field(default=50_000, ge=1)
+    max_item_text_bytes: Size = Field(default=4 * 1024 * 1024, ge=1)
+    max_image_bytes: Size = Field(default=16 * 1024 * 1024, ge=1)
+    max_batches: int = Field(default=256, ge=1)
+    max_journal_bytes: Size = Field(default=256 * 1024 * 1024, ge=1024)
+    max_open_items: int = Field(default=10_000, ge=1)
     # How long ended batches can be attached to.
-    keep_ended: Duration = Field(900.0, ge=0)
+    keep_ended: Duration = Field(default=900.0, ge=0)
     # How long running batches may go on when the service is told to stop.
-    drain: Duration = Field(30.0, ge=0)
+    drain: Duration = Field(default=30.0, ge=0)
 
     # -- Traces; where they go is told by the standard OTEL_* variables.
     # Items of one batch that get a span of their own; failures always do.
-    trace_items: int = Field(1000, ge=0)
+    trace_items: int = Field(default=1000, ge=0)

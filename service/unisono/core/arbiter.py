@@ -422,7 +422,7 @@ class Arbiter:
         error = BackendUnavailableError(f"{said} (waited {self._settings.patience_s:g} s for it)")
         commands: list[Command] = []
         for place in self._places.values():
-            commands += place.conductor.stop_all(ItemState.FAILED, error, now)
+            commands += place.conductor.stop_waiting(ItemState.FAILED, error, now)
         return commands
 
     # -- Bookkeeping -------------------------------------------------------------------------------------------

@@ -336,6 +336,10 @@ class Conductor:
         """All items end now."""
         return self.stop(list(self._entries), state, error, now)
 
+    def stop_waiting(self, state: ItemState, error: UnisonoError, now: float) -> list[Command]:
+        """All items end now but those at the backend, which may still be answered."""
+        return self.stop([ticket for ticket in self._entries if ticket not in self._flying], state, error, now)
+
     def tick(self, now: float) -> list[Command]:
         """Time has passed: limits are met, retries fall due, a wave has waited long enough."""
         commands: list[Command] = []
@@ -393,6 +397,9 @@ class Conductor:
         if room <= 0 or not self._staged:
             return
         is_first_of_wave = not self._flying
+        if is_first_of_wave:
+            # As many as have a slot; what is to wait at the backend follows them.
+            room = min(room, self.capacity.limit)
         if is_first_of_wave and self._staging and len(self._staged) < room:
             oldest = min(entry.staged_at_s for entry in self._staged.values())
             if now < oldest + self._settings.hold_patience_s:
@@ -412,6 +419,8 @@ class Conductor:
         self._wave += 1
         # What was released made room for the next to be held ready.
         yield from self._stage_ahead()
+        if is_first_of_wave:
+            yield from self._release(now)
 
     # -- Steps of one item -------------------------------------------------------------------------------------
 

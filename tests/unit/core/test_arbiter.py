@@ -108,12 +108,12 @@ def test_who_may_have_made_room_is_loaded_again() -> None:
 
 
 def test_told_slots_are_used_from_the_first_wave_on() -> None:
-    """Where loading tells the number of slots, the limit is that number and one."""
+    """Where loading tells the number of slots, the first wave is as many, and the limit one more."""
     arbiter, world = simulate(slots=3, told_slots=3)
     world.add(works(range(20)), A)
     finish(world)
     assert arbiter.capacity(A).slots == Slots(count=3, source=SlotSource.TOLD)
-    assert len(world.waves[0]) == 4
+    assert len(world.waves[0]) == 3
     assert world.most_in_flight == 4
 
 

@@ -109,7 +109,8 @@ def test_what_falls_free_is_filled_at_once() -> None:
     world.add(works(range(20)))
     finish(world)
     ended_at = world.times(End)
-    refills = world.times(Release)[1:]
+    # The first wave fills the slots, and one more follows it at once.
+    refills = world.times(Release)[2:]
     assert len(refills) >= 15
     assert set(refills) <= set(ended_at)
 
@@ -127,9 +128,9 @@ def test_successor_goes_two_tokens_before_the_end() -> None:
     _, world = simulate(configured=2, slots=2, answer=Answer(tokens=10))
     world.add([Work(ticket=n, batch=0, num_predict=10) for n in range(5)])
     finish(world)
-    assert world.waves[:2] == [(0, 1, 2), (3,)]
+    assert world.waves[:3] == [(0, 1), (2,), (3,)]
     first_token = 100.001 + 0.05 + 0.02
-    assert world.times(Release)[1] == pytest.approx(first_token + 7 * 0.02)
+    assert world.times(Release)[2] == pytest.approx(first_token + 7 * 0.02)
     assert world.times(End)[0] == pytest.approx(first_token + 9 * 0.02)
 
 
@@ -493,13 +494,13 @@ def test_stalled_backend_is_given_up() -> None:
 
 
 def test_stall_counts_from_the_release_for_those_who_follow() -> None:
-    """Items that take the place of stalled ones have all of stall_s for themselves, and go as one wave."""
+    """Items that take the place of stalled ones have all of stall_s for themselves, and go together."""
     _, world = simulate(slots=2, configured=2, settings=ConductorSettings(stall_s=20.0))
     for n in range(9):
         world.faults[n] = [Fault()] * 3
     world.add([Work(ticket=n, batch=0, max_attempts=1) for n in range(9)])
     ends = finish(world)
-    assert [sorted(wave) for wave in world.waves] == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    assert [sorted(wave) for wave in world.waves] == [[0, 1], [2], [3, 4], [5], [6, 7], [8]]
     assert sorted(set(world.times(End))) == [pytest.approx(100.001 + 20.0 * k) for k in (1, 2, 3)]
     assert all(isinstance(end.error, BackendStalledError) for end in ends.values())
 
