@@ -5,6 +5,9 @@
 A wave of calls is staged; for "held" it stays so, for "streaming" it is released and each call has read its first
 line. Then all are aborted in one loop. What is measured is the time from the word "go" until the receiving server
 (a process of its own, `receiver.py`) has seen each connection closed.
+
+For "a batch" a whole batch runs through the service on the stand-in, every item is being answered, and CancelBatch
+is called: measured from the call until the stand-in has no connection open. All three share a process here.
 """
 
 from __future__ import annotations
@@ -18,13 +21,20 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 
+import grpc.aio
 import httpx
 
 from tests.bench.receiver import receiver
 from tests.bench.release import BODY, LIMIT_S, machine
+from tests.fakes.ollama import FakeOllama
+from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
+from unisono._generated.unisono.v1 import batch_inference_pb2_grpc as pb_grpc
+from unisono._generated.unisono.v1 import item_pb2
 from unisono.adapters.held import HeldTransport, parse_endpoint, release
+from unisono.bootstrap import running
+from unisono.config import Settings
 
-HELD, STREAMING = "held", "streaming"
+HELD, STREAMING, BATCH = "held", "streaming", "a batch"
 # A median in ms that closing shall not exceed.
 TARGET_MS = 50.0
 
@@ -65,14 +75,38 @@ async def cancel(port: int, size: int, state: str) -> list[float]:
     return [(at_ns - go_ns) / 1e6 for at_ns in closed]
 
 
+async def cancel_batches(size: int, rounds: int) -> list[float]:
+    """Cancels whole batches by rpc; returns each one's time in ms until all its connections are closed."""
+    message = item_pb2.Message(role=item_pb2.ROLE_USER, content="[[tokens=1000000]]")
+    items = [item_pb2.Item(item_id=str(n), chat=item_pb2.ChatRequest(messages=[message])) for n in range(size)]
+    request = pb.RunBatchRequest(config=pb.BatchConfig(model="fake"), items=items)
+    found: list[float] = []
+    async with FakeOllama(num_parallel=size, pass_s=0.005) as fake:
+        settings = Settings(listen="127.0.0.1:0", ollama_url=fake.url, slots=size, drain=0.0)
+        async with running(settings) as service, grpc.aio.insecure_channel(service.target) as channel:
+            batch = pb_grpc.BatchInferenceStub(channel)
+            for _ in range(rounds + 1):
+                events = batch.RunBatch(request)
+                first = await anext(aiter(events))
+                await fake.wait_for(lambda f: f.busy_slots == size, timeout_s=LIMIT_S)
+                began = time.monotonic()
+                _ = await batch.CancelBatch(pb.CancelBatchRequest(batch_id=first.event.accepted.batch_id))
+                await fake.wait_for(lambda f: f.open_connections == 0, timeout_s=LIMIT_S)
+                found.append((time.monotonic() - began) * 1e3)
+                async for _ in events:
+                    pass
+    return found[1:]
+
+
 async def measure(*, size: int = 64, rounds: int = 20) -> list[Row]:
-    """Measures both states in turn; a first round is thrown away."""
+    """Measures the states in turn; a first round is thrown away."""
     times: dict[str, list[float]] = {HELD: [], STREAMING: []}
     with receiver() as port:
         for number in range(rounds + 1):
             for state, found in times.items():
                 taken = await cancel(port, size, state)
                 found.extend(taken if number else ())
+    times[BATCH] = await cancel_batches(size, rounds)
     return [
         Row(state=state, size=size, median_ms=statistics.median(t), slowest_ms=max(t), count=len(t))
         for state, t in times.items()

@@ -6,17 +6,19 @@ who watch at that moment and by nobody later. `weight` says how many bytes of me
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from unisono.core.model import ItemState, Slots
+# Figures of a batch at one moment, which are events too.
+from unisono.core.report import GroupPlanned as GroupPlanned  # noqa: PLC0414 - an event too, for those who read events
+from unisono.core.report import Progress as Progress  # noqa: PLC0414
 
 if TYPE_CHECKING:
     from array import array
 
     from unisono.core.errors import UnisonoError
-    from unisono.core.model import Completion, RunnerSpec, Timings, TokenLogprob, Usage
+    from unisono.core.model import Completion, ItemState, Timings, TokenLogprob, Usage
     from unisono.core.report import Report
 
 
@@ -43,20 +45,6 @@ class Accepted:
 
     batch_id: str
     item_count: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GroupPlanned:
-    """Items of the batch were assigned to a runner; said again, with the new count, when more join."""
-
-    # The group's number within the batch, from 0.
-    group: int
-    runner: RunnerSpec
-    # Items of the batch in it so far.
-    item_count: int
-    # Whether the runner was loaded already.
-    is_loaded: bool
-    slots: Slots = field(default_factory=Slots)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,21 +106,6 @@ class Result:
     group: int | None = None
     # How many parts stand before this event.
     parts: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """How far the batch is: items by state, tokens and passes so far."""
-
-    accepted: int = 0
-    queued: int = 0
-    in_flight: int = 0
-    completed: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    expired: int = 0
-    completion_tokens: int = 0
-    passes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

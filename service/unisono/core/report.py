@@ -5,11 +5,40 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from unisono.core.events import Progress
+from unisono.core.model import Slots
 
 if TYPE_CHECKING:
-    from unisono.core.events import GroupPlanned
+    from unisono.core.model import RunnerSpec
     from unisono.core.passes import PassCount
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupPlanned:
+    """Items of the batch were assigned to a runner; said again, with the new count, when more join."""
+
+    # The group's number within the batch, from 0.
+    group: int
+    runner: RunnerSpec
+    # Items of the batch in it so far.
+    item_count: int
+    # Whether the runner was loaded already.
+    is_loaded: bool
+    slots: Slots = field(default_factory=Slots)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far the batch is: items by state, tokens and passes so far."""
+
+    accepted: int = 0
+    queued: int = 0
+    in_flight: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    completion_tokens: int = 0
+    passes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
