@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import ssl
 from functools import partial
-from typing import Any
 
 import pytest
+import trustme
 
 from tests.unit.adapters.raw_server import Connection, raw_server
 from tests.unit.adapters.test_held_transport import BODY, read_all
 from unisono.adapters.held import HeldTransport, parse_endpoint, release
 from unisono.core.errors import BackendUnavailableError
 
-trustme = pytest.importorskip("trustme")
-
 
 @pytest.fixture(scope="module")
-def authority() -> Any:
+def authority() -> trustme.CA:
     """A certificate authority of this test's own."""
     return trustme.CA()
 
 
 @pytest.fixture
-def server_side(authority: Any) -> ssl.SSLContext:
+def server_side(authority: trustme.CA) -> ssl.SSLContext:
     """The server's side, with a certificate for localhost."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(context)
@@ -35,7 +33,7 @@ def lacks_one(seen: Connection, body: bytes) -> bool:
     return len(seen.body) == len(body) - 1
 
 
-async def test_a_held_request_over_tls(authority: Any, server_side: ssl.SSLContext) -> None:
+async def test_a_held_request_over_tls(authority: trustme.CA, server_side: ssl.SSLContext) -> None:
     """All but the last byte is there and held; it comes with the release; large bodies and answers pass."""
     trusting = ssl.create_default_context()
     authority.configure_trust(trusting)
@@ -58,7 +56,7 @@ async def test_a_held_request_over_tls(authority: Any, server_side: ssl.SSLConte
             await seen.until_closed()
 
 
-async def test_abort_and_close_over_tls(authority: Any, server_side: ssl.SSLContext) -> None:
+async def test_abort_and_close_over_tls(authority: trustme.CA, server_side: ssl.SSLContext) -> None:
     """Closing works from both sides while a request is held."""
     trusting = ssl.create_default_context()
     authority.configure_trust(trusting)

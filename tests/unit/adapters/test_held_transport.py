@@ -114,7 +114,7 @@ async def test_a_body_that_does_not_end_in_a_brace_is_not_sent(server: RawServer
 
 
 async def test_a_header_that_cannot_be_sent(server: RawServer) -> None:
-    """A header that would break the request's framing is a defect of the caller of this transport, and told as one."""
+    """A header that would break the request's framing is a defect of this service, and told as one."""
     with pytest.raises(InternalError):
         await transport_to(server).stage("/api/chat", BODY, {"traceparent": "00\r\nX: y"})
     await (await server.connection()).until_closed()

@@ -3,25 +3,64 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from unisono.adapters.embedded.process import EngineProcess, find_model
-from unisono.adapters.llama_server import LlamaServerBackend
-from unisono.core.errors import BackendUnavailableError
+from unisono.adapters.held import release
+from unisono.adapters.llama_server import LlamaServerBackend, LlamaServerCall
+from unisono.app.ports import HeldCall, LoadOutcome, ReleaseTimes
+from unisono.core.errors import BackendUnavailableError, ConnectionLostError, RunnerDiedError
 from unisono.core.model import PassMethod
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
-    from unisono.app.ports import HeldCall, LoadOutcome, ReleaseTimes
-    from unisono.core.model import Item, LoadedRunner, ModelInfo, RunnerSpec
+    from unisono.core.model import Finished, Item, LoadedRunner, ModelInfo, RunnerSpec, Spoke
 
 NAME: Final = "embedded"
 # The model's name where nobody configured another file.
 MODEL: Final = "smollm2:135m"
 _START_TIMEOUT_S: Final = 120.0
+# A dead engine's connections can be seen to close a moment before its end is seen.
+_DEATH_IS_SEEN_S: Final = 1.0
+
+
+class EmbeddedCall:
+    """A held request to the engine, which knows why its connection was lost. See the port `HeldCall`."""
+
+    def __init__(self, call: LlamaServerCall, engine: EngineProcess) -> None:
+        self.exchange = call.exchange
+        self._call = call
+        self._engine = engine
+
+    @property
+    def is_closed(self) -> bool:
+        """See the port."""
+        return self._call.is_closed
+
+    async def wait_closed(self) -> None:
+        """See the port."""
+        await self._call.wait_closed()
+
+    def abort(self) -> None:
+        """See the port."""
+        self._call.abort()
+
+    async def answer(self) -> AsyncGenerator[Spoke | Finished, None]:
+        """See the port. Raises RunnerDiedError where the engine died meanwhile."""
+        try:
+            async with contextlib.aclosing(self._call.answer()) as pieces:
+                async for piece in pieces:
+                    yield piece
+        except ConnectionLostError as error:
+            if not await self._engine.died(_DEATH_IS_SEEN_S):
+                raise
+            raise RunnerDiedError(
+                f"the embedded engine died; its last words:\n  {self._engine.last_words}", metadata={"backend": NAME}
+            ) from error
 
 
 class EmbeddedBackend:
@@ -33,12 +72,18 @@ class EmbeddedBackend:
         model_path: str | None = None,
         slots: int = 8,
         context: int = 2048,
+        threads: int | None = None,
         on_progress: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Starts nothing yet. `context`: tokens of each slot. `on_progress` is told what takes long."""
+        """Starts nothing yet: `start` does, and whatever asks it something.
+
+        `context`: tokens of each slot. `threads`: None for as many as there are cores to use. `on_progress` is told
+        what takes long.
+        """
         self._model_path = model_path
         self._slots = slots
         self._context = context
+        self._threads = threads
         self._on_progress = on_progress
         self._engine: EngineProcess | None = None
         self._server: LlamaServerBackend | None = None
@@ -74,16 +119,25 @@ class EmbeddedBackend:
         """Starts the engine, if it does not run. Raises LoadFailedError where it cannot be had."""
         async with self._starting:
             if self._is_closed:
-                raise BackendUnavailableError("the embedded engine was closed with its service")
+                raise BackendUnavailableError("the embedded engine was closed", metadata={"backend": NAME})
             if self._engine is not None and self._engine.is_alive:
                 return
             await self._drop()
             model = find_model(self._model_path)
             alias = model.stem if self._model_path else MODEL
-            self._on_progress(f"starting llama.cpp with {model.name}")
-            self._engine = await EngineProcess.start(
-                model, alias=alias, slots=self._slots, context=self._context, timeout_s=_START_TIMEOUT_S
+            self._on_progress(
+                f"starting llama.cpp with {model.name}, {self._slots} slots of {self._context:,} tokens"
             )
+            began = time.monotonic()
+            self._engine = await EngineProcess.start(
+                model,
+                alias=alias,
+                slots=self._slots,
+                context=self._context,
+                threads=self._threads,
+                timeout_s=_START_TIMEOUT_S,
+            )
+            self._on_progress(f"llama.cpp is ready after {time.monotonic() - began:.1f} s")
             self._server = LlamaServerBackend(
                 name=NAME, url=self._engine.url, headers={"Authorization": f"Bearer {self._engine.key}"}
             )
@@ -101,8 +155,10 @@ class EmbeddedBackend:
         return await (await self._running()).find_model(name)
 
     async def loaded(self) -> tuple[LoadedRunner, ...]:
-        """See the port."""
-        return await (await self._running()).loaded()
+        """See the port: nothing while the engine does not run."""
+        if self._server is None or self.pid is None:
+            return ()
+        return await self._server.loaded()
 
     async def load(self, runner: RunnerSpec, *, keep_alive_s: float) -> LoadOutcome:
         """See the port. A dead engine is started again, which is a load."""
@@ -116,15 +172,14 @@ class EmbeddedBackend:
 
     async def stage(self, item: Item, runner: RunnerSpec, headers: Mapping[str, str]) -> HeldCall:
         """See the port. A dead engine is no backend: the probe that follows starts it."""
-        if self._server is None or self.pid is None:
-            raise BackendUnavailableError("the embedded engine has died; it is started again")
-        return await self._server.stage(item, runner, headers)
+        if self._server is None or self._engine is None or not self._engine.is_alive:
+            raise BackendUnavailableError("the embedded engine does not run", metadata={"backend": NAME})
+        return EmbeddedCall(await self._server.stage(item, runner, headers), self._engine)
 
     def release(self, calls: Sequence[HeldCall]) -> ReleaseTimes:
         """See the port."""
-        if self._server is None:
-            raise RuntimeError("nothing was staged on an engine that never ran")
-        return self._server.release(calls)
+        first_ns, last_ns = release([call.exchange for call in calls if isinstance(call, EmbeddedCall)])
+        return ReleaseTimes(first_ns=first_ns, last_ns=last_ns)
 
     async def close(self) -> None:
         """Ends the engine and waits for that."""

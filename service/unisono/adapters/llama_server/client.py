@@ -18,56 +18,33 @@ import msgspec
 from unisono.adapters.held import HeldExchange, HeldTransport, parse_endpoint, release, translated
 from unisono.adapters.llama_server.answer import EmbeddingReader, TextReader
 from unisono.adapters.llama_server.failures import failure
-from unisono.adapters.llama_server.request import build_request, refuse_other_runner
+from unisono.adapters.llama_server.props import Models, Props, model_info
+from unisono.adapters.llama_server.request import build_request, refuse_other_runner, refuse_shift
 from unisono.app.ports import HeldCall, LoadOutcome, ReleaseTimes
 from unisono.core.errors import (
     BackendBusyError,
     BadAnswerError,
+    CallerError,
     ConnectionLostError,
     LoadFailedError,
+    ModelLacksCapabilityError,
     ModelNotFoundError,
 )
-from unisono.core.model import EmbedRequest, LoadedRunner, ModelInfo, PassMethod
+from unisono.core.model import EmbedRequest, LoadedRunner, PassMethod
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
-    from unisono.core.model import Finished, Item, RunnerSpec, Spoke
+    from unisono.core.model import Finished, Item, ModelInfo, RunnerSpec, Spoke
 
 _T = TypeVar("_T")
 
 PORT: Final = 8080
+# To learn whether it embeds: a server that does refuses the empty text, any other refuses the whole idea.
+_NO_TEXT: Final = b'{"input":""}'
 # How often a server that is loading its model is asked again.
 _LOOK_AGAIN_S: Final = 0.1
 _LONGEST_ERROR: Final = 1 << 20
-
-
-class _Settings(msgspec.Struct):
-    n_ctx: int = 0
-
-
-class _Props(msgspec.Struct):
-    default_generation_settings: _Settings = msgspec.field(default_factory=_Settings)
-    total_slots: int = 0
-    build_info: str = ""
-    modalities: dict[str, bool] = {}
-    chat_template: str = ""
-
-
-class _Meta(msgspec.Struct):
-    n_ctx_train: int | None = None
-    n_params: int | None = None
-    size: int | None = None
-    ftype: str | None = None
-
-
-class _Model(msgspec.Struct):
-    id: str
-    meta: _Meta | None = None
-
-
-class _Models(msgspec.Struct):
-    data: list[_Model] = []
 
 
 class LlamaServerCall:
@@ -153,6 +130,8 @@ class LlamaServerBackend:
         )
         # Tokens of context of each slot, once the server has told; 0 before.
         self._slot_context = 0
+        # Whether it embeds, by the build and model that were asked.
+        self._embeds: dict[tuple[str, str], bool] = {}
 
     @property
     def name(self) -> str:
@@ -183,17 +162,19 @@ class LlamaServerBackend:
 
     async def models(self) -> tuple[ModelInfo, ...]:
         """See the port: the one that the server was started with."""
-        with translated(self._name):
-            found = self._read(_Models, await self._get("/v1/models"))
+        found = self._read(Models, await self._get("/v1/models"))
         props = await self._props()
-        return tuple(self._model_info(model, props) for model in found.data)
+        embeds = await self._can_embed(props)
+        return tuple(model_info(model, props, backend=self._name, embeds=embeds) for model in found.data)
 
     async def find_model(self, name: str) -> ModelInfo:
         """See the port. A server with one model answers to its name, and to none."""
         known = await self.models()
-        wanted = name.strip().lower().removesuffix(":latest")
+        wanted = _comparable(name)
+        if not wanted and len(known) == 1:
+            return known[0]
         for model in known:
-            if wanted in ("", model.name.lower().removesuffix(":latest")):
+            if wanted == _comparable(model.name):
                 return model
         has = ", ".join(model.name for model in known) or "none"
         raise ModelNotFoundError(
@@ -203,7 +184,7 @@ class LlamaServerBackend:
 
     async def loaded(self) -> tuple[LoadedRunner, ...]:
         """See the port: what it was started with is always loaded."""
-        slots = (await self._props()).total_slots
+        slots = (await self._props()).total_slots or None
         return tuple(
             LoadedRunner(
                 model=model.name,
@@ -219,7 +200,7 @@ class LlamaServerBackend:
         """See the port: waits until the server has loaded its model, which it keeps whatever `keep_alive_s` says."""
         began = time.monotonic()
         was_loaded = True
-        props: _Props | None = None
+        props: Props | None = None
         while props is None:
             try:
                 props = await self._props()
@@ -227,10 +208,12 @@ class LlamaServerBackend:
                 was_loaded = False
                 if time.monotonic() - began > self._load_timeout_s:
                     raise LoadFailedError(
-                        f"backend {self._name} is still loading its model: {error.message}"
+                        f"backend {self._name} is still loading its model after {self._load_timeout_s:g} s",
+                        metadata={"backend": self._name},
                     ) from error
                 await asyncio.sleep(_LOOK_AGAIN_S)
         refuse_other_runner(runner.options, self._slot_context)
+        refuse_shift(runner.shift, "shift")
         return LoadOutcome(
             was_loaded=was_loaded, duration_s=time.monotonic() - began, slots=props.total_slots or None
         )
@@ -238,7 +221,7 @@ class LlamaServerBackend:
     async def unload(self, runner: RunnerSpec) -> None:
         """See the port: it cannot."""
 
-    async def stage(self, item: Item, runner: RunnerSpec, headers: Mapping[str, str]) -> HeldCall:
+    async def stage(self, item: Item, runner: RunnerSpec, headers: Mapping[str, str]) -> LlamaServerCall:
         """See the port."""
         path, body = build_request(item, model=runner.model, slot_context=self._slot_context)
         exchange = await self._transport.stage(path, body, headers)
@@ -281,14 +264,27 @@ class LlamaServerBackend:
         slots: list[dict[str, Any]] = msgspec.json.decode(await self._get("/slots"))
         return sum(1 for slot in slots if slot["is_processing"])
 
-    async def _props(self) -> _Props:
-        props = self._read(_Props, await self._get("/props"))
+    async def _props(self) -> Props:
+        props = self._read(Props, await self._get("/props"))
         self._slot_context = props.default_generation_settings.n_ctx
         return props
 
-    async def _get(self, path: str) -> bytes:
+    async def _can_embed(self, props: Props) -> bool:
+        """Whether the server was started with `--embeddings`, which nothing but its answer tells."""
+        asked = (props.build_info, props.model_path)
+        if asked not in self._embeds:
+            try:
+                _ = await self._get("/v1/embeddings", _NO_TEXT)
+            except ModelLacksCapabilityError:
+                self._embeds[asked] = False
+            except CallerError:
+                self._embeds[asked] = True
+        return self._embeds.setdefault(asked, True)
+
+    async def _get(self, path: str, body: bytes | None = None) -> bytes:
+        """A plain request; a body makes it a POST."""
         with translated(self._name):
-            answer = await self._http.get(path)
+            answer = await self._http.request("GET" if body is None else "POST", path, content=body)
         if answer.status_code == 200:
             return answer.content
         raise failure(answer.status_code, answer.content, backend=self._name, model="")
@@ -301,18 +297,6 @@ class LlamaServerBackend:
                 f"backend {self._name}: the answer cannot be read, is it a llama.cpp server? {error}"
             ) from error
 
-    def _model_info(self, model: _Model, props: _Props) -> ModelInfo:
-        meta = model.meta or _Meta()
-        # Without an alias the id is the file's path, which is nobody's business.
-        name = re.split(r"[/\\]", model.id)[-1].removesuffix(".gguf") or model.id
-        return ModelInfo(
-            backend=self._name,
-            name=name,
-            digest=name,
-            parameter_size=f"{meta.n_params / 1e6:.2f}M" if meta.n_params else "",
-            quantization=meta.ftype or "",
-            context_length=min(meta.n_ctx_train or props.default_generation_settings.n_ctx, 2**31),
-            # The server does not say whether it embeds; what else it can do is told by its template.
-            capabilities=None,
-            size_bytes=meta.size or 0,
-        )
+
+def _comparable(name: str) -> str:
+    return name.strip().lower().removesuffix(":latest")

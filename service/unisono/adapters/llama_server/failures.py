@@ -14,7 +14,9 @@ import msgspec
 from unisono.core.errors import (
     BackendBusyError,
     BackendFailedError,
+    BackendUnavailableError,
     ModelLacksCapabilityError,
+    ModelNotFoundError,
     NotAuthorizedError,
     PromptTooLongError,
     RefusedByBackendError,
@@ -50,7 +52,8 @@ def _row(pattern: str, kind: type[UnisonoError]) -> _Row:
 
 # The first row that matches "TYPE: MESSAGE" decides; then the status.
 _TABLE: Final = (
-    _row(r"^exceed_context_size_error|exceeds the available context", PromptTooLongError),
+    _row(r"^exceed_context_size_error|exceeds the available context|is too large to process", PromptTooLongError),
+    _row(r"model ('.*' )?(is )?not found", ModelNotFoundError),
     _row(r"^not_supported_error|is not supported|does not support", ModelLacksCapabilityError),
     _row(r"^authentication_error|^permission_error|invalid api key", NotAuthorizedError),
     _row(r"^unavailable_error|loading model", BackendBusyError),
@@ -62,7 +65,10 @@ _BY_STATUS: Final[dict[int, type[UnisonoError]]] = {
     408: BackendBusyError,
     429: BackendBusyError,
     501: ModelLacksCapabilityError,
+    # Whoever stands before the server cannot reach it.
+    502: BackendUnavailableError,
     503: BackendBusyError,
+    504: BackendUnavailableError,
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import fields
-from typing import Any, Final, assert_never
+from typing import TYPE_CHECKING, Any, Final, assert_never
 
 import msgspec
 
@@ -27,9 +27,15 @@ from unisono.core.model import (
     Tool,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 # Options under the server's own names; those that are not here have the same name.
 _OTHER_NAMES: Final = {"num_predict": "max_tokens", "num_keep": "n_keep"}
 _SAMPLING: Final = tuple(f.name for f in fields(Options) if f.name not in {"runner", "extra_json"})
+_KINDS: Final = {ChatRequest: "chat", GenerateRequest: "generate", EmbedRequest: "embed"}
+# Extra options that would turn one answer into several.
+_ONE_ANSWER: Final = ("n", "n_cmpl")
 _NO_PARAMETERS: Final = msgspec.Raw(b'{"type":"object","properties":{}}')
 _PICTURES: Final = (
     (b"\x89PNG", "png"),
@@ -50,8 +56,12 @@ def build_request(item: Item, *, model: str, slot_context: int) -> tuple[str, by
     `slot_context`: the tokens of context that each slot has; 0 where that is not known. Raises RefusedByBackendError
     for what a server that is already running cannot do, and InvalidRequestError where JSON text is none.
     """
-    refuse_other_runner(item.options.runner, slot_context)
     request = item.request
+    kind = _KINDS[type(request)]
+    refuse_other_runner(item.options.runner, slot_context)
+    _refuse(bool(request.truncate), f"{kind}.truncate", "it has no silent cutting of prompts")
+    if not isinstance(request, EmbedRequest):
+        refuse_shift(request.shift, f"{kind}.shift")
     match request:
         case ChatRequest():
             path, body = "/v1/chat/completions", _chat(request)
@@ -69,8 +79,6 @@ def build_request(item: Item, *, model: str, slot_context: int) -> tuple[str, by
             assert_never(request)
     if isinstance(request, GenerateRequest):
         _refuse_parts(request)
-    else:
-        _refuse(bool(request.truncate), "truncate: true", "it has no silent cutting of prompts")
     body = {"model": model, **body}
     if not isinstance(request, EmbedRequest):
         body |= {
@@ -79,9 +87,14 @@ def build_request(item: Item, *, model: str, slot_context: int) -> tuple[str, by
             # Each chunk tells the engine's own time: arrivals here are put right with it.
             "timings_per_token": True,
             "cache_prompt": True,
-            **_options(item.options),
         }
+        body = _options(item.options, taken=body.keys(), slot_context=slot_context) | body
     return path, _encode(body)
+
+
+def refuse_shift(shift: bool | None, field: str) -> None:  # noqa: FBT001 - the one value it looks at
+    """Raises RefusedByBackendError for a shifting context; off is how such a server starts."""
+    _refuse(bool(shift), field, "whether it shifts a full context was decided when it was started")
 
 
 def refuse_other_runner(asked: RunnerOptions, slot_context: int) -> None:
@@ -98,16 +111,18 @@ def refuse_other_runner(asked: RunnerOptions, slot_context: int) -> None:
         )
 
 
-def _refuse(is_asked: bool, what: str, why: str) -> None:  # noqa: FBT001 - reads as a sentence
+def _refuse(is_asked: bool, field: str, why: str) -> None:  # noqa: FBT001 - reads as a sentence
     if is_asked:
-        raise RefusedByBackendError(f"a llama.cpp server cannot do {what}: {why}", metadata={"field": what})
+        raise RefusedByBackendError(f"{field} is not for a llama.cpp server: {why}", metadata={"field": field})
 
 
 def _refuse_parts(request: GenerateRequest) -> None:
     _refuse(bool(request.suffix), "generate.suffix", "it fills gaps on /infill only, which not every model has")
     _refuse(bool(request.template), "generate.template", "its template was chosen when it was started")
-    _refuse(bool(request.truncate), "truncate: true", "it has no silent cutting of prompts")
-    _refuse(bool(request.raw and request.images), "generate.images", "a raw prompt has no place for them")
+    if request.raw:
+        _refuse(bool(request.images), "generate.images", "a raw prompt has no place for them")
+        _refuse(bool(request.system), "generate.system", "a raw prompt is the whole prompt")
+        _refuse(request.think not in (None, Think.OFF), "generate.think", "a raw prompt is the whole prompt")
 
 
 def _as_chat(request: GenerateRequest) -> ChatRequest:
@@ -144,7 +159,7 @@ def _logprobs(top: int | None, *, is_chat: bool) -> dict[str, Any]:
 
 def _response_format(wanted: Format, field: str) -> dict[str, Any]:
     if wanted.json_schema is None:
-        return {"type": "json_object"}
+        return {"type": "json_object", "schema": {"type": "object"}}
     schema = _json_text(wanted.json_schema, field)
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
 
@@ -152,8 +167,9 @@ def _response_format(wanted: Format, field: str) -> dict[str, Any]:
 def _format_of_completion(wanted: Format | None) -> dict[str, Any]:
     if wanted is None:
         return {}
-    schema = wanted.json_schema
-    return {"json_schema": {} if schema is None else _json_text(schema, "generate.format.json_schema")}
+    if wanted.json_schema is None:
+        return {"json_schema": {"type": "object"}}
+    return {"json_schema": _json_text(wanted.json_schema, "generate.format.json_schema")}
 
 
 def _embed(request: EmbedRequest) -> dict[str, Any]:
@@ -204,10 +220,16 @@ def _tool(index: int, tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _options(options: Options) -> dict[str, Any]:
+def _options(options: Options, *, taken: Iterable[str], slot_context: int) -> dict[str, Any]:
+    """Options at the body's top, as this server takes them; on a name given twice the typed one wins.
+
+    `taken`: what the rest of the body says, which no extra option may contradict.
+    """
     body: dict[str, Any] = {}
     if options.extra_json:
         body.update(_json_object(options.extra_json, "options.extra_options_json"))
+        for name in sorted({*taken, *_ONE_ANSWER} & body.keys()):
+            _refuse(bool(name), f"options.extra_options_json.{name}", "the service itself decides that")
     for name in _SAMPLING:
         value = getattr(options, name)
         if value not in (None, ()):
@@ -215,6 +237,9 @@ def _options(options: Options) -> dict[str, Any]:
     # Ollama knows -1 (no limit) and -2 (fill the context), and takes 0 for no limit too; this server knows -1.
     if options.num_predict is not None and options.num_predict <= 0:
         body["max_tokens"] = -1
+    # Ollama's -1 is the whole context, which this server does not take.
+    if slot_context and options.repeat_last_n is not None and options.repeat_last_n < 0:
+        body["repeat_last_n"] = slot_context
     return body
 
 
