@@ -7,6 +7,11 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+from tests.engine import embedded_backend
+
+# One engine for the whole run: every folder of tests can ask for it.
+__all__ = ["embedded_backend"]
+
 # CI repeats the same examples and does not judge by the clock; at the desk each run tries new ones.
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("desk", deadline=None)

@@ -66,6 +66,7 @@ class RunningService:
     target: str
     # Which backend it uses, for people.
     backend_description: str
+    backend: Backend
     batches: Batches
 
 
@@ -136,7 +137,9 @@ async def running(
         port = await server.start(settings.listen)
         target = f"{settings.listen.rpartition(':')[0]}:{port}"
         try:
-            yield RunningService(target=target, backend_description=await describe(backend), batches=batches)
+            yield RunningService(
+                target=target, backend_description=await describe(backend), backend=backend, batches=batches
+            )
         finally:
             await server.drain()
             await batches.close(drain_s=settings.drain)

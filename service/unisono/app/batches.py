@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from unisono.core.model import Item, Slots
     from unisono.core.plan import Group, Warned
 
+# An ended batch that is still being read when its time is over is looked at again after so long.
+_LOOK_AGAIN_S = 1.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchesSettings:
@@ -200,21 +203,36 @@ class Batches:
             async with asyncio.timeout(drain_s):
                 await self._all_ended.wait()
         except TimeoutError:
+            stopped = ShuttingDownError("the service was stopped before the batch had ended")
             for batch in list(self._batches.values()):
-                batch.cancel()
+                _ = batch.cancel(error=stopped)
 
     def _complete(self, config: BatchConfig) -> BatchConfig:
         return intake.with_defaults(
-            config, item_timeout_s=self.settings.item_timeout_s, keep_alive_s=self.settings.keep_alive_s
+            config,
+            item_timeout_s=self.settings.item_timeout_s,
+            keep_alive_s=self.settings.keep_alive_s,
+            detach_grace_s=self.settings.detach_grace_s,
         )
 
     def _on_end(self, batch: RunningBatch) -> None:
         self._ended[batch.batch_id] = batch.journal.size_bytes
-        asyncio.get_running_loop().call_later(self.settings.keep_ended_s, self._forget, batch.batch_id)
+        self._forget_later(batch, self.settings.keep_ended_s)
         while sum(self._ended.values()) > self.settings.max_ended_bytes and len(self._ended) > 1:
             self._forget(next(iter(self._ended)))
         if not self.running:
             self._all_ended.set()
+
+    def _forget_later(self, batch: RunningBatch, delay_s: float) -> None:
+        """Keeps a batch for so long, and then as long as anybody still reads it."""
+
+        def forget() -> None:
+            if batch.journal.has_readers and batch.batch_id in self._batches:
+                self._forget_later(batch, _LOOK_AGAIN_S)
+            else:
+                self._forget(batch.batch_id)
+
+        _ = asyncio.get_running_loop().call_later(delay_s, forget)
 
     def _forget(self, batch_id: str) -> None:
         batch = self._batches.pop(batch_id, None)

@@ -129,6 +129,8 @@ class BackendDriver:
         self._is_busy = False
         self._alarm: asyncio.TimerHandle | None = None
         self._group: asyncio.TaskGroup | None = None
+        # Loads, unloads and probes under way.
+        self._errands: set[asyncio.Task[None]] = set()
         self._is_over = asyncio.Event()
 
     # -- For the application -------------------------------------------------------------------------------
@@ -140,8 +142,8 @@ class BackendDriver:
                 self._group = group
                 started()
                 await self._is_over.wait()
-                for attempt in self._attempts.values():
-                    attempt.task.cancel()
+                for task in [*(attempt.task for attempt in self._attempts.values()), *self._errands]:
+                    _ = task.cancel()
         finally:
             self._group = None
             if self._alarm is not None:
@@ -162,9 +164,10 @@ class BackendDriver:
     ) -> None:
         """Items of one sink want to be run."""
         place = self._runners.setdefault(runner, _Runner())
-        place.sinks[sink] += len(works)
         if keep_alive_s:
-            place.keep_alive_s = max(place.keep_alive_s, keep_alive_s)
+            # Of those that share a runner, the longest.
+            place.keep_alive_s = max(place.keep_alive_s, keep_alive_s) if place.sinks else keep_alive_s
+        place.sinks[sink] += len(works)
         for work, item in works:
             self._tickets[work.ticket] = _Ticket(item, runner, sink)
         self._carry_out(
@@ -217,7 +220,12 @@ class BackendDriver:
         self._is_busy = True
         try:
             while self._to_do:
-                self._do(self._to_do.popleft())
+                command = self._to_do.popleft()
+                try:
+                    self._do(command)
+                except Exception as defect:  # noqa: BLE001 - the commands behind it are for other items
+                    self._report_defect(f"the command {type(command).__name__}", defect)
+                    self._give_up(command, defect)
         finally:
             self._is_busy = False
         self._set_alarm()
@@ -253,8 +261,23 @@ class BackendDriver:
         return self._group.create_task(work)
 
     def _go(self, work: Coroutine[None, None, None]) -> None:
-        """Starts what nobody has a handle on; the group waits for it."""
-        _ = self._start(work)
+        """Starts what runs until it is done, or the driver is stopped."""
+        task = self._start(work)
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
+
+    def _give_up(self, command: Command, defect: Exception) -> None:
+        """Requests of a release that went wrong would wait for an answer that never comes."""
+        if not isinstance(command, Release):
+            return
+        error = _defect_error(defect)
+        for number in command.tickets:
+            attempt = self._attempts.pop(number, None)
+            if attempt is not None:
+                if attempt.call is not None:
+                    attempt.call.abort()
+                _ = attempt.task.cancel()
+                self._to_do.extend(self._arbiter.failed(number, attempt.serial, error, self._clock.monotonic_s()))
 
     def _abort(self, abort: Abort) -> None:
         attempt = self._attempts.get(abort.ticket)
@@ -290,7 +313,7 @@ class BackendDriver:
             error = failure
         except Exception as defect:  # noqa: BLE001 - a defect must cost one item, not the service with all batches
             self._report_defect(f"an attempt of item {stage.ticket}", defect)
-            error = InternalError(f"a defect of this service: {type(defect).__name__}: {defect}")
+            error = _defect_error(defect)
         else:
             return
         self._forget_attempt(stage)
@@ -347,7 +370,7 @@ class BackendDriver:
             error = failure
         except Exception as defect:  # noqa: BLE001 - as in _attempt: it costs this runner's items only
             self._report_defect(f"loading {runner.model}", defect)
-            error = InternalError(f"a defect of this service: {type(defect).__name__}: {defect}")
+            error = _defect_error(defect)
         for sink in list(place.sinks):
             sink.runner_loaded(started_ns, outcome, error)
         now = self._clock.monotonic_s()
@@ -358,16 +381,22 @@ class BackendDriver:
 
     async def _unload(self, runner: RunnerSpec) -> None:
         # Nobody waits for it; a backend that cannot be reached has unloaded it in its own way.
-        with contextlib.suppress(UnisonoError):
-            await self.backend.unload(runner)
+        try:
+            with contextlib.suppress(UnisonoError):
+                await self.backend.unload(runner)
+        except Exception as defect:  # noqa: BLE001 - as in _attempt: it must not end the driver
+            self._report_defect(f"unloading {runner.model}", defect)
 
     async def _probe(self) -> None:
+        error: UnisonoError | None = None
         try:
-            await self.backend.version()
-        except UnisonoError as error:
-            self._carry_out(self._arbiter.probed(self._clock.monotonic_s(), error))
-        else:
-            self._carry_out(self._arbiter.probed(self._clock.monotonic_s(), None))
+            _ = await self.backend.version()
+        except UnisonoError as failure:
+            error = failure
+        except Exception as defect:  # noqa: BLE001 - as in _attempt: it must not end the driver
+            self._report_defect("a probe", defect)
+            error = _defect_error(defect)
+        self._carry_out(self._arbiter.probed(self._clock.monotonic_s(), error))
 
     # -- Time ----------------------------------------------------------------------------------------------
 
@@ -384,6 +413,10 @@ class BackendDriver:
     def _tick(self) -> None:
         self._alarm = None
         self._carry_out(self._arbiter.tick(self._clock.monotonic_s()))
+
+
+def _defect_error(defect: Exception) -> InternalError:
+    return InternalError(f"a defect of this service: {type(defect).__name__}: {defect}")
 
 
 def _held(answer: Finished) -> Held | None:

@@ -155,7 +155,6 @@ class GroupRun:
     def item_retried(self, word: Retry) -> None:
         """See Sink."""
         run = self._runs[word.ticket]
-        self.retries += 1
         now_ns = self._clock.time_ns()
         _ = self.counter.ended(run.item.index, now_ns, tokens=None, has_end_token=False)
         run.released_ns = None
@@ -170,6 +169,7 @@ class GroupRun:
     def item_ended(self, end: End) -> None:
         """See Sink."""
         run = self._runs.pop(end.ticket)
+        self.retries += max(0, end.attempts - 1)
         self._last_end_ns = now_ns = self._clock.time_ns()
         if run.answer is None:
             run.shared_with = self.counter.ended(run.item.index, now_ns, tokens=None, has_end_token=False)

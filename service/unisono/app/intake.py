@@ -45,12 +45,15 @@ def duplicate(item_id: str) -> Violation:
     return Violation(field="item_id", description=f"{item_id!r} is used twice; ids are unique within a batch")
 
 
-def with_defaults(config: BatchConfig, *, item_timeout_s: float, keep_alive_s: float) -> BatchConfig:
+def with_defaults(
+    config: BatchConfig, *, item_timeout_s: float, keep_alive_s: float, detach_grace_s: float
+) -> BatchConfig:
     """The config with the service's settings where it says nothing."""
     return replace(
         config,
         item_timeout_s=item_timeout_s if config.item_timeout_s is None else config.item_timeout_s,
         keep_alive_s=keep_alive_s if config.keep_alive_s is None else config.keep_alive_s,
+        detach_grace_s=detach_grace_s if config.detach_grace_s is None else config.detach_grace_s,
     )
 
 

@@ -29,9 +29,10 @@ class ItemRun:
     first_token_ns: int | None = None
     # The attempt that speaks, from 1.
     attempt: int = 0
-    # What was said in this attempt, piece by piece.
+    # What was said in this attempt, piece by piece; all in one piece once the item has ended.
     content: list[str] = field(default_factory=list)
     thinking: list[str] = field(default_factory=list)
+    is_over: bool = False
     tool_calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     answer: Finished | None = None
@@ -66,6 +67,9 @@ class ItemRun:
     def result(self, state: ItemState, *, error: UnisonoError | None, attempts: int, at_ns: int) -> Result:
         """How it ended."""
         answer = self.answer if state is ItemState.COMPLETED else None
+        # Joined, so that a reader who has not been sent it all yet holds no more than the result does.
+        self.content, self.thinking = ["".join(self.content)], ["".join(self.thinking)]
+        self.is_over = True
         tokens = answer.usage.completion_tokens if answer else 0
         return Result(
             item_id=self.item.item_id,
@@ -86,8 +90,8 @@ class ItemRun:
         reason = FinishReason.TOOL_CALLS if self.tool_calls else answer.finish_reason
         return Completion(
             model=answer.model,
-            content="".join(self.content),
-            thinking="".join(self.thinking),
+            content=self.content[0],
+            thinking=self.thinking[0],
             tool_calls=tuple(self.tool_calls),
             finish_reason=reason,
             finish_reason_raw=answer.finish_reason_raw,

@@ -49,7 +49,9 @@ class Resolver:
         so; then its answer is BackendUnavailableError.
         """
         patience_s = self._patience_s if patience_s is None else min(self._patience_s, patience_s)
-        return {name: await self._model(name, patience_s) for name in dict.fromkeys(names)}
+        # One limit for all of them: a backend that is away is away for every name.
+        deadline_s = self._clock.monotonic_s() + patience_s
+        return {name: await self._model(name, deadline_s) for name in dict.fromkeys(names)}
 
     async def loaded(self, backend: str) -> tuple[LoadedRunner, ...]:
         """What a backend has in memory; nothing where it does not say."""
@@ -68,11 +70,10 @@ class Resolver:
         """Something was loaded, or unloaded."""
         self._loaded.pop(backend, None)
 
-    async def _model(self, name: str, patience_s: float) -> ModelInfo | UnisonoError:
+    async def _model(self, name: str, deadline_s: float) -> ModelInfo | UnisonoError:
         known = self._models.get(name)
         if known is not None and known.until_s >= self._clock.monotonic_s():
             return known.value
-        deadline_s = self._clock.monotonic_s() + patience_s
         failures = 0
         while True:
             found = await self._ask(name)

@@ -32,6 +32,7 @@ from unisono.core.errors import (
     InvalidRequestError,
     ItemNotFoundError,
     LimitExceededError,
+    QueueTimeoutError,
     UnisonoError,
 )
 from unisono.core.events import Accepted, BatchState, Progress, Result, Summary
@@ -103,7 +104,8 @@ class RunningBatch:
         self._planner: asyncio.Task[None] | None = None
         self._is_input_closed = False
         self._counts: Counter[ItemState] = Counter()
-        self._is_cancelled = self._is_expired = False
+        # Why the batch ends before all its items have ended by themselves; None while it does not.
+        self._cut_short: UnisonoError | None = None
         self._deadline_s: float | None = None
         # Calls on which the batch lives, and how the stream that adds items is told that another took its place.
         self._callers = 0
@@ -163,16 +165,13 @@ class RunningBatch:
         return self._runs.get(index)
 
     def passes(self, start: int, limit: int) -> list[tuple[int, int, ForwardPass]]:
-        """Up to `limit` passes from the batch's pass number `start` on: (group, number within it, pass)."""
+        """Up to `limit` mapped passes from the batch's pass `start` on: (its place in the batch, group, pass)."""
         found: list[tuple[int, int, ForwardPass]] = []
+        before = 0
         for group in self._groups:
-            total = group.counter.count.count
-            if start < total:
-                page = group.counter.passes(start, limit - len(found))
-                found += [(group.number, start + i, each) for i, each in enumerate(page)]
-                if len(found) >= limit:
-                    break
-            start = max(0, start - total)
+            page = group.counter.passes(max(0, start - before), limit - len(found))
+            found += [(before + each.number, group.number, each) for each in page]
+            before += group.counter.count.count
         return found
 
     @property
@@ -213,9 +212,11 @@ class RunningBatch:
     def release(self) -> None:
         """What was added goes now."""
         self._stop_timer("release")
-        if self._waiting:
-            self._to_plan.append(self._waiting)
-            self._waiting = []
+        # Some may have been cancelled, or have expired, while they waited.
+        waiting = [run for run in self._waiting if run.item.index in self._runs]
+        self._waiting = []
+        if waiting:
+            self._to_plan.append(waiting)
             if self._planner is None or self._planner.done():
                 self._planner = asyncio.get_running_loop().create_task(self._plan_all())
 
@@ -225,16 +226,20 @@ class RunningBatch:
         self.release()
         self._maybe_end()
 
-    def cancel(self, item_ids: Sequence[str] = ()) -> tuple[int, int]:
-        """Cancels items, or all of them and closes the input; answers with how many, and how many had ended."""
+    def cancel(self, item_ids: Sequence[str] = (), *, error: UnisonoError | None = None) -> tuple[int, int]:
+        """Cancels items, or all of them and closes the input; answers with how many, and how many had ended.
+
+        `error` says why; None: the caller wanted it.
+        """
+        item_ids = list(dict.fromkeys(item_ids))
         unknown = [item_id for item_id in item_ids if item_id not in self._index_of]
         if unknown:
             raise ItemNotFoundError(f"batch {self.batch_id} has no item {unknown[0]!r}")
         indexes = [self._index_of[item_id] for item_id in item_ids] if item_ids else list(self._index_of.values())
         running = [index for index in indexes if index in self._runs]
-        if not item_ids and not self.is_over:
-            self._is_cancelled = True
-        self._stop_items(running, ItemState.CANCELLED, CancelledItemError("was cancelled"))
+        if not item_ids:
+            self._cut_short = self._cut_short or error or CancelledItemError("the batch was cancelled")
+        self._stop_items(running, ItemState.CANCELLED, error or CancelledItemError("was cancelled"))
         if not item_ids:
             self.close_input()
         return len(running), len(indexes) - len(running)
@@ -250,6 +255,11 @@ class RunningBatch:
         self.journal.attach(reader)
         self._stop_timer("lost")
 
+    def detach(self, reader: Reader) -> None:
+        """That reader has gone."""
+        self.journal.detach(reader)
+        self._notice_loss()
+
     def join_caller(self, on_replaced: Callable[[], None] | None = None) -> None:
         """Somebody holds a call on which the batch lives: the one that opened it, or one that sent it again.
 
@@ -261,15 +271,20 @@ class RunningBatch:
             if former is not None:
                 former()
 
-    def lose_caller(self, grace_s: float) -> None:
+    def lose_caller(self) -> None:
         """A caller is gone. Was it the last, the batch is cancelled, or goes on without a reader for a while."""
         self._callers -= 1
+        self._notice_loss()
+
+    def _notice_loss(self) -> None:
         if self.is_over or self._callers > 0:
             return
         if not self.config.detaches:
-            self.cancel()
+            _ = self.cancel(error=CancelledItemError("the caller went away (on_disconnect: CANCEL)"))
         elif not self.journal.has_readers:
-            self._start_timer("lost", grace_s, self.cancel)
+            grace_s = self.config.detach_grace_s or 0.0
+            error = CancelledItemError(f"nobody has followed the batch for {grace_s:g} s (detach_grace)")
+            self._start_timer("lost", grace_s, lambda: self.cancel(error=error))
 
     # -- Taking items --------------------------------------------------------------------------------------
 
@@ -304,6 +319,8 @@ class RunningBatch:
         self._waiting.append(run)
         if "progress" not in self._timers:
             self._start_timer("progress", PROGRESS_INTERVAL_S, self._tell_progress)
+        if self.config.queue_timeout_s and "queue" not in self._timers:
+            self._start_timer("queue", self.config.queue_timeout_s, self._expire_queued)
         return index
 
     def _refusal(self) -> UnisonoError | None:
@@ -334,18 +351,17 @@ class RunningBatch:
     async def _plan(self, runs: list[ItemRun]) -> None:
         """Finds the models of items, groups them, and submits the groups in order."""
         started_ns = self._clock.time_ns()
-        names = dict.fromkeys(run.item.model for run in runs)
-        models = await self._resolver.models(names, patience_s=self.config.queue_timeout_s)
+        models = await self._resolver.models(run.item.model for run in runs)
         backends = {model.backend for model in models.values() if not isinstance(model, UnisonoError)}
         loaded = {backend: await self._resolver.loaded(backend) for backend in backends}
         # Some may have been cancelled, or have expired, while the backends were asked.
         runs = [run for run in runs if run.item.index in self._runs]
         planned = plan((run.item for run in runs), models, loaded)
-        for item, error in planned.refused:
-            self._stop_items([item.index], ItemState.FAILED, error)
         chosen = [(self._join_group(group), group) for group in planned.groups]
         events = [run.planned for run, _ in chosen]
         self._watch.planned(started_ns=started_ns, ended_ns=self._clock.time_ns(), groups=events)
+        for item, error in planned.refused:
+            self._stop_items([item.index], ItemState.FAILED, error)
         for event in events:
             self.journal.write(event)
         for run, group in chosen:
@@ -416,6 +432,9 @@ class RunningBatch:
         """An item has its result: the one thing that every item comes to."""
         _ = self._runs.pop(result.index, None)
         self._counts[result.state] += 1
+        if isinstance(result.error, BatchDeadlineError):
+            # The driver keeps to the deadline too, and may be the first to notice.
+            self._cut_short = self._cut_short or result.error
         self._watch.item_ended(result=result, at_ns=self._clock.time_ns())
         parts, rest = paging.split(result)
         for part in parts:
@@ -425,21 +444,37 @@ class RunningBatch:
 
     def _expire(self) -> None:
         if not self.is_over:
-            self._is_expired = bool(self._runs) or not self._is_input_closed
-            error = BatchDeadlineError("the batch's deadline has passed")
+            self._cut_short = error = BatchDeadlineError("the batch's deadline has passed")
             self._stop_items(list(self._runs), ItemState.EXPIRED, error)
             self.close_input()
+
+    def _expire_queued(self) -> None:
+        """Keeps the queue_timeout of items that no driver has yet: not released, or their model not found."""
+        now_ns, timeout_s = self._clock.time_ns(), self.config.queue_timeout_s or 0.0
+        queued = [run for run in self._runs.values() if run.ticket is None]
+        late = [run.item.index for run in queued if (now_ns - run.accepted_ns) / 1e9 >= timeout_s]
+        error = QueueTimeoutError("had not been answered anything in time (queue_timeout)")
+        self._stop_items(late, ItemState.EXPIRED, error)
+        if len(late) < len(queued) and not self.is_over:
+            oldest_s = (now_ns - queued[len(late)].accepted_ns) / 1e9
+            self._start_timer("queue", max(0.0, timeout_s - oldest_s), self._expire_queued)
 
     def _maybe_end(self) -> None:
         if self._runs or not self._is_input_closed or self.is_over:
             return
-        if self._is_expired:
-            self.state = BatchState.EXPIRED
-        else:
-            self.state = BatchState.CANCELLED if self._is_cancelled else BatchState.COMPLETED
+        match self._cut_short:
+            case None:
+                self.state = BatchState.COMPLETED
+            case BatchDeadlineError():
+                self.state = BatchState.EXPIRED
+            case _:
+                self.state = BatchState.CANCELLED
         for name in list(self._timers):
             self._stop_timer(name)
-        summary = Summary(state=self.state, report=self._report())
+        if self._planner is not None:
+            # It may be asking a backend that is away for the models of items that have ended.
+            _ = self._planner.cancel()
+        summary = Summary(state=self.state, report=self._report(), error=self._cut_short)
         self._watch.ended(summary=summary, at_ns=self._clock.time_ns())
         self.journal.write(summary)
         self._on_end(self)

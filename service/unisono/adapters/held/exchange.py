@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import httpcore
 
 from unisono.adapters.held.errors import translated
+from unisono.core.errors import InternalError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
@@ -70,6 +71,7 @@ class HeldExchange:
         self._body = body
         self._is_aborted = False
         self._is_closed = False
+        self._was_read = False
         self._unheld = asyncio.Event()
         # When the first byte left this machine, and when the last did; seconds of time.monotonic.
         self.sent_at = 0.0
@@ -109,16 +111,20 @@ class HeldExchange:
         self._let_go()
 
     async def response(self) -> httpcore.Response:
-        """The head of the answer. Raises classes of `core.errors`."""
+        """The head of the answer, which is read once. Raises classes of `core.errors`."""
+        if self._was_read:
+            raise InternalError(f"backend {self._backend}: the answer of a request was read already")
+        self._was_read = True
         with translated(self._backend):
             return await self._answer
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """The body of the answer, as it arrives. Raises classes of `core.errors`.
+        """The body of the answer, as it arrives, once its head was read. Raises classes of `core.errors`.
 
         However it ends, the connection is closed then; closing it early (`contextlib.aclosing`) is one such end.
         """
-        response = await self.response()
+        with translated(self._backend):
+            response = await self._answer
         chunks = aiter(response.aiter_stream())
         try:
             while True:

@@ -130,8 +130,8 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
                 batch = self._batches.get(opened.reopen.batch_id)
                 after, deltas = opened.reopen.after_sequence, None
             elif opened.WhichOneof("batch") == "config":
-                config = convert_in.config(opened.config)
-                after, deltas = 0, convert_in.delta_settings(opened.config)
+                config = convert_in.config(opened.config, path="open.config")
+                after, deltas = 0, convert_in.delta_settings(opened.config, path="open.config")
                 batch, is_new = self._batches.open(
                     config,
                     method=f"{_SERVICE}/StreamBatch",
@@ -245,7 +245,7 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
                 known = ", ".join(self._drivers)
                 raise ItemNotFoundError(f"there is no backend {request.backend!r}; there are: {known}")
             response = pb.ListModelsResponse()
-            for name, driver in self._drivers.items():
+            for name, driver in sorted(self._drivers.items()):
                 if request.backend not in ("", name):
                     continue
                 try:
@@ -254,7 +254,7 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
                 except (UnisonoError, TimeoutError):
                     response.unreachable.append(await self._status(driver))
                     continue
-                for model in models:
+                for model in sorted(models, key=lambda model: model.name):
                     runners = convert_out.runners(model.digest, loaded, driver.known_slots)
                     response.models.append(convert_out.model(model, runners))
             return response

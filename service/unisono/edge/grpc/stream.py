@@ -5,7 +5,7 @@ follows the batch. The *acknowledger* writes what became of added items, and eac
 acknowledgements that were due before it, so that no item has a result before it was acknowledged.
 
 What waits to be written is bounded: events stay in the journal, text is an offset, credit is a number, and
-acknowledgements are counted: a caller that sends more than any batch takes, and reads none of them, is turned away.
+acknowledgements are counted: a caller that sends more than any batch takes, and reads none of them, is not read on.
 
 A connection that is cut looks like the caller's half-close at first: both end what comes in. Only a message that
 goes out tells them apart, so the input is closed when one has.
@@ -22,13 +22,7 @@ import grpc.aio
 
 from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
 from unisono.app.follow import follow
-from unisono.core.errors import (
-    InvalidRequestError,
-    LimitExceededError,
-    StreamReplacedError,
-    UnisonoError,
-    Violation,
-)
+from unisono.core.errors import InvalidRequestError, StreamReplacedError, UnisonoError, Violation
 from unisono.core.events import Journalled, PassingEvent, Result
 from unisono.edge.grpc import convert_in, convert_out
 
@@ -77,6 +71,7 @@ class BatchStream:
         self._acks: deque[list[pb.ItemAcknowledged]] = deque()
         self._ack_count = 0
         self._ack_due = asyncio.Event()
+        self._acks_written = asyncio.Event()
         self._credit_told = 0
         self._writing = asyncio.Lock()
         self._replaced = asyncio.Event()
@@ -98,23 +93,16 @@ class BatchStream:
                 for helper in helpers:
                     _ = helper.cancel()
         except BaseExceptionGroup as several:
-            expected = several.subgroup((UnisonoError, grpc.aio.InternalError))
-            if expected is None or len(expected.exceptions) < len(several.exceptions):
-                raise
-            # A write that failed says that nobody is there to be told of a refusal.
-            lost = several.subgroup(grpc.aio.InternalError)
-            raise (lost or expected).exceptions[0] from None
+            raise min(several.exceptions, key=_urgency) from None
 
     # -- In ------------------------------------------------------------------------------------------------
 
     async def _read(self, requests: AsyncIterator[pb.StreamBatchRequest]) -> None:
         async for request in requests:
             self._take(request)
-            if self._ack_count > self._limits.max_items + self._limits.max_open_items:
-                raise LimitExceededError(
-                    f"{self._ack_count:,} acknowledgements were not read; read them while sending",
-                    metadata={"limit": "max_items"},
-                )
+            while self._ack_count > self._limits.max_items + self._limits.max_open_items:
+                self._acks_written.clear()
+                _ = await self._acks_written.wait()
         # Raises if the connection was cut: that must never be taken for "no more items".
         async with self._writing:
             await self._write_acks()
@@ -171,6 +159,7 @@ class BatchStream:
             await self._write_message(pb.StreamBatchResponse(items_acknowledged=pb.ItemsAcknowledged(items=some)))
             _ = self._acks.popleft()
             self._ack_count -= len(some)
+            self._acks_written.set()
 
     def _is_credit_due(self, event: Journalled | PassingEvent) -> bool:
         """At first; then when an item's end has made it grow by much."""
@@ -187,3 +176,14 @@ class BatchStream:
     async def _watch_for_successor(self) -> None:
         await self._replaced.wait()
         raise StreamReplacedError(f"another stream has reopened batch {self._batch.batch_id}")
+
+
+def _urgency(error: BaseException) -> int:
+    """A defect comes first, since it must be seen; then a write that failed, since nobody is there to be refused."""
+    match error:
+        case UnisonoError():
+            return 2
+        case grpc.aio.InternalError():
+            return 1
+        case _:
+            return 0
