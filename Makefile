@@ -20,7 +20,7 @@ serve: $(RUN)  ## start the service on 127.0.0.1:50051
 	$(BIN)/unisono serve $(ARGS)
 
 ##@ Prove
-.PHONY: test check test-live bench bench-release
+.PHONY: test check test-live bench bench-release bench-cancel bench-overhead bench-passes
 test: check  ## everything: check, then all tests, core/ at 100 % branch coverage
 	$(BIN)/python -m pytest -ra --cov=unisono.core --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=100 $(ARGS)
 
@@ -41,6 +41,15 @@ bench: $(DEV)  ## all benches
 
 bench-release: $(DEV)  ## how close together a wave arrives, beside asyncio.gather over httpx
 	$(BIN)/python -m tests.bench.release $(ARGS)
+
+bench-cancel: $(DEV)  ## how soon a cancelled batch's connections are closed
+	$(BIN)/python -m tests.bench.cancel $(ARGS)
+
+bench-overhead: $(DEV)  ## how much longer one item takes through the service
+	$(BIN)/python -m tests.bench.overhead $(ARGS)
+
+bench-passes: $(DEV)  ## forward passes of 16 questions on the embedded engine, beside its own counter
+	$(BIN)/python -m pytest -q -s tests/acceptance -k sixteen_questions $(ARGS)
 
 ##@ Change
 .PHONY: fmt gen pins release-image

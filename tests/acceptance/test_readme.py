@@ -1,0 +1,89 @@
+"""What the README says is so: its snippets run, and its tables leave nothing out."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from google.protobuf import json_format
+
+from tests.fakes.ollama import FakeModel
+from tests.integration.service import house
+from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
+from unisono.config import Settings
+from unisono.core import errors
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    """The README's code blocks in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+async def test_the_first_call_from_python_answers() -> None:
+    """The Python snippet, as it stands, asks a service and gets an answer for each question."""
+    (snippet,) = blocks("python")
+    names: dict[str, object] = {}
+    exec(compile(snippet, "README.md", "exec"), names)  # that it runs is the point
+    ask = names["ask"]
+    assert callable(ask)
+    # The snippet leaves the choice of the model to a backend that has one.
+    async with house(models=[FakeModel(name="only")]) as h:
+        answers = await ask(h.target, ["[[say=Rome]]", "[[say=Paris]]"])
+    assert answers == {"question-0": "Rome", "question-1": "Paris"}
+
+
+def test_the_grpcurl_call_is_one_of_the_contract() -> None:
+    """What grpcurl is given is a RunBatchRequest, and the method exists."""
+    (command,) = [block for block in blocks("sh") if "grpcurl" in block]
+    found = re.search(r"-d '(.*?)' (\S+) (\S+)/(\S+)", command, re.DOTALL)
+    assert found is not None
+    text, target, service, method = found.groups()
+    request = json_format.Parse(text, pb.RunBatchRequest())
+    assert len(request.items) == len(json.loads(text)["items"])
+    assert target == Settings.model_fields["listen"].default
+    assert method in pb.DESCRIPTOR.services_by_name["BatchInference"].methods_by_name
+    assert service == pb.DESCRIPTOR.services_by_name["BatchInference"].full_name
+
+
+def test_every_rpc_is_listed() -> None:
+    """The table of rpcs leaves none out."""
+    for method in pb.DESCRIPTOR.services_by_name["BatchInference"].methods:
+        assert f"`{method.name}`" in README
+
+
+def reasons(kind: type[errors.UnisonoError]) -> set[str]:
+    """The reasons of a class of errors and all below it, but for those that only group others."""
+    own = {kind.reason} if not kind.__subclasses__() else set()
+    return own.union(*(reasons(child) for child in kind.__subclasses__()))
+
+
+def test_every_reason_is_explained() -> None:
+    """The table of reasons has each that an error can carry, and none that no error does."""
+    table = README[README.index("| Reason |") : README.index("## Settings")]
+    explained = set(re.findall(r"`([A-Z][A-Z_]+)`", re.sub(r"\|[^|]*\|[^|]*\|$", "|", table, flags=re.MULTILINE)))
+    assert explained == reasons(errors.UnisonoError)
+
+
+def test_every_setting_is_listed() -> None:
+    """The table of settings has each variable, by its whole name or with its siblings."""
+    table = README[README.index("## Settings") :]
+    for name in Settings.model_fields:
+        short = f"…_{name.removeprefix('embedded_').upper()}`"
+        assert f"`UNISONO_{name.upper()}`" in table or (name.startswith("embedded_") and short in table), name
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"`?make ([a-z][a-z-]*)", README)) - {"sure"}))
+def test_every_make_target_exists(target: str) -> None:
+    """No command of the README is unknown to make."""
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_links_lead_somewhere() -> None:
+    """Every relative link names a file that is there."""
+    for link in re.findall(r"\]\((?!https?://)([^)#]+)", README):
+        assert (ROOT / link).exists(), link
