@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from unisono.core.arbiter import Arbiter, ArbiterSettings, Load, Probe, Unload
 from unisono.core.capacity import Capacity, Held
-from unisono.core.conductor import Abort, End, Release, Retry, Stage
+from unisono.core.commands import Abort, End, Release, Retry, Stage
 from unisono.core.errors import ConnectionLostError, InternalError, UnisonoError
 from unisono.core.model import Finished, ItemState, Slots
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from unisono.app.ports import Backend, Clock, HeldCall, LoadOutcome, ReleaseTimes
     from unisono.core.arbiter import Command
-    from unisono.core.conductor import Work
+    from unisono.core.commands import Work
     from unisono.core.model import Item, RunnerSpec, Spoke
 
 # Ticks are never closer together than this, so that an alarm a hair in the past cannot spin the loop.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from unisono.app.driver import BackendDriver
     from unisono.app.item_run import ItemRun
     from unisono.app.ports import BatchWatch, Clock, LoadOutcome, ReleaseTimes
-    from unisono.core.conductor import End, Retry
+    from unisono.core.commands import End, Retry
     from unisono.core.errors import UnisonoError
     from unisono.core.events import Result
     from unisono.core.model import Finished, RunnerSpec, Spoke

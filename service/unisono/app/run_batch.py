@@ -21,7 +21,7 @@ from unisono.app.group_run import GroupRun
 from unisono.app.item_run import ItemRun
 from unisono.core import paging
 from unisono.core.batch import Ack, BadItem
-from unisono.core.conductor import Work
+from unisono.core.commands import Work
 from unisono.core.errors import (
     BatchDeadlineError,
     CancelledItemError,

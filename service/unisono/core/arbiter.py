@@ -20,8 +20,9 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from unisono.core import retry
-from unisono.core.conductor import Command as ItemCommand
-from unisono.core.conductor import Conductor, ConductorSettings, End
+from unisono.core.commands import Command as ItemCommand
+from unisono.core.commands import End
+from unisono.core.conductor import Conductor, ConductorSettings
 from unisono.core.errors import BackendUnavailableError
 from unisono.core.model import ItemState
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from unisono.core.capacity import Capacity, Held
-    from unisono.core.conductor import Work
+    from unisono.core.commands import Work
     from unisono.core.errors import UnisonoError
     from unisono.core.model import RunnerSpec
 

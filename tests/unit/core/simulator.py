@@ -17,7 +17,8 @@ from typing import NamedTuple, TypeVar
 from unisono.core.arbiter import Arbiter, Load, Probe, Unload
 from unisono.core.arbiter import Command as AnyCommand
 from unisono.core.capacity import Held
-from unisono.core.conductor import Abort, Conductor, End, Release, Retry, Stage, Work
+from unisono.core.commands import Abort, End, Release, Retry, Stage, Work
+from unisono.core.conductor import Conductor
 from unisono.core.errors import BackendUnavailableError, UnisonoError
 from unisono.core.model import RunnerSpec
 

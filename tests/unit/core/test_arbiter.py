@@ -9,7 +9,8 @@ import pytest
 from tests.unit.core.simulator import Answer, Fault, Simulator, works
 from unisono.core.arbiter import LOAD_ATTEMPTS, Arbiter, ArbiterSettings, Load, Probe, Unload
 from unisono.core.capacity import Capacity
-from unisono.core.conductor import Abort, ConductorSettings, End, Release, Retry, Stage, Work
+from unisono.core.commands import Abort, End, Release, Retry, Stage, Work
+from unisono.core.conductor import ConductorSettings
 from unisono.core.errors import (
     BackendUnavailableError,
     CancelledItemError,

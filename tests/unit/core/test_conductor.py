@@ -9,17 +9,8 @@ import pytest
 
 from tests.unit.core.simulator import Answer, Fault, Simulator, works
 from unisono.core.capacity import Capacity
-from unisono.core.conductor import (
-    FREE_RESTAGES,
-    Abort,
-    Conductor,
-    ConductorSettings,
-    End,
-    Release,
-    Retry,
-    Stage,
-    Work,
-)
+from unisono.core.commands import Abort, End, Release, Retry, Stage, Work
+from unisono.core.conductor import FREE_RESTAGES, Conductor, ConductorSettings
 from unisono.core.errors import (
     BackendBusyError,
     BackendStalledError,

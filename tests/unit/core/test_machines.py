@@ -13,7 +13,8 @@ from tests.unit.core.simulator import Audit, Staging
 from unisono.core.arbiter import Arbiter, ArbiterSettings, Load, Probe, Unload
 from unisono.core.arbiter import Command as AnyCommand
 from unisono.core.capacity import Capacity, Held
-from unisono.core.conductor import Conductor, ConductorSettings, Release, Stage, Work
+from unisono.core.commands import Release, Stage, Work
+from unisono.core.conductor import Conductor, ConductorSettings
 from unisono.core.errors import (
     BackendBusyError,
     BackendUnavailableError,
