@@ -20,6 +20,7 @@ from unisono.core.errors import (
     UnisonoError,
 )
 from unisono.core.limits import Limits
+from unisono.core.model import Slots, SlotSource
 from unisono.core.plan import plan, warn_of_slots
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from unisono.app.ports import Clock, Journal, Listener
     from unisono.app.resolve import Resolver
     from unisono.core.batch import BatchConfig
-    from unisono.core.model import Item, Slots
+    from unisono.core.model import Item
     from unisono.core.plan import Group, Warned
 
 # An ended batch that is still being read when its time is over is looked at again after so long.
@@ -188,7 +189,7 @@ class Batches:
         loaded = {backend: await self._resolver.loaded(backend) for backend in backends}
         planned = plan(good, models, loaded)
         refused += [(item.item_id, item.index, error) for item, error in planned.refused]
-        groups = tuple((group, self._drivers[group.runner.backend].slots(group.runner)) for group in planned.groups)
+        groups = tuple((group, self._slots(group)) for group in planned.groups)
         slot_warnings = [warning for group, slots in groups if (warning := warn_of_slots(group, slots))]
         return PlanView(
             groups=groups,
@@ -206,6 +207,12 @@ class Batches:
             stopped = ShuttingDownError("the service was stopped before the batch had ended")
             for batch in list(self._batches.values()):
                 _ = batch.cancel(error=stopped)
+
+    def _slots(self, group: Group) -> Slots:
+        known = self._drivers[group.runner.backend].slots(group.runner)
+        if known.count == 0 and group.told_slots is not None:
+            return Slots(count=group.told_slots, source=SlotSource.TOLD)
+        return known
 
     def _complete(self, config: BatchConfig) -> BatchConfig:
         return intake.with_defaults(

@@ -194,7 +194,11 @@ class BackendDriver:
 
     def slots(self, runner: RunnerSpec) -> Slots:
         """What is known of a runner's slots."""
-        return self._arbiter.capacity(runner).slots
+        return self._arbiter.slots(runner)
+
+    def tell_slots(self, runner: RunnerSpec, count: int) -> None:
+        """The backend itself says how many slots a runner has."""
+        self._arbiter.capacity(runner).told(count)
 
     @property
     def known_slots(self) -> dict[RunnerSpec, Slots]:
@@ -246,6 +250,8 @@ class BackendDriver:
                 sinks[ticket.sink] -= 1
                 if not sinks[ticket.sink]:
                     del sinks[ticket.sink]
+                if not sinks:
+                    del self._runners[ticket.runner]
                 ticket.sink.item_ended(command)
             case Load():
                 self._go(self._load(command.runner))
@@ -359,7 +365,7 @@ class BackendDriver:
     # -- The runner and the backend ------------------------------------------------------------------------
 
     async def _load(self, runner: RunnerSpec) -> None:
-        place = self._runners[runner]
+        place = self._runners.get(runner) or _Runner()
         for sink in list(place.sinks):
             sink.runner_loading()
         started_ns = self._clock.time_ns()

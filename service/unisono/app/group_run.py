@@ -71,7 +71,7 @@ class GroupRun:
 
     def take(self, ticket: int, run: ItemRun) -> None:
         """An item is about to be submitted under this ticket."""
-        run.ticket, run.group = ticket, self
+        run.ticket, run.group = ticket, self.number
         self._runs[ticket] = run
 
     @property

@@ -9,7 +9,6 @@ from unisono.core.events import Result
 from unisono.core.model import Completion, FinishReason, ItemState, Timings
 
 if TYPE_CHECKING:
-    from unisono.app.group_run import GroupRun
     from unisono.core.errors import UnisonoError
     from unisono.core.model import Finished, Item, Spoke, TokenLogprob, ToolCall
 
@@ -22,7 +21,7 @@ class ItemRun:
     # Its name at its backend's driver; None until it was planned.
     ticket: int | None = None
     # The group that it runs in; None until it was planned.
-    group: GroupRun | None = None
+    group: int | None = None
     # When it was accepted, and when it was last released and first spoke; nanoseconds since 1970.
     accepted_ns: int = 0
     released_ns: int | None = None
@@ -83,7 +82,7 @@ class ItemRun:
             shared_with=self.shared_with,
             # Each token of an answer comes from a pass of its own.
             passes=tokens,
-            group=self.group.number if self.group else None,
+            group=self.group,
         )
 
     def _completion(self, answer: Finished) -> Completion:

@@ -153,7 +153,7 @@ class RunningBatch:
             cancelled=self._counts[ItemState.CANCELLED],
             expired=self._counts[ItemState.EXPIRED],
             completion_tokens=sum(group.spoken_tokens for group in self._groups),
-            passes=sum(group.counter.count.count for group in self._groups),
+            passes=sum(group.counter.so_far for group in self._groups),
         )
 
     def running_items(self) -> Iterable[ItemRun]:
@@ -357,6 +357,9 @@ class RunningBatch:
         # Some may have been cancelled, or have expired, while the backends were asked.
         runs = [run for run in runs if run.item.index in self._runs]
         planned = plan((run.item for run in runs), models, loaded)
+        for group in planned.groups:
+            if group.told_slots is not None:
+                self._drivers[group.runner.backend].tell_slots(group.runner, group.told_slots)
         chosen = [(self._join_group(group), group) for group in planned.groups]
         events = [run.planned for run, _ in chosen]
         self._watch.planned(started_ns=started_ns, ended_ns=self._clock.time_ns(), groups=events)
@@ -422,7 +425,7 @@ class RunningBatch:
             if run is None:
                 continue
             if run.group is not None and run.ticket is not None:
-                at_drivers.setdefault(run.group.driver, []).append(run.ticket)
+                at_drivers.setdefault(self._groups[run.group].driver, []).append(run.ticket)
             else:
                 self._end_item(run.result(state, error=error, attempts=0, at_ns=self._clock.time_ns()))
         for driver, tickets in at_drivers.items():

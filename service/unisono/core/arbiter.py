@@ -32,10 +32,12 @@ if TYPE_CHECKING:
     from unisono.core.capacity import Capacity, Held
     from unisono.core.commands import Work
     from unisono.core.errors import UnisonoError
-    from unisono.core.model import RunnerSpec
+    from unisono.core.model import RunnerSpec, Slots
 
 # Times that a load is tried before its items fail.
 LOAD_ATTEMPTS = 3
+# Runners that are remembered, with what was learned of them.
+MAX_PLACES = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,8 +149,13 @@ class Arbiter:
         """What is known of a runner's slots."""
         return self._place(runner).conductor.capacity
 
+    def slots(self, runner: RunnerSpec) -> Slots:
+        """What is known of a runner's slots; asking about one that never had work leaves no trace."""
+        place = self._places.get(runner)
+        return (place.conductor.capacity if place else self._capacity_of(runner)).slots
+
     def runners(self) -> list[RunnerSpec]:
-        """Every runner that had work so far."""
+        """The runners that had work lately."""
         return list(self._places)
 
     # -- What happens ------------------------------------------------------------------------------------------
@@ -431,9 +438,18 @@ class Arbiter:
     def _place(self, runner: RunnerSpec) -> _Place:
         place = self._places.get(runner)
         if place is None:
+            self._forget_idle()
             conductor = Conductor(self._capacity_of(runner), self._settings.conductor)
             place = self._places[runner] = _Place(runner, conductor)
         return place
+
+    def _forget_idle(self) -> None:
+        """Callers may ask for ever new runner options: of runners without work, the oldest makes room."""
+        idle = [
+            p for p in self._places.values() if p.conductor.is_idle and p is not self._active and not p.wants_unload
+        ]
+        if len(self._places) >= MAX_PLACES and idle:
+            del self._places[min(idle, key=lambda place: place.waiting_since_s).runner]
 
     def _conductor_of(self, ticket: int) -> Conductor | None:
         runner = self._runner_of.get(ticket)

@@ -24,6 +24,7 @@ from __future__ import annotations
 import heapq
 from array import array
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
 from operator import itemgetter
@@ -159,6 +160,15 @@ class PassCounter:
             imputed_share=self._imputed / participations if participations else 0.0,
             confidence=self._told_seen / self._told_tokens if self._told_tokens else 1.0,
         )
+
+    @property
+    def so_far(self) -> int:
+        """The passes at this moment, with those whose tokens still wait for stragglers.
+
+        Of these there are at least as many as any one item has arrivals among them.
+        """
+        waiting = Counter(item for _, item in self._pending)
+        return len(self._times) + max(waiting.values(), default=0)
 
     @property
     def unmapped(self) -> int:

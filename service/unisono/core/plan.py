@@ -33,6 +33,8 @@ class Group:
     is_loaded: bool
     # Why it goes when it does, for people.
     reason: str
+    # The runner's slots, where it is loaded and the backend tells them.
+    told_slots: int | None = None
 
     @property
     def estimated_prompt_tokens(self) -> int:
@@ -153,9 +155,17 @@ def _needs(item: Item) -> list[tuple[str, str]]:
 
 
 def _group(runner: RunnerSpec, model: ModelInfo, items: tuple[Item, ...], loaded: Sequence[LoadedRunner]) -> Group:
-    is_loaded = any(_is(runner, there) for there in loaded)
+    there = next((one for one in loaded if _is(runner, one)), None)
+    is_loaded = there is not None
     reason = "its model is loaded already" if is_loaded else "loaded groups go first, then larger ones"
-    return Group(runner=runner, model=model, items=items, is_loaded=is_loaded, reason=reason)
+    return Group(
+        runner=runner,
+        model=model,
+        items=items,
+        is_loaded=is_loaded,
+        reason=reason,
+        told_slots=there.slots if there is not None else None,
+    )
 
 
 def _is(runner: RunnerSpec, there: LoadedRunner) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from tests.unit.core.simulator import Answer, Fault, Simulator, works
-from unisono.core.arbiter import LOAD_ATTEMPTS, Arbiter, ArbiterSettings, Load, Probe, Unload
+from unisono.core.arbiter import LOAD_ATTEMPTS, MAX_PLACES, Arbiter, ArbiterSettings, Load, Probe, Unload
 from unisono.core.capacity import Capacity
 from unisono.core.commands import Abort, End, Release, Retry, Stage, Work
 from unisono.core.conductor import ConductorSettings
@@ -594,3 +595,22 @@ def test_expired_items_are_forgotten() -> None:
     with pytest.raises(KeyError):
         arbiter.runner_of(1)
     finish(world)
+
+
+def test_asking_for_slots_leaves_no_trace() -> None:
+    """Who only asks what is known of a runner gets the configured number, and no runner is remembered for it."""
+    arbiter = Arbiter(lambda _: Capacity(configured=5))
+    assert arbiter.slots(A) == Slots(count=5, source=SlotSource.CONFIGURED)
+    assert arbiter.runners() == []
+
+
+def test_ever_new_runners_push_out_idle_ones() -> None:
+    """However many runner options callers think of, only so many runners are remembered; one with work always is."""
+    arbiter = Arbiter(lambda _: Capacity(configured=1))
+    arbiter.submit(A, [Work(ticket=0, batch=0)], 0.0)
+    for n in range(1, 2 * MAX_PLACES):
+        runner = replace(B, options=RunnerOptions(num_ctx=1000 + n))
+        arbiter.submit(runner, [Work(ticket=n, batch=0)], float(n))
+        arbiter.stop([n], ItemState.CANCELLED, CancelledItemError("test"), float(n))
+    assert len(arbiter.runners()) == MAX_PLACES
+    assert A in arbiter.runners()

@@ -113,6 +113,14 @@ def test_loaded_means_with_that_context(num_ctx: int | None, backend: str, *, is
     assert planned.groups[0].is_loaded is is_loaded
 
 
+def test_told_slots_come_with_the_runner_that_is_loaded() -> None:
+    """Where a backend tells the slots of what it holds, the plan says them; for another runner it says nothing."""
+    there = {"ollama": [LoadedRunner(model="m", digest="sha256:m", context_length=4096, slots=6)]}
+    for num_ctx, slots in ((4096, 6), (2048, None)):
+        planned = plan([item(options=Options(runner=RunnerOptions(num_ctx=num_ctx)))], {"m": model()}, there)
+        assert planned.groups[0].told_slots == slots
+
+
 def test_embeddings_are_loaded_as_such() -> None:
     """A runner for embeddings is loaded by an embedding, since an empty chat would fail."""
     embedder = model(capabilities=frozenset({"embedding"}))
