@@ -319,10 +319,12 @@ class Contract:
         """Aborted in the middle, the reader is told, and the slot is free again."""
         call = await world.stage(chat(num_predict=500))
         _ = world.backend.release([call])
-        with pytest.raises(ConnectionLostError):
-            async with asyncio.timeout(LIMIT_S):
-                async for _ in call.answer():
-                    call.abort()
+        pieces = call.answer()
+        async with asyncio.timeout(LIMIT_S):
+            assert isinstance(await anext(pieces), Spoke)
+            call.abort()
+            with pytest.raises(ConnectionLostError):
+                await anext(pieces)
         assert call.is_closed
         await needs(world.until_idle, "tell its busy slots")()
 

@@ -288,10 +288,9 @@ async def test_batches_share_a_runner_and_take_turns() -> None:
             all_completed(one, 20)
         assert h.fake.loads == 1
         order = [request.body["messages"][0]["content"][0] for request in h.work[1:]]
-        # Among the first thirty of sixty, no batch has more than half of them, nor less than a sixth.
-        counts = {b: order[:30].count(b) for b in "abc"}
-        assert max(counts.values()) <= 15, counts
-        assert min(counts.values()) >= 5, counts
+        # The first batch may have had its ten staged and sent before the others came; from then on they take turns.
+        counts = {b: order[10:40].count(b) for b in "abc"}
+        assert max(counts.values()) - min(counts.values()) <= 6, counts
         assert sum(one.report.groups[0].passes.count for one in seen) > 0
 
 

@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from tests.fakes.ollama import Answer
 from tests.integration.service import (
     LIMIT_S,
     House,
@@ -27,6 +28,7 @@ from tests.integration.service import (
 )
 from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
 from unisono._generated.unisono.v1 import event_pb2
+from unisono.edge.grpc import stream as stream_module
 from unisono.edge.grpc.stream import BatchStream
 
 # Items go by an explicit release, or at the half-close, and not by themselves.
@@ -148,12 +150,12 @@ async def test_a_batch_takes_no_more_than_its_limit() -> None:
 
 async def test_a_caller_that_writes_everything_before_it_reads_does_not_deadlock() -> None:
     """3,000 items, each in a message of its own, are taken while nothing is read."""
-    async with house(settings={"slots": 4, "max_in_flight": 4}) as h:
+    async with house(settings={"slots": 4}, pass_s=0.01) as h:
         stream = await h.stream().open()
         for n in range(3000):
             _ = await stream.add(chat(f"i{n}", "x" * 200, num_predict=1))
         _ = await stream.half_close()
-        await h.fake.wait_for(lambda fake: fake.completed > 100, LIMIT_S)
+        await h.fake.wait_for(lambda fake: fake.completed > 10)
         _ = await stream.until_acked(3000)
         _ = await h.cancel(stream.seen.batch_id)
         seen = await stream.to_end()
@@ -170,7 +172,7 @@ async def test_what_waits_for_a_caller_that_does_not_read_is_bounded(monkeypatch
         await serve(one, messages)
 
     monkeypatch.setattr(BatchStream, "serve", watched)
-    messages, most = 400, 0
+    messages, most = 150, 0
     async with house(settings={"max_items": 200, "max_open_items": 100}) as h:
         stream = await h.stream().open()
 
@@ -556,3 +558,33 @@ async def test_a_cut_stream_cancels_its_batch() -> None:
         seen = await h.attach(stream.seen.batch_id)
         assert seen.summary.state == event_pb2.BATCH_STATE_CANCELLED
         assert set(seen.states().values()) == {"CANCELLED"}
+
+
+async def test_a_refusal_arrives_though_a_message_is_being_written() -> None:
+    """A stream that must end while events are on their way to its caller ends with its status, each time."""
+    async with house() as h:
+        for _ in range(40):
+            stream = await h.stream().open()
+            _ = await stream.add(*chats(3, num_predict=1))
+            _ = await stream.cancel_items("nobody")
+            assert (await refused(stream)).reason == "ITEM_NOT_FOUND"
+
+
+async def test_a_replaced_stream_that_is_not_read_lets_its_batch_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A former stream whose caller reads nothing does not hold up the batch once another has taken its place."""
+    monkeypatch.setattr(stream_module, "_LAST_WRITE_S", 0.1)
+    async with house(settings={"slots": 4, "max_journal_bytes": "1MB"}) as h:
+        h.fake.answer("big", Answer(content=("y" * 50_000,)))
+        former = await h.stream().open(on_disconnect=DETACH)
+        _ = await former.add(*chats(200, "big {}"))
+        _ = await former.until_acked(200)
+        batch = h.batches.get(former.seen.batch_id)
+        async with asyncio.timeout(LIMIT_S):
+            while not batch.journal.is_full:
+                _ = await h.run([chat("x", num_predict=1)])
+        later = await h.stream().reopen(batch.batch_id, batch.journal.last_sequence)
+        _ = await later.half_close()
+        seen = await later.to_end()
+        assert seen.summary.report.counts.completed == 200
+        with pytest.raises(grpc.aio.AioRpcError):
+            _ = await former.to_end()

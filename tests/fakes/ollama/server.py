@@ -382,7 +382,7 @@ class FakeOllama:
             runner.kick()
 
     def _bind(self, port: int) -> socket.socket:
-        # With the protocol named, asyncio turns Nagle's algorithm off, as Go does; or each answer waits 40 ms for an ACK.
+        # With the protocol named, asyncio turns Nagle's algorithm off, as Go does; or answers wait 40 ms for an ACK.
         bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         bound.settimeout(0.0)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,4 +1,4 @@
-"""Reading the answers of llama.cpp's own server: recorded streams, cut and sliced in every way, and when tokens were made."""
+"""Reading the answers of llama.cpp's server: recorded streams, cut and sliced in every way; when tokens were made."""
 
 from __future__ import annotations
 
@@ -81,9 +81,7 @@ def test_a_chat_that_ends_by_itself() -> None:
         finish_reason_raw="stop",
         model="m",
         usage=Usage(prompt_tokens=43, cached_prompt_tokens=0, completion_tokens=8),
-        durations=Durations(
-            total_s=finished.durations.total_s, load_s=0.0, prompt_eval_s=0.101444, eval_s=0.132593
-        ),
+        durations=Durations(total_s=finished.durations.total_s, load_s=0.0, prompt_eval_s=0.101444, eval_s=0.132593),
     )
 
 
@@ -164,8 +162,8 @@ def test_log_probabilities(name: str) -> None:
 
 def test_log_probabilities_to_the_letter() -> None:
     """Nothing is rounded."""
-    choice = {"logprobs": {"content": [{"token": "�", "bytes": [240, 159], "logprob": -0.5, "top_logprobs": None}]}}
-    (spoke, _) = read(text_reader(), event("x", ms=1, **choice), last_event(), END)
+    told = [{"token": "�", "bytes": [240, 159], "logprob": -0.5, "top_logprobs": None}]
+    (spoke, _) = read(text_reader(), event("x", ms=1, logprobs={"content": told}), last_event(), END)
     assert isinstance(spoke, Spoke)
     assert spoke.logprobs == (TokenLogprob(token="�", logprob=-0.5, bytes=b"\xf0\x9f", top=()),)
 
@@ -236,9 +234,8 @@ def test_cut_anywhere_it_is_not_whole(name: str) -> None:
     mark = whole.index(b"[DONE]")
     for cut in range(mark + len(b"[DONE]")):
         reader = text_reader()
-        pieces: list[Spoke | Finished] = []
+        pieces = [*reader.feed(whole[:cut])]
         with pytest.raises(ConnectionLostError):
-            pieces += reader.feed(whole[:cut])
             pieces += reader.end()
         assert not reader.is_done
         assert not [piece for piece in pieces if isinstance(piece, Finished)]

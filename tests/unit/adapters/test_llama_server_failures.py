@@ -1,4 +1,4 @@
-"""The table of llama.cpp's failures: each recorded refusal, each message and each status is the error that it means."""
+"""The table of llama.cpp's failures: each refusal, each message and each status is the error that it means."""
 
 from __future__ import annotations
 

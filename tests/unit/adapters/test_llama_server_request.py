@@ -123,7 +123,9 @@ def test_everything_of_a_prompt() -> None:
     assert built(raw)[1] == (
         f'{{"model":"m","prompt":"p","logprobs":2,"json_schema":{{"type":"object", "x":1}},{STREAMED}}}'
     )
-    told = GenerateRequest(prompt="p", system="s", images=(b"GIF89a",), format=Format(), think=Think.OFF, top_logprobs=0)
+    told = GenerateRequest(
+        prompt="p", system="s", images=(b"GIF89a",), format=Format(), think=Think.OFF, top_logprobs=0
+    )
     body = parsed(told)
     assert body["messages"][0] == {"role": "system", "content": "s"}
     assert body["messages"][1]["content"][0] == {"type": "text", "text": "p"}
@@ -150,7 +152,7 @@ def test_thinking(think: Think) -> None:
 
 
 def test_any_json_is_an_object() -> None:
-    """ "Any JSON" is an object, in a chat as in a raw prompt: a bare number is no answer that a caller can use."""
+    """Any JSON is an object, in a chat as in a raw prompt: a bare number is no answer that a caller can use."""
     chat = parsed(ChatRequest(messages=HI, format=Format()))["response_format"]
     assert chat["type"] == "json_object"
     assert parsed(GenerateRequest(prompt="p", raw=True, format=Format()))["json_schema"] == {"type": "object"}

@@ -35,6 +35,7 @@ class EmbeddedCall:
         self.exchange = call.exchange
         self._call = call
         self._engine = engine
+        self._is_aborted = False
 
     @property
     def is_closed(self) -> bool:
@@ -47,6 +48,7 @@ class EmbeddedCall:
 
     def abort(self) -> None:
         """See the port."""
+        self._is_aborted = True
         self._call.abort()
 
     async def answer(self) -> AsyncGenerator[Spoke | Finished, None]:
@@ -56,7 +58,7 @@ class EmbeddedCall:
                 async for piece in pieces:
                     yield piece
         except ConnectionLostError as error:
-            if not await self._engine.died(_DEATH_IS_SEEN_S):
+            if self._is_aborted or not await self._engine.died(_DEATH_IS_SEEN_S):
                 raise
             raise RunnerDiedError(
                 f"the embedded engine died; its last words:\n  {self._engine.last_words}", metadata={"backend": NAME}

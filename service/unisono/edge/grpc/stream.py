@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 _ACKS_A_MESSAGE = 500
 # New credit is announced when it has grown by a share of all that is given at once.
 _CREDIT_SHARE = 4
+# A call that must end lets its caller take the message that is being written for so long.
+_LAST_WRITE_S = 5.0
 
 
 def _violation(field: str, description: str) -> InvalidRequestError:
@@ -62,7 +64,7 @@ class BatchStream:
     ) -> None:
         self._batch = batch
         self._clock = clock
-        self._write_message = write
+        self._context_write = write
         self._after = after
         self._deltas = deltas
         self._is_reopened = is_reopened
@@ -131,6 +133,20 @@ class BatchStream:
         self._ack_due.set()
 
     # -- Out -----------------------------------------------------------------------------------------------
+
+    async def _write_message(self, message: pb.StreamBatchResponse) -> None:
+        """Writes a message, and is not cancelled in the middle of it: a status cannot be sent while a write is on."""
+        writing = asyncio.ensure_future(self._context_write(message))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            # Whether it fails is of no account any more; asking for that here keeps asyncio from complaining.
+            writing.add_done_callback(lambda done: done.cancelled() or done.exception())
+            _ = await asyncio.wait({writing}, timeout=_LAST_WRITE_S)
+            if not writing.done():
+                # A caller that reads nothing hears of nothing; the call is dropped.
+                raise grpc.aio.InternalError("the last message was not taken") from None
+            raise
 
     async def _follow(self) -> None:
         if self._after > 0:
