@@ -1,34 +1,31 @@
-"""Runs one batch: takes its items, plans them, hands them to their backends' drivers, and writes its journal.
+"""Runs one batch: takes its items, releases them, gives each its result, and ends with the summary.
 
 Theory of operation. A batch goes through three stages: its input is open (items may be added), its input is closed,
-it has ended. Items wait in `_waiting` until they are released; then a task of the batch finds their models, plans
-them into groups and submits them. From there on the drivers tell the batch what happens (it is their `Sink`), and
-each event goes into the journal. When the input is closed and the last item has its result, the summary is
-written, and nothing follows.
+it has ended. Items wait in `_waiting` until they are released; then `dispatch.py` finds their models, plans them into
+groups and submits them. From there on the drivers tell the groups what happens (`group_run.py`), and each event goes
+into the journal. When the input is closed and the last item has its result, the summary is written, and nothing
+follows.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import replace
-from itertools import count
 from typing import TYPE_CHECKING
 
 from unisono.app import intake
 from unisono.app.batch_journal import BatchJournal
-from unisono.app.group_run import GroupRun
+from unisono.app.dispatch import Dispatch
 from unisono.app.item_run import ItemRun
+from unisono.app.timers import Timers
 from unisono.core import paging
 from unisono.core.batch import Ack, BadItem
-from unisono.core.commands import Work
 from unisono.core.errors import (
     BatchDeadlineError,
     CancelledItemError,
     CreditExceededError,
     DuplicateItemError,
     InputClosedError,
-    InternalError,
     InvalidRequestError,
     ItemNotFoundError,
     LimitExceededError,
@@ -37,7 +34,6 @@ from unisono.core.errors import (
 )
 from unisono.core.events import Accepted, BatchState, Progress, Result, Summary
 from unisono.core.model import ItemState
-from unisono.core.plan import plan
 from unisono.core.report import Report
 
 if TYPE_CHECKING:
@@ -50,15 +46,11 @@ if TYPE_CHECKING:
     from unisono.core.batch import BatchConfig
     from unisono.core.errors import Violation
     from unisono.core.limits import Limits
-    from unisono.core.model import Item, RunnerSpec
+    from unisono.core.model import Item
     from unisono.core.passes import ForwardPass
-    from unisono.core.plan import Group
 
 # `progress` is written at most so often.
 PROGRESS_INTERVAL_S = 1.0
-# Names items at the drivers; never used twice within a process.
-_tickets = count(1)
-_batches = count(1)
 
 
 class RunningBatch:
@@ -82,37 +74,38 @@ class RunningBatch:
         self.batch_id = batch_id
         self.config = config
         self.state = BatchState.RUNNING
-        # Names it at the drivers, where batches take turns.
-        self.key = next(_batches)
-        self._drivers = drivers
-        self._resolver = resolver
         self._clock = clock
         self._limits = limits
         self._watch = watch
         self._on_end = on_end
-        self._report_defect = report_defect
         self._accepted_s = clock.monotonic_s()
         # Items by index, until they end; the ids of all, and by index the fingerprints of what was asked.
         self._runs: dict[int, ItemRun] = {}
         self._index_of: dict[str, int] = {}
         self._fingerprints: list[int] = []
-        self._groups: list[GroupRun] = []
-        self._group_of: dict[RunnerSpec, GroupRun] = {}
-        # Items that were added and not yet released; then, releases that were not planned yet.
+        # Items that were added and not yet released.
         self._waiting: list[ItemRun] = []
-        self._to_plan: deque[list[ItemRun]] = deque()
-        self._planner: asyncio.Task[None] | None = None
         self._is_input_closed = False
         self._counts: Counter[ItemState] = Counter()
         # Why the batch ends before all its items have ended by themselves; None while it does not.
         self._cut_short: UnisonoError | None = None
-        self._deadline_s: float | None = None
         # Calls on which the batch lives, and how the stream that adds items is told that another took its place.
         self._callers = 0
         self._on_replaced: Callable[[], None] | None = None
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._timers = Timers()
         max_bytes = limits.max_journal_bytes
-        self.journal = BatchJournal(journal, batch_id, clock, max_bytes=max_bytes, on_pressure=self._feel_pressure)
+        self.journal = BatchJournal(journal, batch_id, clock, max_bytes=max_bytes, on_pressure=self._pause)
+        self._dispatch = Dispatch(
+            config,
+            drivers=drivers,
+            resolver=resolver,
+            journal=self.journal,
+            clock=clock,
+            watch=watch,
+            runs=self._runs,
+            on_result=self._end_item,
+            report_defect=report_defect,
+        )
         self.journal.write(Accepted(batch_id=batch_id, item_count=item_count))
         if config.deadline_s:
             self.expire_at(self._accepted_s + config.deadline_s)
@@ -152,8 +145,8 @@ class RunningBatch:
             failed=self._counts[ItemState.FAILED],
             cancelled=self._counts[ItemState.CANCELLED],
             expired=self._counts[ItemState.EXPIRED],
-            completion_tokens=sum(group.spoken_tokens for group in self._groups),
-            passes=sum(group.counter.so_far for group in self._groups),
+            completion_tokens=sum(group.spoken_tokens for group in self._dispatch.groups),
+            passes=sum(group.counter.so_far for group in self._dispatch.groups),
         )
 
     def running_items(self) -> Iterable[ItemRun]:
@@ -165,19 +158,13 @@ class RunningBatch:
         return self._runs.get(index)
 
     def passes(self, start: int, limit: int) -> list[tuple[int, int, ForwardPass]]:
-        """Up to `limit` mapped passes from the batch's pass `start` on: (its place in the batch, group, pass)."""
-        found: list[tuple[int, int, ForwardPass]] = []
-        before = 0
-        for group in self._groups:
-            page = group.counter.passes(max(0, start - before), limit - len(found))
-            found += [(before + each.number, group.number, each) for each in page]
-            before += group.counter.count.count
-        return found
+        """See Dispatch.passes."""
+        return self._dispatch.passes(start, limit)
 
     @property
     def unmapped_passes(self) -> int:
         """Passes whose items are not known any more."""
-        return sum(group.counter.unmapped for group in self._groups)
+        return sum(group.counter.unmapped for group in self._dispatch.groups)
 
     # -- What callers do -----------------------------------------------------------------------------------
 
@@ -211,14 +198,9 @@ class RunningBatch:
 
     def release(self) -> None:
         """What was added goes now."""
-        self._stop_timer("release")
-        # Some may have been cancelled, or have expired, while they waited.
-        waiting = [run for run in self._waiting if run.item.index in self._runs]
-        self._waiting = []
-        if waiting:
-            self._to_plan.append(waiting)
-            if self._planner is None or self._planner.done():
-                self._planner = asyncio.get_running_loop().create_task(self._plan_all())
+        self._timers.stop("release")
+        waiting, self._waiting = self._waiting, []
+        self._dispatch.release(waiting)
 
     def close_input(self) -> None:
         """No more items will come; what was added goes now."""
@@ -239,21 +221,21 @@ class RunningBatch:
         running = [index for index in indexes if index in self._runs]
         if not item_ids:
             self._cut_short = self._cut_short or error or CancelledItemError("the batch was cancelled")
-        self._stop_items(running, ItemState.CANCELLED, error or CancelledItemError("was cancelled"))
+        self._dispatch.end(running, ItemState.CANCELLED, error or CancelledItemError("was cancelled"))
         if not item_ids:
             self.close_input()
         return len(running), len(indexes) - len(running)
 
     def expire_at(self, moment_s: float) -> None:
         """What has not ended by then expires, and the input closes. Only ever brings the end nearer."""
-        if self._deadline_s is None or moment_s < self._deadline_s:
-            self._deadline_s = moment_s
-            self._start_timer("deadline", max(0.0, moment_s - self._clock.monotonic_s()), self._expire)
+        if self._dispatch.deadline_s is None or moment_s < self._dispatch.deadline_s:
+            self._dispatch.deadline_s = moment_s
+            self._timers.start("deadline", max(0.0, moment_s - self._clock.monotonic_s()), self._expire)
 
     def attach(self, reader: Reader) -> None:
         """Somebody follows from now on."""
         self.journal.attach(reader)
-        self._stop_timer("lost")
+        self._timers.stop("lost")
 
     def detach(self, reader: Reader) -> None:
         """That reader has gone."""
@@ -284,7 +266,7 @@ class RunningBatch:
         elif not self.journal.has_readers:
             grace_s = self.config.detach_grace_s or 0.0
             error = CancelledItemError(f"nobody has followed the batch for {grace_s:g} s (detach_grace)")
-            self._start_timer("lost", grace_s, lambda: self.cancel(error=error))
+            self._timers.start("lost", grace_s, lambda: self.cancel(error=error))
 
     # -- Taking items --------------------------------------------------------------------------------------
 
@@ -302,7 +284,7 @@ class RunningBatch:
         if len(self._waiting) >= self.config.release_size:
             self.release()
         elif self._waiting and self.config.release_interval_s and "release" not in self._timers:
-            self._start_timer("release", self.config.release_interval_s, self.release)
+            self._timers.start("release", self.config.release_interval_s, self.release)
         return Ack(item_id=item.item_id, index=index)
 
     def _place(self, item: Item | BadItem, wrong: Sequence[Violation]) -> int:
@@ -318,9 +300,9 @@ class RunningBatch:
         run = self._runs[index] = ItemRun(item, accepted_ns=self._clock.time_ns())
         self._waiting.append(run)
         if "progress" not in self._timers:
-            self._start_timer("progress", PROGRESS_INTERVAL_S, self._tell_progress)
+            self._timers.start("progress", PROGRESS_INTERVAL_S, self._tell_progress)
         if self.config.queue_timeout_s and "queue" not in self._timers:
-            self._start_timer("queue", self.config.queue_timeout_s, self._expire_queued)
+            self._timers.start("queue", self.config.queue_timeout_s, self._expire_queued)
         return index
 
     def _refusal(self) -> UnisonoError | None:
@@ -336,100 +318,7 @@ class RunningBatch:
             )
         return None
 
-    # -- Planning ------------------------------------------------------------------------------------------
-
-    async def _plan_all(self) -> None:
-        while self._to_plan:
-            runs = self._to_plan.popleft()
-            try:
-                await self._plan(runs)
-            except Exception as defect:  # noqa: BLE001 - a defect must cost these items, not leave them forever
-                self._report_defect(f"planning items of batch {self.batch_id}", defect)
-                error = InternalError(f"a defect of this service: {type(defect).__name__}: {defect}")
-                self._stop_items([run.item.index for run in runs], ItemState.FAILED, error)
-
-    async def _plan(self, runs: list[ItemRun]) -> None:
-        """Finds the models of items, groups them, and submits the groups in order."""
-        started_ns = self._clock.time_ns()
-        models = await self._resolver.models(run.item.model for run in runs)
-        backends = {model.backend for model in models.values() if not isinstance(model, UnisonoError)}
-        loaded = {backend: await self._resolver.loaded(backend) for backend in backends}
-        # Some may have been cancelled, or have expired, while the backends were asked.
-        runs = [run for run in runs if run.item.index in self._runs]
-        planned = plan((run.item for run in runs), models, loaded)
-        for group in planned.groups:
-            if group.told_slots is not None:
-                self._drivers[group.runner.backend].tell_slots(group.runner, group.told_slots)
-        chosen = [(self._join_group(group), group) for group in planned.groups]
-        events = [run.planned for run, _ in chosen]
-        self._watch.planned(started_ns=started_ns, ended_ns=self._clock.time_ns(), groups=events)
-        for item, error in planned.refused:
-            self._stop_items([item.index], ItemState.FAILED, error)
-        for event in events:
-            self.journal.write(event)
-        for run, group in chosen:
-            self._submit(run, group.items, is_loaded=group.is_loaded)
-
-    def _join_group(self, group: Group) -> GroupRun:
-        run = self._group_of.get(group.runner)
-        if run is None:
-            backend = group.runner.backend
-            run = GroupRun(
-                len(self._groups),
-                group.runner,
-                is_loaded=group.is_loaded,
-                driver=self._drivers[backend],
-                journal=self.journal,
-                watch=self._watch,
-                clock=self._clock,
-                on_result=self._end_item,
-                on_load=lambda: self._resolver.forget_loaded(backend),
-            )
-            self._groups.append(run)
-            self._group_of[group.runner] = run
-        run.item_count += len(group.items)
-        return run
-
-    def _submit(self, group: GroupRun, items: Iterable[Item], *, is_loaded: bool) -> None:
-        works: list[tuple[Work, Item]] = []
-        now_s, now_ns = self._clock.monotonic_s(), self._clock.time_ns()
-        config = self.config
-        for item in items:
-            run = self._runs.get(item.index)
-            if run is None:
-                continue
-            ticket = next(_tickets)
-            group.take(ticket, run)
-            accepted_s = now_s - (now_ns - run.accepted_ns) / 1e9
-            work = Work(
-                ticket=ticket,
-                batch=self.key,
-                speak_by_s=accepted_s + config.queue_timeout_s if config.queue_timeout_s else None,
-                end_by_s=self._deadline_s,
-                silence_s=config.item_timeout_s or None,
-                max_attempts=config.max_attempts,
-                num_predict=item.options.num_predict,
-            )
-            works.append((work, item))
-        group.driver.submit(group.runner, works, group, is_loaded=is_loaded, keep_alive_s=config.keep_alive_s)
-        if self.journal.is_full:
-            group.driver.park(self.key)
-
     # -- Ends ----------------------------------------------------------------------------------------------
-
-    def _stop_items(self, indexes: Iterable[int], state: ItemState, error: UnisonoError) -> None:
-        """Ends items wherever they are: those at a driver by the driver, the others here."""
-        at_drivers: dict[BackendDriver, list[int]] = {}
-        for index in indexes:
-            run = self._runs.get(index)
-            if run is None:
-                continue
-            if run.group is not None and run.ticket is not None:
-                at_drivers.setdefault(self._groups[run.group].driver, []).append(run.ticket)
-            else:
-                self._end_item(run.result(state, error=error, attempts=0, at_ns=self._clock.time_ns()))
-        for driver, tickets in at_drivers.items():
-            driver.end(tickets, state, error)
 
     def _end_item(self, result: Result) -> None:
         """An item has its result: the one thing that every item comes to."""
@@ -448,7 +337,7 @@ class RunningBatch:
     def _expire(self) -> None:
         if not self.is_over:
             self._cut_short = error = BatchDeadlineError("the batch's deadline has passed")
-            self._stop_items(list(self._runs), ItemState.EXPIRED, error)
+            self._dispatch.end(list(self._runs), ItemState.EXPIRED, error)
             self.close_input()
 
     def _expire_queued(self) -> None:
@@ -457,10 +346,10 @@ class RunningBatch:
         queued = [run for run in self._runs.values() if run.ticket is None]
         late = [run.item.index for run in queued if (now_ns - run.accepted_ns) / 1e9 >= timeout_s]
         error = QueueTimeoutError("had not been answered anything in time (queue_timeout)")
-        self._stop_items(late, ItemState.EXPIRED, error)
+        self._dispatch.end(late, ItemState.EXPIRED, error)
         if len(late) < len(queued) and not self.is_over:
             oldest_s = (now_ns - queued[len(late)].accepted_ns) / 1e9
-            self._start_timer("queue", max(0.0, timeout_s - oldest_s), self._expire_queued)
+            self._timers.start("queue", max(0.0, timeout_s - oldest_s), self._expire_queued)
 
     def _maybe_end(self) -> None:
         if self._runs or not self._is_input_closed or self.is_over:
@@ -472,58 +361,36 @@ class RunningBatch:
                 self.state = BatchState.EXPIRED
             case _:
                 self.state = BatchState.CANCELLED
-        for name in list(self._timers):
-            self._stop_timer(name)
-        if self._planner is not None:
-            # It may be asking a backend that is away for the models of items that have ended.
-            _ = self._planner.cancel()
+        self._timers.stop_all()
+        self._dispatch.stop()
         summary = Summary(state=self.state, report=self._report(), error=self._cut_short)
         self._watch.ended(summary=summary, at_ns=self._clock.time_ns())
         self.journal.write(summary)
         self._on_end(self)
 
     def _report(self) -> Report:
-        groups = tuple(group.report() for group in self._groups)
+        groups = tuple(group.report() for group in self._dispatch.groups)
+        told = [group.cached_prompt_tokens for group in self._dispatch.groups]
+        cached = [tokens for tokens in told if tokens is not None]
         return Report(
             batch_id=self.batch_id,
             duration_s=self._clock.monotonic_s() - self._accepted_s,
             counts=self.progress,
             groups=groups,
             prompt_tokens=sum(group.prompt_tokens for group in groups),
-            cached_prompt_tokens=sum(cached) if (cached := self._cached_tokens()) else None,
+            cached_prompt_tokens=sum(cached) if cached else None,
             completion_tokens=sum(group.completion_tokens for group in groups),
-            retries=sum(group.retries for group in self._groups),
+            retries=sum(group.retries for group in self._dispatch.groups),
             journal_bytes=self.journal.size_bytes,
         )
 
     # -- Small things --------------------------------------------------------------------------------------
 
-    def _feel_pressure(self, is_full: bool) -> None:  # noqa: FBT001 - the journal's callback
+    def _pause(self, is_full: bool) -> None:  # noqa: FBT001 - the journal's callback
         """The journal is full, and the work pauses; or there is room again, and it goes on."""
-        for driver in {group.driver for group in self._groups}:
-            if is_full:
-                driver.park(self.key)
-            else:
-                driver.unpark(self.key)
+        self._dispatch.pause(is_full)
 
     def _tell_progress(self) -> None:
         self.journal.write(self.progress)
         if self._runs:
-            self._start_timer("progress", PROGRESS_INTERVAL_S, self._tell_progress)
-
-    def _cached_tokens(self) -> list[int]:
-        return [group.cached_prompt_tokens for group in self._groups if group.cached_prompt_tokens is not None]
-
-    def _start_timer(self, name: str, delay_s: float, action: Callable[[], object]) -> None:
-        self._stop_timer(name)
-
-        def ring() -> None:
-            self._timers.pop(name, None)
-            action()
-
-        self._timers[name] = asyncio.get_running_loop().call_later(delay_s, ring)
-
-    def _stop_timer(self, name: str) -> None:
-        timer = self._timers.pop(name, None)
-        if timer is not None:
-            timer.cancel()
+            self._timers.start("progress", PROGRESS_INTERVAL_S, self._tell_progress)

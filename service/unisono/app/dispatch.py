@@ -1,0 +1,192 @@
+"""Hands a batch's released items to the drivers: their models found, planned into groups, submitted in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from itertools import count
+from typing import TYPE_CHECKING
+
+from unisono.app.group_run import GroupRun
+from unisono.core.commands import Work
+from unisono.core.errors import InternalError, UnisonoError
+from unisono.core.model import ItemState
+from unisono.core.plan import plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from unisono.app.batch_journal import BatchJournal
+    from unisono.app.driver import BackendDriver
+    from unisono.app.item_run import ItemRun
+    from unisono.app.ports import BatchWatch, Clock
+    from unisono.app.resolve import Resolver
+    from unisono.core.batch import BatchConfig
+    from unisono.core.events import Result
+    from unisono.core.model import Item, RunnerSpec
+    from unisono.core.passes import ForwardPass
+    from unisono.core.plan import Group
+
+# Names items, and batches, at the drivers; never used twice within a process.
+_tickets = count(1)
+_batches = count(1)
+
+
+class Dispatch:
+    """The groups of one batch, and the way into them."""
+
+    def __init__(
+        self,
+        config: BatchConfig,
+        *,
+        drivers: Mapping[str, BackendDriver],
+        resolver: Resolver,
+        journal: BatchJournal,
+        clock: Clock,
+        watch: BatchWatch,
+        runs: Mapping[int, ItemRun],
+        on_result: Callable[[Result], None],
+        report_defect: Callable[[str, BaseException], None],
+    ) -> None:
+        """`runs`: the batch's items that have not ended, by index. `on_result` is told of each that ends."""
+        self.groups: list[GroupRun] = []
+        # When the batch must have ended, by the monotonic clock.
+        self.deadline_s: float | None = None
+        self._key = next(_batches)
+        self._config = config
+        self._drivers = drivers
+        self._resolver = resolver
+        self._journal = journal
+        self._clock = clock
+        self._watch = watch
+        self._runs = runs
+        self._on_result = on_result
+        self._report_defect = report_defect
+        self._group_of: dict[RunnerSpec, GroupRun] = {}
+        # Releases that were not planned yet.
+        self._to_plan: deque[list[ItemRun]] = deque()
+        self._planner: asyncio.Task[None] | None = None
+
+    def release(self, runs: Iterable[ItemRun]) -> None:
+        """These items go now; those that have ended meanwhile are left out."""
+        waiting = [run for run in runs if run.item.index in self._runs]
+        if waiting:
+            self._to_plan.append(waiting)
+            if self._planner is None or self._planner.done():
+                self._planner = asyncio.get_running_loop().create_task(self._plan_all())
+
+    def end(self, indexes: Iterable[int], state: ItemState, error: UnisonoError) -> None:
+        """Ends items wherever they are: those at a driver by the driver, the others here."""
+        at_drivers: dict[BackendDriver, list[int]] = {}
+        for index in indexes:
+            run = self._runs.get(index)
+            if run is None:
+                continue
+            if run.group is not None and run.ticket is not None:
+                at_drivers.setdefault(self.groups[run.group].driver, []).append(run.ticket)
+            else:
+                self._on_result(run.result(state, error=error, attempts=0, at_ns=self._clock.time_ns()))
+        for driver, tickets in at_drivers.items():
+            driver.end(tickets, state, error)
+
+    def pause(self, is_paused: bool) -> None:  # noqa: FBT001 - the journal's callback
+        """Nothing more of this batch goes, or it goes on."""
+        for driver in {group.driver for group in self.groups}:
+            if is_paused:
+                driver.park(self._key)
+            else:
+                driver.unpark(self._key)
+
+    def stop(self) -> None:
+        """All items have ended: the planner may still be asking a backend that is away for their models."""
+        if self._planner is not None:
+            _ = self._planner.cancel()
+
+    def passes(self, start: int, limit: int) -> list[tuple[int, int, ForwardPass]]:
+        """Up to `limit` mapped passes from the batch's pass `start` on: (its place in the batch, group, pass)."""
+        found: list[tuple[int, int, ForwardPass]] = []
+        before = 0
+        for group in self.groups:
+            page = group.counter.passes(max(0, start - before), limit - len(found))
+            found += [(before + each.number, group.number, each) for each in page]
+            before += group.counter.count.count
+        return found
+
+    # -- Planning ------------------------------------------------------------------------------------------
+
+    async def _plan_all(self) -> None:
+        while self._to_plan:
+            runs = self._to_plan.popleft()
+            try:
+                await self._plan(runs)
+            except Exception as defect:  # noqa: BLE001 - a defect must cost these items, not leave them forever
+                self._report_defect("planning items of a batch", defect)
+                error = InternalError(f"a defect of this service: {type(defect).__name__}: {defect}")
+                self.end([run.item.index for run in runs], ItemState.FAILED, error)
+
+    async def _plan(self, runs: list[ItemRun]) -> None:
+        """Finds the models of items, groups them, and submits the groups in order."""
+        started_ns = self._clock.time_ns()
+        models = await self._resolver.models(run.item.model for run in runs)
+        backends = {model.backend for model in models.values() if not isinstance(model, UnisonoError)}
+        loaded = {backend: await self._resolver.loaded(backend) for backend in backends}
+        # Some may have been cancelled, or have expired, while the backends were asked.
+        runs = [run for run in runs if run.item.index in self._runs]
+        planned = plan((run.item for run in runs), models, loaded)
+        for group in planned.groups:
+            if group.told_slots is not None:
+                self._drivers[group.runner.backend].tell_slots(group.runner, group.told_slots)
+        chosen = [(self._join_group(group), group) for group in planned.groups]
+        events = [run.planned for run, _ in chosen]
+        self._watch.planned(started_ns=started_ns, ended_ns=self._clock.time_ns(), groups=events)
+        for item, error in planned.refused:
+            self.end([item.index], ItemState.FAILED, error)
+        for event in events:
+            self._journal.write(event)
+        for run, group in chosen:
+            self._submit(run, group.items, is_loaded=group.is_loaded)
+
+    def _join_group(self, group: Group) -> GroupRun:
+        run = self._group_of.get(group.runner)
+        if run is None:
+            backend = group.runner.backend
+            run = GroupRun(
+                len(self.groups),
+                group.runner,
+                is_loaded=group.is_loaded,
+                driver=self._drivers[backend],
+                journal=self._journal,
+                watch=self._watch,
+                clock=self._clock,
+                on_result=self._on_result,
+                on_load=lambda: self._resolver.forget_loaded(backend),
+            )
+            self.groups.append(run)
+            self._group_of[group.runner] = run
+        run.item_count += len(group.items)
+        return run
+
+    def _submit(self, group: GroupRun, items: Iterable[Item], *, is_loaded: bool) -> None:
+        works: list[tuple[Work, Item]] = []
+        now_s, now_ns = self._clock.monotonic_s(), self._clock.time_ns()
+        config = self._config
+        for item in items:
+            run = self._runs.get(item.index)
+            if run is None:
+                continue
+            ticket = next(_tickets)
+            group.take(ticket, run)
+            accepted_s = now_s - (now_ns - run.accepted_ns) / 1e9
+            work = Work(
+                ticket=ticket,
+                batch=self._key,
+                speak_by_s=accepted_s + config.queue_timeout_s if config.queue_timeout_s else None,
+                end_by_s=self.deadline_s,
+                silence_s=config.item_timeout_s or None,
+                max_attempts=config.max_attempts,
+                num_predict=item.options.num_predict,
+            )
+            works.append((work, item))
+        group.driver.submit(group.runner, works, group, is_loaded=is_loaded, keep_alive_s=config.keep_alive_s)
+        if self._journal.is_full:
+            group.driver.park(self._key)
