@@ -13,7 +13,6 @@ from unisono.app.run_batch import RunningBatch
 from unisono.core.batch import BadItem
 from unisono.core.errors import (
     BatchNotFoundError,
-    InvalidRequestError,
     LimitExceededError,
     RequestIdReusedError,
     ShuttingDownError,
@@ -99,11 +98,17 @@ class Batches:
         """Batches that have not ended."""
         return len(self._batches) - len(self._ended)
 
-    def check(self, items: Sequence[Item | BadItem], config: BatchConfig) -> None:
-        """Refuses a request that cannot be run as it is: raises InvalidRequestError with all that is wrong."""
-        violations = intake.check_request(items, config, self.limits)
-        if violations:
-            raise InvalidRequestError(intake.error_of(violations).message, violations=violations[: intake.MAX_LISTED])
+    async def check(self, items: Sequence[Item | BadItem], config: BatchConfig) -> list[intake.Checked]:
+        """What is wrong with each item of a request.
+
+        Raises InvalidRequestError where the request cannot be run as it is: no items or too many; under STRICT also
+        anything that is wrong with one.
+        """
+        intake.refuse_count(len(items), self.limits)
+        checked = await intake.examine(items, config, self.limits)
+        if config.is_strict:
+            intake.refuse_wrong(checked)
+        return checked
 
     def open(
         self,
@@ -169,17 +174,12 @@ class Batches:
 
     async def plan(self, items: Sequence[Item | BadItem], config: BatchConfig) -> PlanView:
         """What a batch of these items would do; nothing is run or loaded. Raises InvalidRequestError for no items."""
-        if not items or len(items) > self.limits.max_items:
-            self.check(items, config)
+        intake.refuse_count(len(items), self.limits)
         good: list[Item] = []
         refused: list[tuple[str, int, UnisonoError]] = []
-        seen: set[str] = set()
-        for i, given in enumerate(items):
-            item = intake.complete(given, config)
-            wrong = list(intake.violations_of(item, self.limits))
-            if item.item_id in seen:
-                wrong.append(intake.duplicate(item.item_id))
-            seen.add(item.item_id)
+        for i, (item, wrong) in enumerate(
+            (one.item, one.wrong) for one in await intake.examine(items, config, self.limits)
+        ):
             if isinstance(item, BadItem) or wrong:
                 refused.append((item.item_id, i, intake.error_of(wrong)))
             else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import asyncio
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from unisono.core.batch import BadItem
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 # Violations that one answer lists; a request that is wrong throughout would give a status too large to be sent.
 MAX_LISTED = 100
+# Items that are converted or checked before others have the loop: some ten milliseconds.
+AT_A_TIME = 500
 
 
 def complete(item: Item | BadItem, config: BatchConfig) -> Item | BadItem:
@@ -57,21 +60,47 @@ def with_defaults(
     )
 
 
-def check_request(items: Sequence[Item | BadItem], config: BatchConfig, limits: Limits) -> list[Violation]:
-    """Everything that refuses a whole request: its count; under STRICT also its items, and ids used twice."""
-    if not items:
-        return [Violation(field="items", description="is empty; a batch needs at least one item")]
-    if len(items) > limits.max_items:
-        return [
-            Violation(field="items", description=f"has {len(items):,} items; at most {limits.max_items:,} are taken")
-        ]
-    if not config.is_strict:
-        return []
-    found: list[Violation] = []
-    first_with: dict[str, int] = {}
-    for i, item in enumerate(items):
-        own = violations_of(complete(item, config), limits)
-        found += [replace(violation, field=f"items[{i}].{violation.field}") for violation in own]
-        if first_with.setdefault(item.item_id, i) != i and item.item_id:
-            found.append(replace(duplicate(item.item_id), field=f"items[{i}].item_id"))
-    return found
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """An item with the batch's defaults beneath it, and everything that is wrong with it."""
+
+    item: Item | BadItem
+    wrong: tuple[Violation, ...]
+
+
+async def examine(items: Sequence[Item | BadItem], config: BatchConfig, limits: Limits) -> list[Checked]:
+    """Checks all items of a request, ids used twice included, letting others have the loop now and then."""
+    checked: list[Checked] = []
+    seen: set[str] = set()
+    for place, given in enumerate(items):
+        if place % AT_A_TIME == 0:
+            await asyncio.sleep(0)
+        item = complete(given, config)
+        wrong = violations_of(item, limits)
+        if item.item_id and item.item_id in seen:
+            wrong = (*wrong, duplicate(item.item_id))
+        seen.add(item.item_id)
+        checked.append(Checked(item, wrong))
+    return checked
+
+
+def refuse_count(count: int, limits: Limits) -> None:
+    """Raises InvalidRequestError for no items at all, or too many."""
+    what = ""
+    if count == 0:
+        what = "is empty; a batch needs at least one item"
+    elif count > limits.max_items:
+        what = f"has {count:,} items; at most {limits.max_items:,} are taken"
+    if what:
+        raise error_of([Violation(field="items", description=what)])
+
+
+def refuse_wrong(checked: Sequence[Checked]) -> None:
+    """Raises InvalidRequestError where anything is wrong with any item; paths are from the request on."""
+    wrong = [
+        replace(violation, field=f"items[{place}].{violation.field}")
+        for place, one in enumerate(checked)
+        for violation in one.wrong
+    ]
+    if wrong:
+        raise error_of(wrong)

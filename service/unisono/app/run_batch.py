@@ -22,13 +22,13 @@ from unisono.core import paging
 from unisono.core.batch import Ack, BadItem
 from unisono.core.errors import (
     BatchDeadlineError,
+    BatchFullError,
     CancelledItemError,
     CreditExceededError,
     DuplicateItemError,
     InputClosedError,
     InvalidRequestError,
     ItemNotFoundError,
-    LimitExceededError,
     QueueTimeoutError,
     UnisonoError,
 )
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from unisono.app.batch_journal import Reader
     from unisono.app.driver import BackendDriver
+    from unisono.app.intake import Checked
     from unisono.app.ports import BatchWatch, Clock, Journal
     from unisono.app.resolve import Resolver
     from unisono.core.batch import BatchConfig
@@ -168,17 +169,13 @@ class RunningBatch:
 
     # -- What callers do -----------------------------------------------------------------------------------
 
-    def run_whole(self, items: Sequence[Item | BadItem]) -> None:
+    def run_whole(self, items: Iterable[Checked]) -> None:
         """Takes all items at once, and no more: for requests that were checked, and came in one message.
 
         Whatever is wrong with one becomes its result.
         """
-        for item in items:
-            checked = intake.complete(item, self.config)
-            wrong = list(intake.violations_of(checked, self._limits))
-            if checked.item_id in self._index_of:
-                wrong.append(intake.duplicate(checked.item_id))
-            self._place(checked, wrong)
+        for one in items:
+            _ = self._place(one.item, one.wrong)
         self.close_input()
 
     def add(self, items: Sequence[Item | BadItem], *, is_reopened: bool = False) -> list[Ack]:
@@ -273,7 +270,7 @@ class RunningBatch:
     def _take(self, item: Item | BadItem, wrong: tuple[Violation, ...], *, is_reopened: bool) -> Ack:
         known = self._index_of.get(item.item_id)
         if known is not None:
-            if is_reopened and self._fingerprints[known] == hash(item):
+            if is_reopened and self._fingerprints[known] == _fingerprint(item):
                 return Ack(item_id=item.item_id, index=known)
             error = DuplicateItemError(f"the batch already has an item {item.item_id!r}")
             return Ack(item_id=item.item_id, refusal=error)
@@ -290,7 +287,7 @@ class RunningBatch:
     def _place(self, item: Item | BadItem, wrong: Sequence[Violation]) -> int:
         """Makes an item part of the batch: waiting for its release, or failed at once."""
         index = len(self._fingerprints)
-        self._fingerprints.append(hash(item))
+        self._fingerprints.append(_fingerprint(item))
         self._index_of.setdefault(item.item_id, index)
         if isinstance(item, BadItem) or wrong:
             error = intake.error_of(wrong)
@@ -311,7 +308,7 @@ class RunningBatch:
             return InputClosedError(f"batch {self.batch_id} takes no more items")
         count_so_far = len(self._fingerprints)
         if count_so_far >= self._limits.max_items:
-            return LimitExceededError(f"a batch has at most {self._limits.max_items:,} items; open another one")
+            return BatchFullError(f"a batch has at most {self._limits.max_items:,} items; open another one")
         if count_so_far >= self.credit:
             return CreditExceededError(
                 f"{len(self._runs):,} items have not ended; wait for credit before sending more", retry_after_s=1.0
@@ -394,3 +391,8 @@ class RunningBatch:
         self.journal.write(self.progress)
         if self._runs:
             self._timers.start("progress", PROGRESS_INTERVAL_S, self._tell_progress)
+
+
+def _fingerprint(item: Item | BadItem) -> int:
+    """Stands for an item's content. With its options in words, since Python hashes -1 and -2 alike."""
+    return hash((item, repr(item.options) if not isinstance(item, BadItem) else ""))

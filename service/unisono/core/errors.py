@@ -87,6 +87,12 @@ class LimitExceededError(RequestError):
     is_retryable = True
 
 
+class BatchFullError(RequestError):
+    """The batch has as many items as a batch may have; waiting does not help."""
+
+    reason = "BATCH_FULL"
+
+
 class BatchNotFoundError(RequestError):
     """No such batch, or no longer."""
 

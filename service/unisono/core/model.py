@@ -204,8 +204,14 @@ class Options:
 
     def over(self, base: Options) -> Options:
         """These options laid over others, field by field."""
-        set_here = {f.name: v for f in fields(self) if (v := getattr(self, f.name)) not in (None, (), "")}
+        if base == _NO_OPTIONS:
+            return self
+        set_here = {name: v for name in _OPTION_NAMES if (v := getattr(self, name)) not in (None, (), "")}
         return replace(base, **{**set_here, "runner": self.runner.over(base.runner)})
+
+
+_OPTION_NAMES = tuple(field.name for field in fields(Options))
+_NO_OPTIONS = Options()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,6 +66,7 @@ TABLE: Final[Mapping[type[UnisonoError], Row]] = {
     errors.DuplicateItemError: Row(_Code.ALREADY_EXISTS, 409),
     errors.CreditExceededError: Row(_Code.RESOURCE_EXHAUSTED, 429),
     errors.LimitExceededError: Row(_Code.RESOURCE_EXHAUSTED, 429),
+    errors.BatchFullError: Row(_Code.RESOURCE_EXHAUSTED, 429),
     errors.BatchNotFoundError: Row(_Code.NOT_FOUND, 404),
     errors.ItemNotFoundError: Row(_Code.NOT_FOUND, 404),
     errors.SequenceOutOfRangeError: Row(_Code.OUT_OF_RANGE, 416),

@@ -312,9 +312,10 @@ def config(message: pb.BatchConfig, *, path: str = "config", bounds: limits.Limi
     return made
 
 
-def delta_settings(
-    message: pb.BatchConfig | pb.AttachBatchRequest, *, path: str | None = None
-) -> batch.DeltaSettings | None:
+_HoldsDeltas = pb.BatchConfig | pb.AttachBatchRequest | pb.ReopenBatch
+
+
+def delta_settings(message: _HoldsDeltas, *, path: str | None = None) -> batch.DeltaSettings | None:
     """How text is to be sent as it is generated; None: not at all.
 
     Takes the message that holds `deltas`, since only that tells whether they are asked for. Raises
@@ -326,7 +327,9 @@ def delta_settings(
     return settings
 
 
-def _deltas(message: pb.BatchConfig | pb.AttachBatchRequest, path: str, found: _Found) -> batch.DeltaSettings | None:
+def _deltas(
+    message: pb.BatchConfig | pb.AttachBatchRequest | pb.ReopenBatch, path: str, found: _Found
+) -> batch.DeltaSettings | None:
     if not message.HasField("deltas"):
         return None
     made = batch.DeltaSettings()

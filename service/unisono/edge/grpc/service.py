@@ -17,6 +17,7 @@ from grpc_status import rpc_status
 from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
 from unisono._generated.unisono.v1 import batch_inference_pb2_grpc as pb_grpc
 from unisono._generated.unisono.v1 import server_pb2
+from unisono.app import intake
 from unisono.app.follow import follow
 from unisono.core.errors import (
     BackendUnavailableError,
@@ -31,14 +32,17 @@ from unisono.edge.grpc.stream import BatchStream
 from unisono.edge.status import to_status
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 
     from google.protobuf.message import Message
 
+    from unisono._generated.unisono.v1 import item_pb2
     from unisono.app.batches import Batches
     from unisono.app.driver import BackendDriver
     from unisono.app.ports import Clock
     from unisono.app.run_batch import RunningBatch
+    from unisono.core.batch import BadItem
+    from unisono.core.model import Item
 
     _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -96,8 +100,7 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
         async with self._refused(context):
             config = convert_in.config(request.config)
             deltas = convert_in.delta_settings(request.config)
-            items = convert_in.items(request.items, bounds=self._batches.limits)
-            self._batches.check(items, config)
+            items = await self._batches.check(await self._converted(request.items), config)
             batch, is_new = self._batches.open(
                 config,
                 method=f"{_SERVICE}/RunBatch",
@@ -105,7 +108,7 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
                 fingerprint=_fingerprint(request) if config.request_id else b"",
                 item_count=len(items),
             )
-            async with self._calling(batch, context):
+            async with self._calling(batch, context, is_new=is_new):
                 if is_new:
                     batch.run_whole(items)
                 del items, request
@@ -128,7 +131,8 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
             is_reopened = opened.WhichOneof("batch") == "reopen"
             if is_reopened:
                 batch = self._batches.get(opened.reopen.batch_id)
-                after, deltas = opened.reopen.after_sequence, None
+                after = opened.reopen.after_sequence
+                deltas = convert_in.delta_settings(opened.reopen, path="open.reopen")
             elif opened.WhichOneof("batch") == "config":
                 config = convert_in.config(opened.config, path="open.config")
                 after, deltas = 0, convert_in.delta_settings(opened.config, path="open.config")
@@ -150,7 +154,7 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
                 is_reopened=is_reopened,
                 limits=self._batches.limits,
             )
-            async with self._calling(batch, context, on_replaced=stream.replace):
+            async with self._calling(batch, context, is_new=not is_reopened, on_replaced=stream.replace):
                 await stream.serve(request_iterator)
 
     async def AttachBatch(  # type: ignore[override]  # a coroutine that writes; the stub knows generators alone
@@ -181,7 +185,7 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
             size = pages.size(request.page_size, default=_PLAN_PAGE, most=_MAX_PLAN_PAGE)
             start = pages.place(request.page_token)
             config = convert_in.config(request.config)
-            plan = await self._batches.plan(convert_in.items(request.items, bounds=self._batches.limits), config)
+            plan = await self._batches.plan(await self._converted(request.items), config)
             response = pb.PlanBatchResponse()
             total = sum(len(group.items) for group, _ in plan.groups)
             end = _page_end([item.item_id for group, _ in plan.groups for item in group.items], start, size)
@@ -281,6 +285,15 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
             status.error.CopyFrom(to_status(silent))
         return status
 
+    async def _converted(self, messages: Sequence[item_pb2.Item]) -> list[Item | BadItem]:
+        """All items of a request; while many are converted, others have the loop now and then."""
+        intake.refuse_count(len(messages), self._batches.limits)
+        items: list[Item | BadItem] = []
+        for start in range(0, len(messages), intake.AT_A_TIME):
+            items += convert_in.items(messages[start : start + intake.AT_A_TIME], bounds=self._batches.limits)
+            await asyncio.sleep(0)
+        return items
+
     # -- What all calls share ------------------------------------------------------------------------------
 
     @asynccontextmanager
@@ -302,12 +315,14 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
         self,
         batch: RunningBatch,
         context: _Context,
+        *,
+        is_new: bool,
         on_replaced: Callable[[], None] | None = None,
     ) -> AsyncGenerator[None, None]:
-        """The time of a call on which a batch lives: its deadline is the batch's, and so is its loss."""
+        """The time of a call on which a batch lives. The deadline of the call that made it is the batch's own."""
         batch.join_caller(on_replaced)
         remaining_s: Any = context.time_remaining()  # None without a deadline, which the stub does not know
-        if remaining_s is not None and not batch.config.detaches:
+        if is_new and remaining_s is not None and not batch.config.detaches:
             margin_s = min(_DEADLINE_MARGIN_S, _DEADLINE_SHARE * remaining_s)
             batch.expire_at(self._clock.monotonic_s() + remaining_s - margin_s)
         try:

@@ -40,7 +40,9 @@ class _ValidationModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Valida
     stream, it refuses the message of items that holds it.
     """
     VALIDATION_MODE_PER_ITEM: _ValidationMode.ValueType  # 2
-    """It fails alone, and the others run."""
+    """It fails alone, and the others run. Paths in its error begin at the item
+    ("chat.messages[1].role").
+    """
 
 class ValidationMode(_ValidationMode, metaclass=_ValidationModeEnumTypeWrapper):
     """What a malformed item does."""
@@ -52,7 +54,9 @@ VALIDATION_MODE_STRICT: ValidationMode.ValueType  # 1
 stream, it refuses the message of items that holds it.
 """
 VALIDATION_MODE_PER_ITEM: ValidationMode.ValueType  # 2
-"""It fails alone, and the others run."""
+"""It fails alone, and the others run. Paths in its error begin at the item
+("chat.messages[1].role").
+"""
 Global___ValidationMode: _TypeAlias = ValidationMode  # noqa: Y015
 
 class _OnDisconnect:
@@ -359,8 +363,9 @@ class StreamBatchOpen(_message.Message):
 
     @_builtins.property
     def reopen(self) -> Global___ReopenBatch:
-        """A batch that this service knows, and whose input is still open. Its
-        former stream, if any, ends with ABORTED.
+        """A batch that this service knows. Its former stream, if any, ends with
+        ABORTED. If its input is closed, its events are sent, and items are
+        refused with INPUT_CLOSED.
         """
 
     def __init__(
@@ -387,19 +392,27 @@ class ReopenBatch(_message.Message):
 
     BATCH_ID_FIELD_NUMBER: _builtins.int
     AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
+    DELTAS_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
     """The batch. Required."""
     after_sequence: _builtins.int
     """Events after this one are sent. 0: all."""
+    @_builtins.property
+    def deltas(self) -> Global___DeltaConfig:
+        """Whether, and how, text is sent as it is generated: first what running items
+        have said so far.
+        """
+
     def __init__(
         self,
         *,
         batch_id: _builtins.str = ...,
         after_sequence: _builtins.int = ...,
+        deltas: Global___DeltaConfig | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deltas", b"deltas"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_sequence", b"after_sequence", "batch_id", b"batch_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_sequence", b"after_sequence", "batch_id", b"batch_id", "deltas", b"deltas"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -512,7 +525,9 @@ Global___StreamBatchResponse: _TypeAlias = StreamBatchResponse  # noqa: Y015
 
 @_typing.final
 class ItemsAcknowledged(_message.Message):
-    """What became of the items of one AddItems, in their order."""
+    """What became of the items of one AddItems, in their order. More than 500 come
+    in several messages.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -28,7 +28,7 @@ if _version_not_supported:
 class BatchInferenceStub:
     """Runs batches of requests on inference backends.
 
-    Errors: every status carries one google.rpc.ErrorInfo (domain
+    Errors: every status of this service carries one google.rpc.ErrorInfo (domain
     "unisono.dev") whose reason is one of the README's list; INVALID_ARGUMENT
     also a BadRequest that names each field as a path, such as
     "items[3].chat.messages[0].role"; RESOURCE_EXHAUSTED and UNAVAILABLE a
@@ -89,7 +89,7 @@ class BatchInferenceStub:
 class BatchInferenceServicer:
     """Runs batches of requests on inference backends.
 
-    Errors: every status carries one google.rpc.ErrorInfo (domain
+    Errors: every status of this service carries one google.rpc.ErrorInfo (domain
     "unisono.dev") whose reason is one of the README's list; INVALID_ARGUMENT
     also a BadRequest that names each field as a path, such as
     "items[3].chat.messages[0].role"; RESOURCE_EXHAUSTED and UNAVAILABLE a
@@ -106,7 +106,8 @@ class BatchInferenceServicer:
         Cancelling the call, or losing the connection, cancels the batch unless
         `on_disconnect` says DETACH. The call's deadline becomes the batch's, a
         little early (a tenth of it, at most 500 ms), so that the results of
-        expired items and the summary still arrive.
+        expired items and the summary still arrive. A call that joins a batch by its
+        `request_id` leaves the batch's deadline as it is.
         Codes: INVALID_ARGUMENT (nothing was sent to a backend), ALREADY_EXISTS
         (`request_id` used with other content), RESOURCE_EXHAUSTED (a limit),
         UNAVAILABLE (shutting down).
@@ -126,7 +127,9 @@ class BatchInferenceServicer:
         Credits: at first, and as items end, the service says how many more items it
         will take; an item beyond the credit is refused with CREDIT_EXCEEDED and the
         stream goes on. The service reads what is sent whether or not its own
-        messages are read, so a client that writes before it reads never deadlocks.
+        messages are read, so a client that writes before it reads never deadlocks;
+        only one that leaves more acknowledgements unread than a batch can have items
+        is not read any further.
         Codes: as RunBatch; NOT_FOUND and OUT_OF_RANGE as AttachBatch.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -241,7 +244,7 @@ def add_BatchInferenceServicer_to_server(servicer, server):
 class BatchInference:
     """Runs batches of requests on inference backends.
 
-    Errors: every status carries one google.rpc.ErrorInfo (domain
+    Errors: every status of this service carries one google.rpc.ErrorInfo (domain
     "unisono.dev") whose reason is one of the README's list; INVALID_ARGUMENT
     also a BadRequest that names each field as a path, such as
     "items[3].chat.messages[0].role"; RESOURCE_EXHAUSTED and UNAVAILABLE a

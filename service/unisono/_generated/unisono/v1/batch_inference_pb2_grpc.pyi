@@ -17,7 +17,7 @@ GRPC_VERSION: str
 class BatchInferenceStub:
     """Runs batches of requests on inference backends.
 
-    Errors: every status carries one google.rpc.ErrorInfo (domain
+    Errors: every status of this service carries one google.rpc.ErrorInfo (domain
     "unisono.dev") whose reason is one of the README's list; INVALID_ARGUMENT
     also a BadRequest that names each field as a path, such as
     "items[3].chat.messages[0].role"; RESOURCE_EXHAUSTED and UNAVAILABLE a
@@ -35,7 +35,8 @@ class BatchInferenceStub:
     Cancelling the call, or losing the connection, cancels the batch unless
     `on_disconnect` says DETACH. The call's deadline becomes the batch's, a
     little early (a tenth of it, at most 500 ms), so that the results of
-    expired items and the summary still arrive.
+    expired items and the summary still arrive. A call that joins a batch by its
+    `request_id` leaves the batch's deadline as it is.
     Codes: INVALID_ARGUMENT (nothing was sent to a backend), ALREADY_EXISTS
     (`request_id` used with other content), RESOURCE_EXHAUSTED (a limit),
     UNAVAILABLE (shutting down).
@@ -51,7 +52,9 @@ class BatchInferenceStub:
     Credits: at first, and as items end, the service says how many more items it
     will take; an item beyond the credit is refused with CREDIT_EXCEEDED and the
     stream goes on. The service reads what is sent whether or not its own
-    messages are read, so a client that writes before it reads never deadlocks.
+    messages are read, so a client that writes before it reads never deadlocks;
+    only one that leaves more acknowledgements unread than a batch can have items
+    is not read any further.
     Codes: as RunBatch; NOT_FOUND and OUT_OF_RANGE as AttachBatch.
     """
     AttachBatch: _aio.UnaryStreamMultiCallable[_batch_inference_pb2.AttachBatchRequest, _batch_inference_pb2.AttachBatchResponse]
@@ -87,7 +90,7 @@ class BatchInferenceStub:
 class BatchInferenceServicer(metaclass=_abc_1.ABCMeta):
     """Runs batches of requests on inference backends.
 
-    Errors: every status carries one google.rpc.ErrorInfo (domain
+    Errors: every status of this service carries one google.rpc.ErrorInfo (domain
     "unisono.dev") whose reason is one of the README's list; INVALID_ARGUMENT
     also a BadRequest that names each field as a path, such as
     "items[3].chat.messages[0].role"; RESOURCE_EXHAUSTED and UNAVAILABLE a
@@ -109,7 +112,8 @@ class BatchInferenceServicer(metaclass=_abc_1.ABCMeta):
         Cancelling the call, or losing the connection, cancels the batch unless
         `on_disconnect` says DETACH. The call's deadline becomes the batch's, a
         little early (a tenth of it, at most 500 ms), so that the results of
-        expired items and the summary still arrive.
+        expired items and the summary still arrive. A call that joins a batch by its
+        `request_id` leaves the batch's deadline as it is.
         Codes: INVALID_ARGUMENT (nothing was sent to a backend), ALREADY_EXISTS
         (`request_id` used with other content), RESOURCE_EXHAUSTED (a limit),
         UNAVAILABLE (shutting down).
@@ -131,7 +135,9 @@ class BatchInferenceServicer(metaclass=_abc_1.ABCMeta):
         Credits: at first, and as items end, the service says how many more items it
         will take; an item beyond the credit is refused with CREDIT_EXCEEDED and the
         stream goes on. The service reads what is sent whether or not its own
-        messages are read, so a client that writes before it reads never deadlocks.
+        messages are read, so a client that writes before it reads never deadlocks;
+        only one that leaves more acknowledgements unread than a batch can have items
+        is not read any further.
         Codes: as RunBatch; NOT_FOUND and OUT_OF_RANGE as AttachBatch.
         """
 
