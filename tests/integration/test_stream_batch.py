@@ -145,7 +145,7 @@ async def test_a_batch_takes_no_more_than_its_limit() -> None:
         seen = await stream.to_end()
         assert len(seen.results) == 5
         assert max(stream.credits) == 5
-        assert {refusal_of(ack.refusal).reason for ack in stream.acks[5:]} == {"LIMIT_EXCEEDED"}
+        assert {refusal_of(ack.refusal).reason for ack in stream.acks[5:]} == {"BATCH_FULL"}
 
 
 async def test_a_caller_that_writes_everything_before_it_reads_does_not_deadlock() -> None:
