@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from unisono.core.events import GroupPlanned, Loading, LoadState, Released
+from unisono.core.model import SlotSource
 from unisono.core.passes import PassCounter
 from unisono.core.report import GroupReport, WaveReport, fewest_passes
 
@@ -108,6 +109,9 @@ class GroupRun:
         """See Sink. Refills of a single item are counted, but are no event of their own."""
         wave = self._waves
         self._waves += 1
+        slots = self.driver.slots(self.runner)
+        # A configured number may be smaller than the backend's own; what was told or learned is the backend's.
+        self.counter.slots = 0 if slots.source is SlotSource.CONFIGURED else slots.count
         if self._first_release_ns is None:
             self._first_release_ns = times.first_ns
             self._first_spread_s = times.spread_s

@@ -498,3 +498,16 @@ def test_the_passes_of_this_moment_need_not_wait_for_stragglers() -> None:
         assert counted.so_far == token + 1
     counted.settle()
     assert counted.so_far == counted.count.count == 5
+
+
+def test_a_pass_has_no_more_members_than_slots() -> None:
+    """At the border of two waves nobody repeats; the number of slots, where it is known, tells the passes apart."""
+    for slots, passes in ((2, 4), (0, 3)):
+        counted = PassCounter(PassMethod.CREATED_AT)
+        counted.slots = slots
+        for token, items in enumerate(((0, 1), (0, 1), (2, 3), (2, 3))):
+            for item in items:
+                counted.spoke(item, 1_000_000_000 + token * 1_000_000)
+        counted.settle()
+        assert counted.count.count == passes
+        assert max(len(one.members) for one in counted.passes(0, 10)) == (2 if slots else 4)
