@@ -19,7 +19,7 @@ async def test_a_held_release_beats_a_warm_pool_twentyfold() -> None:
 async def test_aborted_calls_are_closed_soon() -> None:
     """Half of the connections are closed within a second, each within ten; the bench says how soon in truth."""
     for row in await cancel.measure(size=16, rounds=3):
-        assert row.count == 48
+        assert row.count == (3 if row.state == cancel.BATCH else 48)
         assert row.median_ms < 1000
         assert row.slowest_ms < 10_000
 
