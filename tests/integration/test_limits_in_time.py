@@ -111,10 +111,10 @@ async def test_the_calls_own_deadline_is_met_early() -> None:
     """Before DEADLINE_EXCEEDED, the results of expired items and the summary arrive, and the call ends well."""
     async with house() as h:
         h.fake.hold_passes()
-        call = h.run_batch(chats(5), timeout=1.0)
+        call = h.run_batch(chats(5), timeout=5.0)
         began = time.monotonic()
         seen = await call.to_end()
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 5.0
         assert set(seen.states().values()) == {"EXPIRED"}
         assert len(seen.results) == 5
         assert seen.summary.state == event_pb2.BATCH_STATE_EXPIRED

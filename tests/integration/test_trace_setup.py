@@ -72,7 +72,7 @@ def test_a_collector_that_is_away_costs_a_bounded_end_and_one_line(
     assert telemetry is not None
     began = time.monotonic()
     assert telemetry.shutdown(timeout_s=1.0) is False
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 10.0
     for thread in set(threading.enumerate()) - threads:
         thread.join(timeout=5)
         assert not thread.is_alive()
