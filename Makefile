@@ -14,7 +14,7 @@ ARGS ?=
 ##@ Use
 .PHONY: run serve
 run: $(RUN)  ## run the example batch through the service and show answers, pass map and report
-	$(BIN)/unisono run service/unisono/examples/batch.jsonl $(ARGS)
+	@$(BIN)/unisono run service/unisono/examples/batch.jsonl $(ARGS)
 
 serve: $(RUN)  ## start the service on 127.0.0.1:50051
 	$(BIN)/unisono serve $(ARGS)

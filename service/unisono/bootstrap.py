@@ -159,10 +159,18 @@ def build_backend(settings: Settings, on_progress: Callable[[str], None] = lambd
         )
     if settings.llama_server_url:
         return LlamaServerBackend(
-            url=settings.llama_server_url, headers=headers, connect_timeout_s=settings.connect_timeout
+            url=settings.llama_server_url,
+            headers=headers,
+            connect_timeout_s=settings.connect_timeout,
+            load_timeout_s=settings.load_timeout,
         )
     url = settings.ollama_url or os.environ.get("OLLAMA_HOST", "")
-    return OllamaBackend(url=url, headers=headers, connect_timeout_s=settings.connect_timeout)
+    return OllamaBackend(
+        url=url,
+        headers=headers,
+        connect_timeout_s=settings.connect_timeout,
+        load_timeout_s=settings.load_timeout,
+    )
 
 
 async def finds_ollama(settings: Settings) -> bool:

@@ -55,6 +55,8 @@ class Settings(BaseSettings):
     # Sent to the backend as "Authorization: Bearer …".
     backend_token: SecretStr = SecretStr("")
     connect_timeout: Duration = Field(default=5.0, gt=0)
+    # How long one load of a model may take; three are tried.
+    load_timeout: Duration = Field(default=600.0, gt=0)
     # How long items wait for a backend that is away before they fail with BACKEND_UNAVAILABLE.
     backend_patience: Duration = Field(default=60.0, ge=0)
     # Requests at the backend of which none is answered anything for so long are given up.

@@ -278,7 +278,7 @@ async def test_models_are_listed() -> None:
         assert answer == await h.stub.ListModels(pb.ListModelsRequest(backend="ollama"))
         assert (
             await refused(h.stub.ListModels(pb.ListModelsRequest(backend="none")))
-        ).code is grpc.StatusCode.NOT_FOUND
+        ).code is grpc.StatusCode.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize("how", ["away", "silent"])

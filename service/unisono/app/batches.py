@@ -42,7 +42,7 @@ class BatchesSettings:
 
     # After its end, a batch can be attached to for so long.
     keep_ended_s: float = 15 * 60.0
-    # All journals of ended batches together have at most so many bytes; then the oldest go first.
+    # All ended batches together are charged for at most so many bytes; beyond, the oldest go first.
     max_ended_bytes: int = 512 * 1024 * 1024
     # The silence that an item is allowed after its first token.
     item_timeout_s: float = 120.0
@@ -85,8 +85,9 @@ class Batches:
         self._clock = clock
         self._report_defect = report_defect
         self._batches: dict[str, RunningBatch] = {}
-        # Ended ones, the oldest first: the bytes of their journals.
+        # Ended ones, the oldest first: the bytes that each is charged for, and their sum.
         self._ended: OrderedDict[str, int] = OrderedDict()
+        self._ended_bytes = 0
         # request_id → the fingerprint of its content, and its batch.
         self._requests: dict[str, tuple[bytes, str]] = {}
         self._is_closing = False
@@ -223,10 +224,14 @@ class Batches:
         )
 
     def _on_end(self, batch: RunningBatch) -> None:
-        self._ended[batch.batch_id] = batch.journal.size_bytes
+        self._ended[batch.batch_id] = batch.size_bytes
+        self._ended_bytes += batch.size_bytes
         self._forget_later(batch, self.settings.keep_ended_s)
-        while sum(self._ended.values()) > self.settings.max_ended_bytes and len(self._ended) > 1:
-            self._forget(next(iter(self._ended)))
+        for batch_id in list(self._ended)[:-1] if self._ended_bytes > self.settings.max_ended_bytes else ():
+            if self._ended_bytes <= self.settings.max_ended_bytes:
+                break
+            if not self._batches[batch_id].journal.has_readers:
+                self._forget(batch_id)
         if not self.running:
             self._all_ended.set()
 
@@ -243,7 +248,7 @@ class Batches:
 
     def _forget(self, batch_id: str) -> None:
         batch = self._batches.pop(batch_id, None)
-        self._ended.pop(batch_id, None)
+        self._ended_bytes -= self._ended.pop(batch_id, 0)
         self._journal.forget(batch_id)
         if batch is not None and batch.config.request_id:
             self._requests.pop(batch.config.request_id, None)

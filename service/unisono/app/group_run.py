@@ -135,6 +135,7 @@ class GroupRun:
                 self._first_tokens.setdefault(index, piece.at_ns)
         run.hear(piece)
         self.spoken_tokens += 1
+        run.heard_ns = piece.at_ns
         self.counter.spoke(index, piece.at_ns)
         self._journal.spoke(index)
 
@@ -160,7 +161,7 @@ class GroupRun:
         """See Sink."""
         run = self._runs[word.ticket]
         now_ns = self._clock.time_ns()
-        _ = self.counter.ended(run.item.index, now_ns, tokens=None, has_end_token=False)
+        self._break_off(run)
         run.released_ns = None
         self._watch.item_retried(
             index=run.item.index,
@@ -176,8 +177,13 @@ class GroupRun:
         self.retries += max(0, end.attempts - 1)
         self._last_end_ns = now_ns = self._clock.time_ns()
         if run.answer is None:
-            run.shared_with = self.counter.ended(run.item.index, now_ns, tokens=None, has_end_token=False)
+            self._break_off(run)
         self._on_result(run.result(end.state, error=end.error, attempts=end.attempts, at_ns=now_ns))
+
+    def _break_off(self, run: ItemRun) -> None:
+        """Its answer is over without an end: by the backend's clock, when it last spoke."""
+        if run.heard_ns is not None:
+            run.shared_with = self.counter.ended(run.item.index, run.heard_ns, tokens=None, has_end_token=False)
 
     def runner_loading(self) -> None:
         """See Sink. That a runner in memory is asked whether it is there is no event."""

@@ -26,6 +26,8 @@ class ItemRun:
     accepted_ns: int = 0
     released_ns: int | None = None
     first_token_ns: int | None = None
+    # When it last spoke, by the backend's clock.
+    heard_ns: int | None = None
     # The attempt that speaks, from 1.
     attempt: int = 0
     # What was said in this attempt, piece by piece; all in one piece once the item has ended.
@@ -43,7 +45,7 @@ class ItemRun:
     def start(self, attempt: int) -> None:
         """A new attempt begins, with nothing said."""
         self.attempt = attempt
-        self.released_ns = self.first_token_ns = None
+        self.released_ns = self.first_token_ns = self.heard_ns = None
         for said in (self.content, self.thinking, self.tool_calls, self.logprobs):
             said.clear()
         self.answer = None

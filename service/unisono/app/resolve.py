@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 # How long answers are remembered. A model that was pulled, or removed, is seen after so long.
 MODEL_TTL_S = 5.0
 LOADED_TTL_S = 1.0
+# Names that are asked about at one time, and remembered at most.
+AT_A_TIME = 16
+MOST_REMEMBERED = 10_000
 
 
 Value = TypeVar("Value")
@@ -37,7 +40,8 @@ class Resolver:
         self._backends = backends
         self._clock = clock
         self._patience_s = patience_s
-        self._models: dict[str, _Known[ModelInfo]] = {}
+        # That a name leads nowhere is remembered too.
+        self._models: dict[str, _Known[ModelInfo | UnisonoError]] = {}
         self._loaded: dict[str, _Known[tuple[LoadedRunner, ...]]] = {}
 
     async def models(
@@ -51,7 +55,13 @@ class Resolver:
         patience_s = self._patience_s if patience_s is None else min(self._patience_s, patience_s)
         # One limit for all of them: a backend that is away is away for every name.
         deadline_s = self._clock.monotonic_s() + patience_s
-        return {name: await self._model(name, deadline_s) for name in dict.fromkeys(names)}
+        wanted = list(dict.fromkeys(names))
+        found: dict[str, ModelInfo | UnisonoError] = {}
+        for start in range(0, len(wanted), AT_A_TIME):
+            some = wanted[start : start + AT_A_TIME]
+            models = await asyncio.gather(*(self._model(name, deadline_s) for name in some))
+            found.update(zip(some, models, strict=True))
+        return found
 
     async def loaded(self, backend: str) -> tuple[LoadedRunner, ...]:
         """What a backend has in memory; nothing where it does not say."""
@@ -74,15 +84,17 @@ class Resolver:
         known = self._models.get(name)
         if known is not None and known.until_s >= self._clock.monotonic_s():
             return known.value
+        if len(self._models) >= MOST_REMEMBERED:
+            self._models.clear()
         failures = 0
         while True:
             found = await self._ask(name)
-            if not isinstance(found, UnisonoError):
+            if not isinstance(found, BackendUnavailableError):
                 self._models[name] = _Known(found, self._clock.monotonic_s() + MODEL_TTL_S)
                 return found
             failures += 1
             pause_s = retry.backoff_s(failures, name)
-            if not found.is_retryable or self._clock.monotonic_s() + pause_s > deadline_s:
+            if self._clock.monotonic_s() + pause_s > deadline_s:
                 return found
             await asyncio.sleep(pause_s)
 

@@ -52,6 +52,9 @@ if TYPE_CHECKING:
 
 # `progress` is written at most so often.
 PROGRESS_INTERVAL_S = 1.0
+# What stays of an item, and of a batch, beside the journal: ids, places, fingerprints, objects around them.
+_BYTES_OF_AN_ITEM = 300
+_BYTES_OF_A_BATCH = 8_192
 
 
 class RunningBatch:
@@ -135,6 +138,12 @@ class RunningBatch:
         return len(self._fingerprints)
 
     @property
+    def size_bytes(self) -> int:
+        """Bytes that it is charged for once it has ended: its journal, its pass maps, and names of items."""
+        mapped = sum(group.counter.participations for group in self._dispatch.groups)
+        return self.journal.size_bytes + 16 * mapped + _BYTES_OF_AN_ITEM * len(self._fingerprints) + _BYTES_OF_A_BATCH
+
+    @property
     def progress(self) -> Progress:
         """How far it is."""
         in_flight = sum(1 for run in self._runs.values() if run.released_ns is not None)
@@ -205,21 +214,26 @@ class RunningBatch:
         self.release()
         self._maybe_end()
 
-    def cancel(self, item_ids: Sequence[str] = (), *, error: UnisonoError | None = None) -> tuple[int, int]:
+    def cancel(
+        self, item_ids: Sequence[str] = (), *, error: UnisonoError | None = None, ignores_unknown: bool = False
+    ) -> tuple[int, int]:
         """Cancels items, or all of them and closes the input; answers with how many, and how many had ended.
 
-        `error` says why; None: the caller wanted it.
+        `error` says why; None: the caller wanted it. Raises ItemNotFoundError, unless such items are ignored.
         """
+        is_all = not item_ids
         item_ids = list(dict.fromkeys(item_ids))
+        if ignores_unknown:
+            item_ids = [item_id for item_id in item_ids if item_id in self._index_of]
         unknown = [item_id for item_id in item_ids if item_id not in self._index_of]
         if unknown:
             raise ItemNotFoundError(f"batch {self.batch_id} has no item {unknown[0]!r}")
-        indexes = [self._index_of[item_id] for item_id in item_ids] if item_ids else list(self._index_of.values())
+        indexes = [self._index_of[item_id] for item_id in item_ids] if not is_all else list(self._index_of.values())
         running = [index for index in indexes if index in self._runs]
-        if not item_ids:
+        if is_all:
             self._cut_short = self._cut_short or error or CancelledItemError("the batch was cancelled")
         self._dispatch.end(running, ItemState.CANCELLED, error or CancelledItemError("was cancelled"))
-        if not item_ids:
+        if is_all:
             self.close_input()
         return len(running), len(indexes) - len(running)
 

@@ -153,7 +153,7 @@ def _check_id(item_id: str, limits: Limits) -> Iterator[Violation]:
         yield _wrong("item_id", "is required: a name of yours for this item, unique within the batch")
     elif _size(item_id) > limits.max_id_bytes:
         yield _wrong("item_id", f"has {_size(item_id)} bytes; at most {limits.max_id_bytes} are taken")
-    elif any(ord(char) < 32 or ord(char) == 127 for char in item_id):
+    elif any(ord(char) < 32 or 127 <= ord(char) < 160 for char in item_id):
         yield _wrong("item_id", "holds a control character")
 
 

@@ -38,6 +38,11 @@ REORDER_NS = 250_000_000
 GAP_NS = 2_000_000
 # Participations that the map keeps, about 16 MB; later passes are counted, but not mapped.
 MAX_PARTICIPATIONS = 2_000_000
+# Of one item's tokens that no arrival showed, so many passes are concluded at most: as many as fit into the time
+# that it took, at a pass of 50 µs, but never more than a long answer has.
+MAX_IMPUTED = 32_768
+FASTEST_PASS_NS = 50_000
+_ALWAYS_IMPUTED = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,11 +160,10 @@ class PassCounter:
     @property
     def count(self) -> PassCount:
         """The passes so far."""
-        participations = self._seen + self._imputed
         return PassCount(
             count=len(self._times),
             method=self._method,
-            imputed_share=self._imputed / participations if participations else 0.0,
+            imputed_share=self._imputed / self.participations if self.participations else 0.0,
             confidence=self._told_seen / self._told_tokens if self._told_tokens else 1.0,
         )
 
@@ -171,6 +175,11 @@ class PassCounter:
         """
         waiting = Counter(item for _, item in self._pending)
         return len(self._times) + max(waiting.values(), default=0)
+
+    @property
+    def participations(self) -> int:
+        """How often an item took part in a pass, seen or concluded: what the map's size goes by."""
+        return self._seen + self._imputed
 
     @property
     def unmapped(self) -> int:
@@ -246,7 +255,10 @@ class PassCounter:
         1. Passes between its first token and its end in which it was silent, the latest first.
         2. Such passes among those whose members are not known: all but the ones in which it must have spoken.
         3. Passes that nobody saw, spread evenly over that time.
+
+        A backend may tell any number of tokens: no more are believed than could have been made in that time.
         """
+        missing = min(missing, MAX_IMPUTED, max(_ALWAYS_IMPUTED, (end_ns - first_ns) // FASTEST_PASS_NS))
         self._imputed += missing
         start, end = bisect_left(self._times, first_ns), bisect_right(self._times, end_ns)
         unmapped = 0

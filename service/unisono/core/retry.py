@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 # First pause, and the longest, in seconds; each is twice the one before.
 _FIRST_S = 0.25
 _LONGEST_S = 10.0
+# A backend that asks for a longer pause than this (Retry-After) is asked again all the same.
+LONGEST_ASKED_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,13 +36,14 @@ def decide(error: UnisonoError, *, charged: int, max_attempts: int, key: str) ->
 
     1. The caller's mistake stays one, however often it is sent: give up, whatever the HTTP status was.
     2. The attempts are used up: give up.
-    3. Otherwise: again, after the pause that the backend asked for, or after a growing one.
+    3. Otherwise: again, after the pause that the backend asked for (up to a minute), or after a growing one.
     """
     if not error.is_retryable:
         return GiveUp()
     if charged >= max_attempts:
         return GiveUp()
-    return Again(after_s=error.retry_after_s or backoff_s(max(1, charged), key))
+    asked_s = min(error.retry_after_s or 0.0, LONGEST_ASKED_S)
+    return Again(after_s=asked_s or backoff_s(max(1, charged), key))
 
 
 def backoff_s(failures: int, key: str) -> float:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unisono.core.model import PassMethod
-from unisono.core.passes import REORDER_NS, PassCounter
+from unisono.core.passes import MAX_IMPUTED, REORDER_NS, PassCounter
 
 MS = 1_000_000
 START_NS = 1_700_000_000_000_000_000
@@ -511,3 +511,13 @@ def test_a_pass_has_no_more_members_than_slots() -> None:
         counted.settle()
         assert counted.count.count == passes
         assert max(len(one.members) for one in counted.passes(0, 10)) == (2 if slots else 4)
+
+
+def test_a_backend_that_tells_absurd_numbers_costs_nothing() -> None:
+    """Tokens that could not have been made in the time are not believed: a wrong number stops nobody."""
+    counted = PassCounter(PassMethod.CREATED_AT)
+    counted.spoke(0, 1_000_000_000)
+    _ = counted.ended(0, 2_000_000_000, tokens=10**12, has_end_token=False, eval_s=1e9)
+    counted.settle()
+    assert counted.count.count <= MAX_IMPUTED + 1
+    assert counted.count.confidence < 0.001

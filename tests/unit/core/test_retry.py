@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unisono.core.errors import BackendBusyError, ConnectionLostError, PromptTooLongError
-from unisono.core.retry import Again, GiveUp, backoff_s, decide
+from unisono.core.retry import LONGEST_ASKED_S, Again, GiveUp, backoff_s, decide
 
 LOST = ConnectionLostError("lost")
 
@@ -50,3 +50,9 @@ def test_pauses_are_scattered() -> None:
     assert pauses[0] < 0.6
     assert pauses[-1] > 0.9
     assert len(set(pauses)) == 100
+
+
+def test_a_backend_cannot_ask_for_an_hour() -> None:
+    """A pause that the backend asks for is kept up to a minute, and no longer."""
+    error = BackendBusyError("full", retry_after_s=3600)
+    assert decide(error, charged=1, max_attempts=3, key="a") == Again(after_s=LONGEST_ASKED_S)

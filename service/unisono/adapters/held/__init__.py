@@ -14,6 +14,7 @@ from unisono.adapters.held.endpoint import Endpoint, parse_endpoint
 from unisono.adapters.held.errors import translated
 from unisono.adapters.held.exchange import HeldExchange, release
 from unisono.adapters.held.lines import LineSplitter, TooLongError
+from unisono.adapters.held.plain import read_all
 from unisono.adapters.held.transport import HeldTransport
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "LineSplitter",
     "TooLongError",
     "parse_endpoint",
+    "read_all",
     "release",
     "translated",
 ]

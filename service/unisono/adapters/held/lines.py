@@ -6,7 +6,7 @@ from typing import Final
 
 # An answer's line holds a few tokens; the last line of Ollama's generate also all token numbers of the context.
 LONGEST_LINE: Final = 16 << 20
-LONGEST_ANSWER: Final = 256 << 20
+LONGEST_ANSWER: Final = 64 << 20
 
 
 class TooLongError(Exception):

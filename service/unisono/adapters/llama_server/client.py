@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import httpx
 import msgspec
 
-from unisono.adapters.held import HeldExchange, HeldTransport, parse_endpoint, release, translated
+from unisono.adapters.held import HeldExchange, HeldTransport, parse_endpoint, read_all, release, translated
 from unisono.adapters.llama_server.answer import EmbeddingReader, TextReader
 from unisono.adapters.llama_server.failures import failure
 from unisono.adapters.llama_server.props import Models, Props, model_info
@@ -104,7 +104,7 @@ class LlamaServerBackend:
         headers: Mapping[str, str] | None = None,
         connect_timeout_s: float = 5.0,
         answer_timeout_s: float = 30.0,
-        load_timeout_s: float = 1800.0,
+        load_timeout_s: float = 600.0,
         send_timeout_s: float = 30.0,
     ) -> None:
         """Opens nothing yet; must be made inside the event loop. Raises ValueError for an address that is none."""
@@ -284,10 +284,11 @@ class LlamaServerBackend:
     async def _get(self, path: str, body: bytes | None = None) -> bytes:
         """A plain request; a body makes it a POST."""
         with translated(self._name):
-            answer = await self._http.request("GET" if body is None else "POST", path, content=body)
+            async with self._http.stream("GET" if body is None else "POST", path, content=body) as answer:
+                content = await read_all(answer, self._name)
         if answer.status_code == 200:
-            return answer.content
-        raise failure(answer.status_code, answer.content, backend=self._name, model="")
+            return content
+        raise failure(answer.status_code, content, backend=self._name, model="")
 
     def _read(self, kind: type[_T], text: bytes) -> _T:
         try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import httpx
 import msgspec
 
-from unisono.adapters.held import HeldExchange, HeldTransport, release, translated
+from unisono.adapters.held import HeldExchange, HeldTransport, read_all, release, translated
 from unisono.adapters.ollama.answer import AnswerReader, EmbeddingReader, TextReader, arrival_ns
 from unisono.adapters.ollama.failures import failure
 from unisono.adapters.ollama.host import normalised, parse_host
@@ -111,7 +111,7 @@ class OllamaBackend:
         headers: Mapping[str, str] | None = None,
         connect_timeout_s: float = 5.0,
         answer_timeout_s: float = 30.0,
-        load_timeout_s: float = 1800.0,
+        load_timeout_s: float = 600.0,
         send_timeout_s: float = 30.0,
         ssl_context: ssl.SSLContext | None = None,
         now_ns: Callable[[], int] = arrival_ns,
@@ -254,12 +254,13 @@ class OllamaBackend:
         headers = {"Content-Type": "application/json"} if body is not None else {}
         timeout = httpx.USE_CLIENT_DEFAULT if timeout_s is None else httpx.Timeout(timeout_s)
         with translated(self._name):
-            answer = await self._http.request(method, path, content=body, headers=headers, timeout=timeout)
+            async with self._http.stream(method, path, content=body, headers=headers, timeout=timeout) as answer:
+                content = await read_all(answer, self._name)
         if answer.status_code == 200:
-            return answer.content
+            return content
         raise failure(
             answer.status_code,
-            answer.content,
+            content,
             backend=self._name,
             model=model,
             is_loading=is_loading,

@@ -48,6 +48,10 @@ _OPENAI_OPTIONS = {
 }
 
 
+# Fields of OpenAI's API that keep its books: they may stand in a line, and change no answer.
+_BOOKKEEPING = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
+
+
 def read_body(fields: Fields, kind: Kind, *, system_beside_messages: bool) -> item_pb2.Item:
     """The item, still without an id. Raises FieldError.
 
@@ -66,6 +70,7 @@ def read_body(fields: Fields, kind: Kind, *, system_beside_messages: bool) -> it
     if kind is not Kind.EMBED:
         _check_one_answer(fields)
     _refuse_keep_alive(fields)
+    fields.skip(*_BOOKKEEPING)
     fields.end()
     return item
 

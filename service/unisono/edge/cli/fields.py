@@ -183,6 +183,11 @@ class Fields:
             return None
         return [Fields(value, f"{self.at(name)}[{number}]") for number, value in enumerate(values)]
 
+    def skip(self, *names: str) -> None:
+        """These fields may be there, and say nothing that matters here."""
+        for name in names:
+            _ = self._left.pop(name, None)
+
     def end(self) -> None:
         """Refuses the fields that nobody took: the first by name, with the known one that looks most like it."""
         for name in self._left:

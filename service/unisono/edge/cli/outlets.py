@@ -36,11 +36,16 @@ class Outlet(Protocol):
 class JsonLines:
     """A line of JSON a result, written through at once, so that a reader of the pipe sees it."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, *, replaces: bool = False) -> None:
+        """`replaces`: what the file held is kept until the first result takes its place."""
         self._stream = stream
+        self._replaces = replaces
 
     def put(self, ended: Ended) -> None:
         """Writes the result's line."""
+        if self._replaces:
+            self._stream.truncate(0)
+            self._replaces = False
         self._stream.write(to_line(ended))
         self._stream.flush()
 

@@ -245,7 +245,7 @@ def _open_output(options: RunOptions, terminal: Terminal, stack: ExitStack) -> t
         outlet = JsonLines(sys.stdout.buffer)
         stack.callback(_drop_output)
     else:
-        outlet = JsonLines(stack.enter_context(_create(options)))
+        outlet = JsonLines(stack.enter_context(_create(options)), replaces=True)
     console = terminal.out if shows_answers else terminal.err
     is_still = options.output == "-" and terminal.out.is_terminal
     display: Display = Lines(meter, terminal.err)
@@ -255,13 +255,13 @@ def _open_output(options: RunOptions, terminal: Terminal, stack: ExitStack) -> t
 
 
 def _create(options: RunOptions) -> BinaryIO:
-    """The output file, empty; never the input."""
+    """The output file, as it is; never the input. It is emptied when there is a result to write, and not before."""
     path = Path(options.output or "")
     with suppress(OSError):
         if path.samefile(options.file):
             raise StopError(f"{path} is the file that is read; name another for the results.", code=ExitCode.USAGE)
     try:
-        return path.open("wb")
+        return path.open("ab")
     except OSError as error:
         raise StopError(f"{path} cannot be written: {error.strerror}", code=ExitCode.USAGE) from error
 

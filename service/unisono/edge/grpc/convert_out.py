@@ -202,7 +202,7 @@ def result(event: events.Result) -> event_pb2.Result:
         timings=None if event.timings is None else _timings(event.timings),
         attempts=event.attempts,
         shared_with=event.shared_with,
-        passes=event.passes,
+        passes=min(event.passes, _MOST),
         group=event.group,
         parts=event.parts,
     )
@@ -245,11 +245,16 @@ def _logprobs(tokens: Iterable[core.TokenLogprob]) -> list[item_pb2.TokenLogprob
     ]
 
 
+# What a field of 32 bits holds: a backend may tell any number.
+_MOST = 2**32 - 1
+
+
 def _usage(usage: core.Usage) -> item_pb2.Usage:
+    cached = usage.cached_prompt_tokens
     return item_pb2.Usage(
-        prompt_tokens=usage.prompt_tokens,
-        cached_prompt_tokens=usage.cached_prompt_tokens,
-        completion_tokens=usage.completion_tokens,
+        prompt_tokens=min(usage.prompt_tokens, _MOST),
+        cached_prompt_tokens=None if cached is None else min(cached, _MOST),
+        completion_tokens=min(usage.completion_tokens, _MOST),
     )
 
 

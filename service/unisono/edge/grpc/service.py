@@ -23,7 +23,6 @@ from unisono.core.errors import (
     BackendUnavailableError,
     InternalError,
     InvalidRequestError,
-    ItemNotFoundError,
     UnisonoError,
     Violation,
 )
@@ -247,7 +246,7 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
         async with self._refused(context):
             if request.backend and request.backend not in self._drivers:
                 known = ", ".join(self._drivers)
-                raise ItemNotFoundError(f"there is no backend {request.backend!r}; there are: {known}")
+                raise _wrong("backend", f"is {request.backend!r}, which is not configured; there are: {known}")
             response = pb.ListModelsResponse()
             for name, driver in sorted(self._drivers.items()):
                 if request.backend not in ("", name):

@@ -119,7 +119,7 @@ class BatchStream:
             case "release":
                 self._batch.release()
             case "cancel_items":
-                _ = self._batch.cancel(list(request.cancel_items.item_ids))
+                _ = self._batch.cancel(list(request.cancel_items.item_ids), ignores_unknown=True)
             case "open":
                 raise _violation("open", "may only be the first message of a stream")
             case _:

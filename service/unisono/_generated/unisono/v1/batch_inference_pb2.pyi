@@ -463,14 +463,16 @@ Global___Release: _TypeAlias = Release  # noqa: Y015
 
 @_typing.final
 class CancelItems(_message.Message):
-    """Cancels items."""
+    """Cancels items. Those that the batch does not have, such as refused ones, are
+    passed over, so that a cancel may be sent before the acknowledgement is read.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ITEM_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Which. Empty: all that have not ended."""
+        """Which. Empty: all that have not ended, and no more are taken."""
 
     def __init__(
         self,

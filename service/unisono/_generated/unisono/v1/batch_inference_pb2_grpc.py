@@ -28,7 +28,8 @@ if _version_not_supported:
 class BatchInferenceStub:
     """Runs batches of requests on inference backends.
 
-    Errors: every status of this service carries one google.rpc.ErrorInfo (domain
+    Errors: every status of this service (not gRPC's own, such as that of a message
+    too large) carries one google.rpc.ErrorInfo (domain
     "unisono.dev") whose reason is one of the README's list; INVALID_ARGUMENT
     also a BadRequest that names each field as a path, such as
     "items[3].chat.messages[0].role"; RESOURCE_EXHAUSTED and UNAVAILABLE a
@@ -89,7 +90,8 @@ class BatchInferenceStub:
 class BatchInferenceServicer:
     """Runs batches of requests on inference backends.
 
-    Errors: every status of this service carries one google.rpc.ErrorInfo (domain
+    Errors: every status of this service (not gRPC's own, such as that of a message
+    too large) carries one google.rpc.ErrorInfo (domain
     "unisono.dev") whose reason is one of the README's list; INVALID_ARGUMENT
     also a BadRequest that names each field as a path, such as
     "items[3].chat.messages[0].role"; RESOURCE_EXHAUSTED and UNAVAILABLE a
@@ -244,7 +246,8 @@ def add_BatchInferenceServicer_to_server(servicer, server):
 class BatchInference:
     """Runs batches of requests on inference backends.
 
-    Errors: every status of this service carries one google.rpc.ErrorInfo (domain
+    Errors: every status of this service (not gRPC's own, such as that of a message
+    too large) carries one google.rpc.ErrorInfo (domain
     "unisono.dev") whose reason is one of the README's list; INVALID_ARGUMENT
     also a BadRequest that names each field as a path, such as
     "items[3].chat.messages[0].role"; RESOURCE_EXHAUSTED and UNAVAILABLE a

@@ -17,7 +17,8 @@ GRPC_VERSION: str
 class BatchInferenceStub:
     """Runs batches of requests on inference backends.
 
-    Errors: every status of this service carries one google.rpc.ErrorInfo (domain
+    Errors: every status of this service (not gRPC's own, such as that of a message
+    too large) carries one google.rpc.ErrorInfo (domain
     "unisono.dev") whose reason is one of the README's list; INVALID_ARGUMENT
     also a BadRequest that names each field as a path, such as
     "items[3].chat.messages[0].role"; RESOURCE_EXHAUSTED and UNAVAILABLE a
@@ -90,7 +91,8 @@ class BatchInferenceStub:
 class BatchInferenceServicer(metaclass=_abc_1.ABCMeta):
     """Runs batches of requests on inference backends.
 
-    Errors: every status of this service carries one google.rpc.ErrorInfo (domain
+    Errors: every status of this service (not gRPC's own, such as that of a message
+    too large) carries one google.rpc.ErrorInfo (domain
     "unisono.dev") whose reason is one of the README's list; INVALID_ARGUMENT
     also a BadRequest that names each field as a path, such as
     "items[3].chat.messages[0].role"; RESOURCE_EXHAUSTED and UNAVAILABLE a
