@@ -294,7 +294,7 @@ REFUSED: list[tuple[Any, str]] = [
     (openai(messages=[{"role": "user", "content": "x"}], system="y"), "body.system: not known here"),
     (openai(messages=[{"role": "user", "content": "x"}], n=2), "body.n: must be 1: a line gives one answer"),
     (openai(messages=[{"role": "user", "content": "x"}], stream=True), "body.stream: must be false: a line gives its answer whole"),
-    (openai(messages=[{"role": "user", "content": "x"}], user="me"), "body.user: not known here"),
+    (openai(messages=[{"role": "user", "content": "x"}], voice="me"), "body.voice: not known here"),
     (openai("/v1/completions", prompt=["a", "b"]), "body.prompt: holds 2 prompts; write a line for each"),
     (openai("/v1/completions", prompt=""), "body.prompt: is empty"),
     (openai("/v1/embeddings", input=[]), "body.input: must hold at least one text"),
@@ -445,3 +445,12 @@ def test_no_chat_is_a_defect(more: dict[str, object]) -> None:
     """The same, deeper inside a chat."""
     (found,) = read(json.dumps({**more, "messages": [more, {"role": "user", "content": "x", **more}]}).encode())
     assert isinstance(found, GoodLine | BadLine)
+
+
+def test_fields_that_keep_openais_books_are_passed_over() -> None:
+    """A genuine line may say who asks, or what to store: that changes no answer, so it costs the line nothing."""
+    (plain,) = read(openai(messages=[{"role": "user", "content": "x"}]))
+    (kept,) = read(openai(messages=[{"role": "user", "content": "x"}], user="me", metadata={"a": "b"}, store=True))
+    assert isinstance(plain, GoodLine)
+    assert isinstance(kept, GoodLine)
+    assert kept.item == plain.item

@@ -3,6 +3,7 @@
 import io
 import json
 import random
+from pathlib import Path
 
 import pytest
 from google.protobuf import text_format
@@ -85,3 +86,16 @@ def test_answers_for_a_reader() -> None:
         "  it waited too long",
         "",
     ]
+
+
+def test_a_file_keeps_what_it_held_until_there_is_a_result(tmp_path: Path) -> None:
+    """A run that never gets an answer does not cost the answers of the one before."""
+    path = tmp_path / "answers.jsonl"
+    path.write_bytes(b"yesterday\n")
+    with path.open("ab") as stream:
+        outlet = JsonLines(stream, replaces=True)
+        assert path.read_bytes() == b"yesterday\n"
+        outlet.put(ended(0))
+        outlet.put(ended(1))
+        outlet.close()
+    assert [json.loads(line)["index"] for line in path.read_bytes().splitlines()] == [0, 1]
