@@ -178,8 +178,9 @@ def release(exchanges: Sequence[HeldExchange]) -> tuple[int, int]:
     try:
         first_ns = time.time_ns()
         for exchange, send, last in sends:
-            send(last)
+            # Before the byte: a process that is put aside just then must not seem to have released later than it did.
             exchange.released_at = now()
+            send(last)
         last_ns = time.time_ns()
     finally:
         if collects:
