@@ -328,11 +328,9 @@ class Contract:
         async with asyncio.timeout(LIMIT_S):
             assert isinstance(await anext(pieces), Spoke)
         call.abort()
-        told: list[Spoke | Finished] = []
         with suppress(ConnectionLostError):
             async with asyncio.timeout(LIMIT_S):
-                async for piece in pieces:
-                    told.append(piece)
+                told = [piece async for piece in pieces]
             # Only where all of it had arrived before the abort.
             assert isinstance(told[-1], Finished)
         assert call.is_closed
