@@ -10,6 +10,7 @@ The last byte must be the `}`: a JSON decoder that stops at the end of the value
 blank or a newline. Source: Ollama 0.32 decodes with Go's encoding/json.
 """
 
+from unisono.adapters.held.call import ExchangeCall
 from unisono.adapters.held.endpoint import Endpoint, parse_endpoint
 from unisono.adapters.held.errors import translated
 from unisono.adapters.held.exchange import HeldExchange, release
@@ -19,6 +20,7 @@ from unisono.adapters.held.transport import HeldTransport
 
 __all__ = [
     "Endpoint",
+    "ExchangeCall",
     "HeldExchange",
     "HeldTransport",
     "LineSplitter",

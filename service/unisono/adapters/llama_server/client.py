@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import httpx
 import msgspec
 
-from unisono.adapters.held import HeldExchange, HeldTransport, parse_endpoint, read_all, release, translated
+from unisono.adapters.held import (
+    ExchangeCall,
+    HeldExchange,
+    HeldTransport,
+    parse_endpoint,
+    read_all,
+    release,
+    translated,
+)
 from unisono.adapters.llama_server.answer import EmbeddingReader, TextReader
 from unisono.adapters.llama_server.failures import failure
 from unisono.adapters.llama_server.props import Models, Props, model_info
@@ -47,28 +55,14 @@ _LOOK_AGAIN_S: Final = 0.1
 _LONGEST_ERROR: Final = 1 << 20
 
 
-class LlamaServerCall:
+class LlamaServerCall(ExchangeCall):
     """A held request to a llama.cpp server. See the port `HeldCall`."""
 
     def __init__(
         self, exchange: HeldExchange, reader: TextReader | EmbeddingReader, *, backend: str, model: str
     ) -> None:
-        self.exchange = exchange
+        super().__init__(exchange, backend=backend, model=model)
         self._reader = reader
-        self._backend, self._model = backend, model
-
-    @property
-    def is_closed(self) -> bool:
-        """See the port."""
-        return self.exchange.is_closed
-
-    async def wait_closed(self) -> None:
-        """See the port."""
-        await self.exchange.wait_closed()
-
-    def abort(self) -> None:
-        """See the port."""
-        self.exchange.abort()
 
     async def answer(self) -> AsyncGenerator[Spoke | Finished, None]:
         """See the port."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import httpx
 import msgspec
 
-from unisono.adapters.held import HeldExchange, HeldTransport, read_all, release, translated
+from unisono.adapters.held import ExchangeCall, HeldExchange, HeldTransport, read_all, release, translated
 from unisono.adapters.ollama.answer import AnswerReader, EmbeddingReader, TextReader, arrival_ns
 from unisono.adapters.ollama.failures import failure
 from unisono.adapters.ollama.host import normalised, parse_host
@@ -40,26 +40,12 @@ _LONGEST_ERROR: Final = 1 << 20
 _QUICK_LOAD_S: Final = 0.25
 
 
-class OllamaCall:
+class OllamaCall(ExchangeCall):
     """A held request to Ollama. See the port `HeldCall`."""
 
     def __init__(self, exchange: HeldExchange, reader: AnswerReader, *, backend: str, model: str) -> None:
-        self.exchange = exchange
+        super().__init__(exchange, backend=backend, model=model)
         self._reader = reader
-        self._backend, self._model = backend, model
-
-    @property
-    def is_closed(self) -> bool:
-        """See the port."""
-        return self.exchange.is_closed
-
-    async def wait_closed(self) -> None:
-        """See the port."""
-        await self.exchange.wait_closed()
-
-    def abort(self) -> None:
-        """See the port."""
-        self.exchange.abort()
 
     async def answer(self) -> AsyncGenerator[Spoke | Finished, None]:
         """See the port."""
