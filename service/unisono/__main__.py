@@ -15,7 +15,7 @@ import structlog
 from unisono.edge.cli.main import build_cli  # isort: split
 
 from unisono import __version__
-from unisono.bootstrap import finds_ollama, running
+from unisono.bootstrap import running, usable_model
 from unisono.config import Settings
 
 if TYPE_CHECKING:
@@ -38,9 +38,13 @@ async def _start(
     """A service for one command: the configured backend, or the embedded engine where no Ollama answers."""
     _configure_log("warning")
     settings = _settings(listen="127.0.0.1:0", ollama_url=ollama_url, embedded=embedded)
-    is_ollama = not settings.embedded and not settings.llama_server_url
-    if embedded is None and not ollama_url and is_ollama and not await finds_ollama(settings):
-        settings = settings.model_copy(update={"embedded": True})
+    if not settings.embedded and not settings.llama_server_url:
+        model = await usable_model(settings)
+        if model is not None:
+            settings = settings.model_copy(update={"default_model": model})
+            on_progress(f"items that name no model are answered by {model}")
+        elif embedded is None and not ollama_url:
+            settings = settings.model_copy(update={"embedded": True})
     async with running(settings.model_copy(update={"drain": 0.0}), on_progress=on_progress) as service:
         yield service
 

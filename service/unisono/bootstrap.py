@@ -119,6 +119,7 @@ async def running(
                 item_timeout_s=settings.item_timeout,
                 keep_alive_s=settings.keep_alive,
                 detach_grace_s=settings.detach_grace,
+                default_model=settings.default_model,
             ),
         )
         servicer = BatchInferenceServicer(
@@ -173,18 +174,23 @@ def build_backend(settings: Settings, on_progress: Callable[[str], None] = lambd
     )
 
 
-async def finds_ollama(settings: Settings) -> bool:
-    """Whether an Ollama answers where the settings say."""
+async def usable_model(settings: Settings) -> str | None:
+    """The model for items that name none, of the Ollama where the settings say; None: it is not there, or has none.
+
+    The configured one; else one that is loaded; else the smallest that can complete a prompt.
+    """
     backend = build_backend(settings)
     try:
         async with asyncio.timeout(_LOOK_S):
-            _ = await backend.version()
+            models = [model for model in await backend.models() if not model.is_embedding]
+            loaded = {there.digest for there in await backend.loaded()}
     except (UnisonoError, TimeoutError):
-        return False
-    else:
-        return True
+        return None
     finally:
         await backend.close()
+    if settings.default_model or not models:
+        return settings.default_model or None
+    return min(models, key=lambda model: (model.digest not in loaded, model.size_bytes)).name
 
 
 async def describe(backend: Backend) -> str:

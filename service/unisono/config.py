@@ -52,6 +52,8 @@ class Settings(BaseSettings):
     llama_server_url: str = ""
     # The Ollama's address; empty: OLLAMA_HOST, and 127.0.0.1:11434 where that is not set either.
     ollama_url: str = ""
+    # The model of batches and items that name none; empty: the backend's only one.
+    default_model: str = ""
     # Sent to the backend as "Authorization: Bearer …".
     backend_token: SecretStr = SecretStr("")
     connect_timeout: Duration = Field(default=5.0, gt=0)

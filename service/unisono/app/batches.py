@@ -48,6 +48,8 @@ class BatchesSettings:
     item_timeout_s: float = 120.0
     # How long the backend keeps a model after a batch.
     keep_alive_s: float = 300.0
+    # The model of batches that name none; empty: the backend's only one.
+    default_model: str = ""
     # How long a batch that detaches goes on without a reader.
     detach_grace_s: float = 15 * 60.0
 
@@ -106,7 +108,7 @@ class Batches:
         anything that is wrong with one.
         """
         intake.refuse_count(len(items), self.limits)
-        checked = await intake.examine(items, config, self.limits)
+        checked = await intake.examine(items, self._complete(config), self.limits)
         if config.is_strict:
             intake.refuse_wrong(checked)
         return checked
@@ -179,7 +181,7 @@ class Batches:
         good: list[Item] = []
         refused: list[tuple[str, int, UnisonoError]] = []
         for i, (item, wrong) in enumerate(
-            (one.item, one.wrong) for one in await intake.examine(items, config, self.limits)
+            (one.item, one.wrong) for one in await intake.examine(items, self._complete(config), self.limits)
         ):
             if isinstance(item, BadItem) or wrong:
                 refused.append((item.item_id, i, intake.error_of(wrong)))
@@ -221,6 +223,7 @@ class Batches:
             item_timeout_s=self.settings.item_timeout_s,
             keep_alive_s=self.settings.keep_alive_s,
             detach_grace_s=self.settings.detach_grace_s,
+            model=self.settings.default_model,
         )
 
     def _on_end(self, batch: RunningBatch) -> None:

@@ -49,11 +49,12 @@ def duplicate(item_id: str) -> Violation:
 
 
 def with_defaults(
-    config: BatchConfig, *, item_timeout_s: float, keep_alive_s: float, detach_grace_s: float
+    config: BatchConfig, *, item_timeout_s: float, keep_alive_s: float, detach_grace_s: float, model: str
 ) -> BatchConfig:
     """The config with the service's settings where it says nothing."""
     return replace(
         config,
+        model=config.model or model,
         item_timeout_s=item_timeout_s if config.item_timeout_s is None else config.item_timeout_s,
         keep_alive_s=keep_alive_s if config.keep_alive_s is None else config.keep_alive_s,
         detach_grace_s=detach_grace_s if config.detach_grace_s is None else config.detach_grace_s,
