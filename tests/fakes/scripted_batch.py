@@ -23,7 +23,7 @@ from unisono.core.errors import (
     RunnerDiedError,
     UnisonoError,
 )
-from unisono.core.events import BatchState, GroupPlanned, Progress, Result, Summary
+from unisono.core.events import BatchState, Result, Summary
 from unisono.core.model import (
     ChatRequest,
     Completion,
@@ -48,7 +48,7 @@ from unisono.core.model import (
     Usage,
 )
 from unisono.core.passes import PassCount
-from unisono.core.report import GroupReport, Report
+from unisono.core.report import GroupPlanned, GroupReport, Progress, Report
 
 SECRET = "xyzzy-plugh"
 METHOD = "unisono.v1.BatchInference/RunBatch"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from unisono.core.events import GroupPlanned, Loading, LoadState, Released
+from unisono.core.events import Loading, LoadState, Released
 from unisono.core.model import SlotSource
 from unisono.core.passes import PassCounter
-from unisono.core.report import GroupReport, WaveReport, fewest_passes
+from unisono.core.report import GroupPlanned, GroupReport, WaveReport, fewest_passes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from unisono.core.errors import UnisonoError
-    from unisono.core.events import GroupPlanned, Journalled, LastingEvent, Result, Summary
+    from unisono.core.events import Journalled, LastingEvent, Result, Summary
     from unisono.core.model import (
         Finished,
         Item,
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         RunnerSpec,
         Spoke,
     )
+    from unisono.core.report import GroupPlanned
 
 
 class Clock(Protocol):

@@ -32,9 +32,9 @@ from unisono.core.errors import (
     QueueTimeoutError,
     UnisonoError,
 )
-from unisono.core.events import Accepted, BatchState, Progress, Result, Summary
+from unisono.core.events import Accepted, BatchState, Result, Summary
 from unisono.core.model import ItemState
-from unisono.core.report import Report
+from unisono.core.report import Progress, Report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

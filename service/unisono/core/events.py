@@ -11,8 +11,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 # Figures of a batch at one moment, which are events too.
-from unisono.core.report import GroupPlanned as GroupPlanned  # noqa: PLC0414 - an event too, for those who read events
-from unisono.core.report import Progress as Progress  # noqa: PLC0414
+from unisono.core.report import GroupPlanned, Progress
 
 if TYPE_CHECKING:
     from array import array

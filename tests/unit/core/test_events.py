@@ -7,8 +7,9 @@ from array import array
 import pytest
 
 from unisono.core.errors import BackendFailedError
-from unisono.core.events import Accepted, LastingEvent, Progress, Result, ResultPart, weight
+from unisono.core.events import Accepted, LastingEvent, Result, ResultPart, weight
 from unisono.core.model import Completion, ItemState, TokenLogprob, ToolCall
+from unisono.core.report import Progress
 
 PLAIN = weight(Accepted(batch_id="b", item_count=1))
 PROB = TokenLogprob(token="a", logprob=-0.1, top=(TokenLogprob(token="b", logprob=-0.2),) * 4)

@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unisono.core.events import GroupPlanned
 from unisono.core.model import PassMethod, RunnerSpec
 from unisono.core.passes import PassCount
-from unisono.core.report import GroupReport, fewest_passes
+from unisono.core.report import GroupPlanned, GroupReport, fewest_passes
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ OPTIONS = model.RunnerOptions(
 )
 RUNNER = model.RunnerSpec(backend="local", model="m:1b", digest="sha", options=OPTIONS, shift=False)
 SLOTS = model.Slots(count=8, source=model.SlotSource.LEARNED)
-PLANNED = events.GroupPlanned(group=2, runner=RUNNER, item_count=16, is_loaded=True, slots=SLOTS)
+PLANNED = report.GroupPlanned(group=2, runner=RUNNER, item_count=16, is_loaded=True, slots=SLOTS)
 LOGPROBS = (
     model.TokenLogprob(
         token="Hi", logprob=-0.25, bytes=b"Hi", top=(model.TokenLogprob(token="Ho", logprob=-2.5, bytes=b"Ho"),)
@@ -55,7 +55,7 @@ RESULT = events.Result(
     parts=4,
 )
 FAILED = events.Result(item_id="b", index=4, state=model.ItemState.FAILED, error=BackendBusyError("full"))
-PROGRESS = events.Progress(
+PROGRESS = report.Progress(
     accepted=21,
     queued=22,
     in_flight=23,

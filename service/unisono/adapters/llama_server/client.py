@@ -190,7 +190,7 @@ class LlamaServerBackend:
             for model in await self.models()
         )
 
-    async def load(self, runner: RunnerSpec, *, keep_alive_s: float) -> LoadOutcome:  # noqa: ARG002
+    async def load(self, runner: RunnerSpec, *, keep_alive_s: float) -> LoadOutcome:  # noqa: ARG002 - the port's
         """See the port: waits until the server has loaded its model, which it keeps whatever `keep_alive_s` says."""
         began = time.monotonic()
         was_loaded = True

@@ -12,8 +12,8 @@ from unisono.core.model import SlotSource
 
 if TYPE_CHECKING:
     from unisono.adapters.telemetry.items import Attributes
-    from unisono.core.events import GroupPlanned, Summary
-    from unisono.core.report import GroupReport
+    from unisono.core.events import Summary
+    from unisono.core.report import GroupPlanned, GroupReport
 
 # Backends of the last two kinds are llama.cpp's server. The conventions list a name for neither.
 _PROVIDERS = {"ollama": "ollama", "llama-server": "llama.cpp", "embedded": "llama.cpp"}

@@ -56,8 +56,9 @@ if TYPE_CHECKING:
     from unisono.adapters.telemetry.groups import KnownBackend
     from unisono.adapters.telemetry.items import Attributes
     from unisono.app.ports import LoadOutcome, ReleaseTimes
-    from unisono.core.events import GroupPlanned, Result, Summary
+    from unisono.core.events import Result, Summary
     from unisono.core.model import Item
+    from unisono.core.report import GroupPlanned
 
 # Items of a batch that have a span, and waves.
 DEFAULT_ITEM_LIMIT = 1000

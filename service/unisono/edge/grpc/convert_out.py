@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
 from unisono._generated.unisono.v1 import event_pb2, item_pb2, server_pb2
-from unisono.core import events
+from unisono.core import events, report
 from unisono.core import model as core
 from unisono.core.events import BatchState, LoadState
 from unisono.core.model import FinishReason, ItemState, PassMethod, SlotSource
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from google.protobuf.duration_pb2 import Duration
     from google.rpc.status_pb2 import Status
 
-    from unisono.core import passes, plan, report
+    from unisono.core import passes, plan
     from unisono.core.batch import Ack
     from unisono.core.errors import UnisonoError
     from unisono.core.limits import Limits
@@ -82,11 +82,11 @@ def _lasting(event: events.LastingEvent) -> event_pb2.BatchEvent:
             return event_pb2.BatchEvent(result=result(event))
         case events.ResultPart():
             return event_pb2.BatchEvent(result_part=_result_part(event))
-        case events.Progress():
+        case report.Progress():
             return event_pb2.BatchEvent(progress=progress(event))
         case events.Released():
             return event_pb2.BatchEvent(released=_released(event))
-        case events.GroupPlanned():
+        case report.GroupPlanned():
             return event_pb2.BatchEvent(group_planned=group_planned(event))
         case events.Loading():
             return event_pb2.BatchEvent(loading=_loading(event))
@@ -97,7 +97,7 @@ def _lasting(event: events.LastingEvent) -> event_pb2.BatchEvent:
             return event_pb2.BatchEvent(summary=_summary(event))
 
 
-def group_planned(planned: events.GroupPlanned) -> event_pb2.GroupPlanned:
+def group_planned(planned: report.GroupPlanned) -> event_pb2.GroupPlanned:
     """Items of one runner."""
     runner = planned.runner
     return event_pb2.GroupPlanned(
@@ -154,7 +154,7 @@ def _released(event: events.Released) -> event_pb2.Released:
     )
 
 
-def progress(event: events.Progress) -> event_pb2.Progress:
+def progress(event: report.Progress) -> event_pb2.Progress:
     """How far a batch is."""
     return event_pb2.Progress(
         accepted=event.accepted,
@@ -339,7 +339,7 @@ def forward_pass(group: int, one: passes.ForwardPass) -> pb.ForwardPass:
 
 def group_plan(number: int, group: plan.Group, slots: core.Slots, item_ids: Iterable[str]) -> server_pb2.GroupPlan:
     """A group as planned, with those of its items' ids that stand on this page."""
-    planned = events.GroupPlanned(
+    planned = report.GroupPlanned(
         group=number, runner=group.runner, item_count=len(group.items), is_loaded=group.is_loaded, slots=slots
     )
     return server_pb2.GroupPlan(
