@@ -27,6 +27,110 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _CoScheduling:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CoSchedulingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CoScheduling.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CO_SCHEDULING_UNSPECIFIED: _CoScheduling.ValueType  # 0
+    """FASTEST."""
+    CO_SCHEDULING_FASTEST: _CoScheduling.ValueType  # 1
+    """The whole batch as soon as possible: how many share each pass follows from
+    measured costs.
+    """
+    CO_SCHEDULING_TOGETHER: _CoScheduling.ValueType  # 2
+    """In waves: all slots are filled at once, and the next wave goes when the last
+    item of the wave before has ended.
+    """
+    CO_SCHEDULING_REQUIRED: _CoScheduling.ValueType  # 3
+    """All items in one wave. FAILED_PRECONDITION (NOT_ENOUGH_SLOTS), with the
+    remedy, unless as many slots as items are configured, told or proven. Not
+    for StreamBatch.
+    """
+
+class CoScheduling(_CoScheduling, metaclass=_CoSchedulingEnumTypeWrapper):
+    """How closely together the items of a batch run."""
+
+CO_SCHEDULING_UNSPECIFIED: CoScheduling.ValueType  # 0
+"""FASTEST."""
+CO_SCHEDULING_FASTEST: CoScheduling.ValueType  # 1
+"""The whole batch as soon as possible: how many share each pass follows from
+measured costs.
+"""
+CO_SCHEDULING_TOGETHER: CoScheduling.ValueType  # 2
+"""In waves: all slots are filled at once, and the next wave goes when the last
+item of the wave before has ended.
+"""
+CO_SCHEDULING_REQUIRED: CoScheduling.ValueType  # 3
+"""All items in one wave. FAILED_PRECONDITION (NOT_ENOUGH_SLOTS), with the
+remedy, unless as many slots as items are configured, told or proven. Not
+for StreamBatch.
+"""
+Global___CoScheduling: _TypeAlias = CoScheduling  # noqa: Y015
+
+class _Priority:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
+    """NORMAL."""
+    PRIORITY_LOW: _Priority.ValueType  # 1
+    """Goes when nothing else waits."""
+    PRIORITY_NORMAL: _Priority.ValueType  # 2
+    """As most do."""
+    PRIORITY_HIGH: _Priority.ValueType  # 3
+    """Goes before all others."""
+
+class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
+    """Which batches go first."""
+
+PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
+"""NORMAL."""
+PRIORITY_LOW: Priority.ValueType  # 1
+"""Goes when nothing else waits."""
+PRIORITY_NORMAL: Priority.ValueType  # 2
+"""As most do."""
+PRIORITY_HIGH: Priority.ValueType  # 3
+"""Goes before all others."""
+Global___Priority: _TypeAlias = Priority  # noqa: Y015
+
+class _ContextPolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ContextPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ContextPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CONTEXT_POLICY_UNSPECIFIED: _ContextPolicy.ValueType  # 0
+    """HARMONISE."""
+    CONTEXT_POLICY_HARMONISE: _ContextPolicy.ValueType  # 1
+    """One value for all: the loaded one where it is large enough, else the largest
+    asked for, no larger than the model was trained for nor memory allows.
+    """
+    CONTEXT_POLICY_SEPARATE: _ContextPolicy.ValueType  # 2
+    """Each value is a group, and a load, of its own."""
+    CONTEXT_POLICY_REJECT: _ContextPolicy.ValueType  # 3
+    """Such items fail with CONTEXT_CONFLICT."""
+
+class ContextPolicy(_ContextPolicy, metaclass=_ContextPolicyEnumTypeWrapper):
+    """What becomes of items of one model that ask for different `num_ctx`. Each value
+    would load the model anew.
+    """
+
+CONTEXT_POLICY_UNSPECIFIED: ContextPolicy.ValueType  # 0
+"""HARMONISE."""
+CONTEXT_POLICY_HARMONISE: ContextPolicy.ValueType  # 1
+"""One value for all: the loaded one where it is large enough, else the largest
+asked for, no larger than the model was trained for nor memory allows.
+"""
+CONTEXT_POLICY_SEPARATE: ContextPolicy.ValueType  # 2
+"""Each value is a group, and a load, of its own."""
+CONTEXT_POLICY_REJECT: ContextPolicy.ValueType  # 3
+"""Such items fail with CONTEXT_CONFLICT."""
+Global___ContextPolicy: _TypeAlias = ContextPolicy  # noqa: Y015
+
 class _ValidationMode:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -102,6 +206,13 @@ class BatchConfig(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     DELTAS_FIELD_NUMBER: _builtins.int
     RELEASE_FIELD_NUMBER: _builtins.int
+    CO_SCHEDULING_FIELD_NUMBER: _builtins.int
+    MAX_CONCURRENCY_FIELD_NUMBER: _builtins.int
+    ITEMS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    SHARED_CONTEXT_FIELD_NUMBER: _builtins.int
+    CONTEXT_POLICY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model of items that name none."""
     validation: Global___ValidationMode.ValueType
@@ -117,6 +228,29 @@ class BatchConfig(_message.Message):
     to send again: the same content joins the same batch, from its first event;
     other content is ALREADY_EXISTS. Remembered as long as the batch. Absent:
     each request is a new batch.
+    """
+    co_scheduling: Global___CoScheduling.ValueType
+    """How closely together the items must run. Absent: FASTEST."""
+    max_concurrency: _builtins.int
+    """At most so many of the batch's items at the backends at one time; 1 gives a
+    reproducible order. 1 or more. Absent: no limit of the batch's own.
+    """
+    items_per_second: _builtins.float
+    """At most so many items released in a second, evenly spread. Above 0. Absent:
+    no limit.
+    """
+    priority: Global___Priority.ValueType
+    """Items of a higher priority go first whenever a slot falls free. What runs is
+    never broken off. Absent: NORMAL.
+    """
+    weight: _builtins.int
+    """The batch's share of the slots beside other batches of the same priority: a
+    batch of weight 2 gets twice the tokens of one of weight 1. 1 to 100.
+    Absent: 1.
+    """
+    context_policy: Global___ContextPolicy.ValueType
+    """What becomes of items of one model that ask for different `num_ctx`.
+    Absent: HARMONISE.
     """
     @_builtins.property
     def options(self) -> _item_pb2.Options:
@@ -162,6 +296,10 @@ class BatchConfig(_message.Message):
     def release(self) -> Global___ReleasePolicy:
         """When items go, for StreamBatch. Ignored by RunBatch, which releases at once."""
 
+    @_builtins.property
+    def shared_context(self) -> Global___SharedContext:
+        """What all conversations begin with, sent once for the whole batch."""
+
     def __init__(
         self,
         *,
@@ -178,16 +316,62 @@ class BatchConfig(_message.Message):
         request_id: _builtins.str = ...,
         deltas: Global___DeltaConfig | None = ...,
         release: Global___ReleasePolicy | None = ...,
+        co_scheduling: Global___CoScheduling.ValueType = ...,
+        max_concurrency: _builtins.int | None = ...,
+        items_per_second: _builtins.float | None = ...,
+        priority: Global___Priority.ValueType = ...,
+        weight: _builtins.int | None = ...,
+        shared_context: Global___SharedContext | None = ...,
+        context_policy: Global___ContextPolicy.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts", "batch_deadline", b"batch_deadline", "deltas", b"deltas", "detach_grace", b"detach_grace", "item_timeout", b"item_timeout", "keep_alive", b"keep_alive", "max_attempts", b"max_attempts", "options", b"options", "queue_timeout", b"queue_timeout", "release", b"release"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_items_per_second", b"_items_per_second", "_max_attempts", b"_max_attempts", "_max_concurrency", b"_max_concurrency", "_weight", b"_weight", "batch_deadline", b"batch_deadline", "deltas", b"deltas", "detach_grace", b"detach_grace", "item_timeout", b"item_timeout", "items_per_second", b"items_per_second", "keep_alive", b"keep_alive", "max_attempts", b"max_attempts", "max_concurrency", b"max_concurrency", "options", b"options", "queue_timeout", b"queue_timeout", "release", b"release", "shared_context", b"shared_context", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts", "batch_deadline", b"batch_deadline", "deltas", b"deltas", "detach_grace", b"detach_grace", "item_timeout", b"item_timeout", "keep_alive", b"keep_alive", "max_attempts", b"max_attempts", "model", b"model", "on_disconnect", b"on_disconnect", "options", b"options", "queue_timeout", b"queue_timeout", "release", b"release", "request_id", b"request_id", "validation", b"validation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_items_per_second", b"_items_per_second", "_max_attempts", b"_max_attempts", "_max_concurrency", b"_max_concurrency", "_weight", b"_weight", "batch_deadline", b"batch_deadline", "co_scheduling", b"co_scheduling", "context_policy", b"context_policy", "deltas", b"deltas", "detach_grace", b"detach_grace", "item_timeout", b"item_timeout", "items_per_second", b"items_per_second", "keep_alive", b"keep_alive", "max_attempts", b"max_attempts", "max_concurrency", b"max_concurrency", "model", b"model", "on_disconnect", b"on_disconnect", "options", b"options", "priority", b"priority", "queue_timeout", b"queue_timeout", "release", b"release", "request_id", b"request_id", "shared_context", b"shared_context", "validation", b"validation", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__items_per_second: _TypeAlias = _typing.Literal["items_per_second"]  # noqa: Y015
+    _WhichOneofArgType__items_per_second: _TypeAlias = _typing.Literal["_items_per_second", b"_items_per_second"]  # noqa: Y015
     _WhichOneofReturnType__max_attempts: _TypeAlias = _typing.Literal["max_attempts"]  # noqa: Y015
     _WhichOneofArgType__max_attempts: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts"]  # noqa: Y015
+    _WhichOneofReturnType__max_concurrency: _TypeAlias = _typing.Literal["max_concurrency"]  # noqa: Y015
+    _WhichOneofArgType__max_concurrency: _TypeAlias = _typing.Literal["_max_concurrency", b"_max_concurrency"]  # noqa: Y015
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__items_per_second) -> _WhichOneofReturnType__items_per_second | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_attempts) -> _WhichOneofReturnType__max_attempts | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_concurrency) -> _WhichOneofReturnType__max_concurrency | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
 
 Global___BatchConfig: _TypeAlias = BatchConfig  # noqa: Y015
+
+@_typing.final
+class SharedContext(_message.Message):
+    """What all conversations of a batch begin with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[_item_pb2.Message]:
+        """Messages in front of each chat item's own. A batch that has them takes chat
+        items only. They count towards the limits of each item.
+        """
+
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[_item_pb2.Message] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SharedContext: _TypeAlias = SharedContext  # noqa: Y015
 
 @_typing.final
 class DeltaConfig(_message.Message):
@@ -304,6 +488,60 @@ class RunBatchResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunBatchResponse: _TypeAlias = RunBatchResponse  # noqa: Y015
+
+@_typing.final
+class InferRequest(_message.Message):
+    """Asks for one answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def item(self) -> _item_pb2.Item:
+        """What is asked. Its `item_id` may be left out; then it is "0"."""
+
+    @_builtins.property
+    def config(self) -> Global___BatchConfig:
+        """As for a batch. `on_disconnect` DETACH and `request_id` work too."""
+
+    def __init__(
+        self,
+        *,
+        item: _item_pb2.Item | None = ...,
+        config: Global___BatchConfig | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "item", b"item"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "item", b"item"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InferRequest: _TypeAlias = InferRequest  # noqa: Y015
+
+@_typing.final
+class InferResponse(_message.Message):
+    """An event of the batch of one item."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def event(self) -> _event_pb2.BatchEvent:
+        """The event."""
+
+    def __init__(
+        self,
+        *,
+        event: _event_pb2.BatchEvent | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InferResponse: _TypeAlias = InferResponse  # noqa: Y015
 
 @_typing.final
 class StreamBatchRequest(_message.Message):
@@ -965,6 +1203,88 @@ class GetServerInfoResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetServerInfoResponse: _TypeAlias = GetServerInfoResponse  # noqa: Y015
+
+@_typing.final
+class BenchmarkRequest(_message.Message):
+    """Asks for models to be measured."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    SIZES_FIELD_NUMBER: _builtins.int
+    RUNS_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    NUM_PREDICT_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    runs: _builtins.int
+    """How often each number is measured; the sizes take turns. 1 to 100. 0: 3."""
+    prompt: _builtins.str
+    """The prompt; each item gets a number of its own in front of it, so that no
+    prompt is found in a cache. Empty: a short one of the service's.
+    """
+    num_predict: _builtins.int
+    """Tokens of each answer. 1 to 4,096. 0: 64."""
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The models. 1 to 16."""
+
+    @_builtins.property
+    def sizes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Numbers of items at a time. At most 16 numbers of 1 to 256. Empty: 1, 2, 4, 8."""
+
+    @_builtins.property
+    def options(self) -> _item_pb2.Options:
+        """Options of all items; `num_predict` above wins."""
+
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+        sizes: _abc.Iterable[_builtins.int] | None = ...,
+        runs: _builtins.int = ...,
+        prompt: _builtins.str = ...,
+        num_predict: _builtins.int = ...,
+        options: _item_pb2.Options | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models", "num_predict", b"num_predict", "options", b"options", "prompt", b"prompt", "runs", b"runs", "sizes", b"sizes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BenchmarkRequest: _TypeAlias = BenchmarkRequest  # noqa: Y015
+
+@_typing.final
+class BenchmarkResponse(_message.Message):
+    """A message of a measurement."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def run(self) -> _server_pb2.BenchmarkRun:
+        """A number of items was measured once."""
+
+    @_builtins.property
+    def verdict(self) -> _server_pb2.BenchmarkVerdict:
+        """A model was measured."""
+
+    def __init__(
+        self,
+        *,
+        run: _server_pb2.BenchmarkRun | None = ...,
+        verdict: _server_pb2.BenchmarkVerdict | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "run", b"run", "verdict", b"verdict"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "run", b"run", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["run", "verdict"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___BenchmarkResponse: _TypeAlias = BenchmarkResponse  # noqa: Y015
 
 @_typing.final
 class ListModelsRequest(_message.Message):

@@ -55,6 +55,11 @@ class BatchInferenceStub:
                 request_serializer=unisono_dot_v1_dot_batch__inference__pb2.StreamBatchRequest.SerializeToString,
                 response_deserializer=unisono_dot_v1_dot_batch__inference__pb2.StreamBatchResponse.FromString,
                 _registered_method=True)
+        self.Infer = channel.unary_stream(
+                '/unisono.v1.BatchInference/Infer',
+                request_serializer=unisono_dot_v1_dot_batch__inference__pb2.InferRequest.SerializeToString,
+                response_deserializer=unisono_dot_v1_dot_batch__inference__pb2.InferResponse.FromString,
+                _registered_method=True)
         self.AttachBatch = channel.unary_stream(
                 '/unisono.v1.BatchInference/AttachBatch',
                 request_serializer=unisono_dot_v1_dot_batch__inference__pb2.AttachBatchRequest.SerializeToString,
@@ -79,6 +84,11 @@ class BatchInferenceStub:
                 '/unisono.v1.BatchInference/GetServerInfo',
                 request_serializer=unisono_dot_v1_dot_batch__inference__pb2.GetServerInfoRequest.SerializeToString,
                 response_deserializer=unisono_dot_v1_dot_batch__inference__pb2.GetServerInfoResponse.FromString,
+                _registered_method=True)
+        self.Benchmark = channel.unary_stream(
+                '/unisono.v1.BatchInference/Benchmark',
+                request_serializer=unisono_dot_v1_dot_batch__inference__pb2.BenchmarkRequest.SerializeToString,
+                response_deserializer=unisono_dot_v1_dot_batch__inference__pb2.BenchmarkResponse.FromString,
                 _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/unisono.v1.BatchInference/ListModels',
@@ -138,6 +148,20 @@ class BatchInferenceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Infer(self, request, context):
+        """Runs one conversation, prompt or embedding, and streams its events, as a batch
+        of one item.
+
+        Requests of several callers that come at about the same time are gathered
+        and released together: once as many wait as the runner has slots, or after
+        10 ms (the service's settings). A lone request on an idle runner goes at
+        once. Deltas are sent where `config.deltas` asks for them.
+        Codes: as RunBatch. The item's failure is a result here too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AttachBatch(self, request, context):
         """Streams the events of a batch after a sequence number, then follows it to
         its end. Any number of callers may attach; cancelling this call leaves the
@@ -184,6 +208,18 @@ class BatchInferenceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Benchmark(self, request, context):
+        """Measures models: latency, tokens a second and the gain over one at a time,
+        with 1, 2, 4, 8 … items at a time, a sample answer, and the best setting.
+        The items run like any other batch's, so other callers' work disturbs the
+        figures, and is disturbed.
+        Codes: INVALID_ARGUMENT, NOT_FOUND (a model), RESOURCE_EXHAUSTED,
+        UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListModels(self, request, context):
         """The models that the backends can run. A backend that is away is named in
         `unreachable`, and the others' models are listed all the same.
@@ -204,6 +240,11 @@ def add_BatchInferenceServicer_to_server(servicer, server):
                     servicer.StreamBatch,
                     request_deserializer=unisono_dot_v1_dot_batch__inference__pb2.StreamBatchRequest.FromString,
                     response_serializer=unisono_dot_v1_dot_batch__inference__pb2.StreamBatchResponse.SerializeToString,
+            ),
+            'Infer': grpc.unary_stream_rpc_method_handler(
+                    servicer.Infer,
+                    request_deserializer=unisono_dot_v1_dot_batch__inference__pb2.InferRequest.FromString,
+                    response_serializer=unisono_dot_v1_dot_batch__inference__pb2.InferResponse.SerializeToString,
             ),
             'AttachBatch': grpc.unary_stream_rpc_method_handler(
                     servicer.AttachBatch,
@@ -229,6 +270,11 @@ def add_BatchInferenceServicer_to_server(servicer, server):
                     servicer.GetServerInfo,
                     request_deserializer=unisono_dot_v1_dot_batch__inference__pb2.GetServerInfoRequest.FromString,
                     response_serializer=unisono_dot_v1_dot_batch__inference__pb2.GetServerInfoResponse.SerializeToString,
+            ),
+            'Benchmark': grpc.unary_stream_rpc_method_handler(
+                    servicer.Benchmark,
+                    request_deserializer=unisono_dot_v1_dot_batch__inference__pb2.BenchmarkRequest.FromString,
+                    response_serializer=unisono_dot_v1_dot_batch__inference__pb2.BenchmarkResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -301,6 +347,33 @@ class BatchInference:
             '/unisono.v1.BatchInference/StreamBatch',
             unisono_dot_v1_dot_batch__inference__pb2.StreamBatchRequest.SerializeToString,
             unisono_dot_v1_dot_batch__inference__pb2.StreamBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Infer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/unisono.v1.BatchInference/Infer',
+            unisono_dot_v1_dot_batch__inference__pb2.InferRequest.SerializeToString,
+            unisono_dot_v1_dot_batch__inference__pb2.InferResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -436,6 +509,33 @@ class BatchInference:
             '/unisono.v1.BatchInference/GetServerInfo',
             unisono_dot_v1_dot_batch__inference__pb2.GetServerInfoRequest.SerializeToString,
             unisono_dot_v1_dot_batch__inference__pb2.GetServerInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Benchmark(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/unisono.v1.BatchInference/Benchmark',
+            unisono_dot_v1_dot_batch__inference__pb2.BenchmarkRequest.SerializeToString,
+            unisono_dot_v1_dot_batch__inference__pb2.BenchmarkResponse.FromString,
             options,
             channel_credentials,
             insecure,

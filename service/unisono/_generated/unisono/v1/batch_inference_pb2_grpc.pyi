@@ -58,6 +58,16 @@ class BatchInferenceStub:
     is not read any further.
     Codes: as RunBatch; NOT_FOUND and OUT_OF_RANGE as AttachBatch.
     """
+    Infer: _aio.UnaryStreamMultiCallable[_batch_inference_pb2.InferRequest, _batch_inference_pb2.InferResponse]
+    """Runs one conversation, prompt or embedding, and streams its events, as a batch
+    of one item.
+
+    Requests of several callers that come at about the same time are gathered
+    and released together: once as many wait as the runner has slots, or after
+    10 ms (the service's settings). A lone request on an idle runner goes at
+    once. Deltas are sent where `config.deltas` asks for them.
+    Codes: as RunBatch. The item's failure is a result here too.
+    """
     AttachBatch: _aio.UnaryStreamMultiCallable[_batch_inference_pb2.AttachBatchRequest, _batch_inference_pb2.AttachBatchResponse]
     """Streams the events of a batch after a sequence number, then follows it to
     its end. Any number of callers may attach; cancelling this call leaves the
@@ -83,6 +93,14 @@ class BatchInferenceStub:
     """
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_batch_inference_pb2.GetServerInfoRequest, _batch_inference_pb2.GetServerInfoResponse]
     """Version, limits and backends. Always answers, also while a backend is away."""
+    Benchmark: _aio.UnaryStreamMultiCallable[_batch_inference_pb2.BenchmarkRequest, _batch_inference_pb2.BenchmarkResponse]
+    """Measures models: latency, tokens a second and the gain over one at a time,
+    with 1, 2, 4, 8 … items at a time, a sample answer, and the best setting.
+    The items run like any other batch's, so other callers' work disturbs the
+    figures, and is disturbed.
+    Codes: INVALID_ARGUMENT, NOT_FOUND (a model), RESOURCE_EXHAUSTED,
+    UNAVAILABLE.
+    """
     ListModels: _aio.UnaryUnaryMultiCallable[_batch_inference_pb2.ListModelsRequest, _batch_inference_pb2.ListModelsResponse]
     """The models that the backends can run. A backend that is away is named in
     `unreachable`, and the others' models are listed all the same.
@@ -144,6 +162,22 @@ class BatchInferenceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def Infer(
+        self,
+        request: _batch_inference_pb2.InferRequest,
+        context: _aio.ServicerContext[_batch_inference_pb2.InferRequest, _abc.AsyncIterator[_batch_inference_pb2.InferResponse]],
+    ) -> _abc.AsyncIterator[_batch_inference_pb2.InferResponse]:
+        """Runs one conversation, prompt or embedding, and streams its events, as a batch
+        of one item.
+
+        Requests of several callers that come at about the same time are gathered
+        and released together: once as many wait as the runner has slots, or after
+        10 ms (the service's settings). A lone request on an idle runner goes at
+        once. Deltas are sent where `config.deltas` asks for them.
+        Codes: as RunBatch. The item's failure is a result here too.
+        """
+
+    @_abc_1.abstractmethod
     def AttachBatch(
         self,
         request: _batch_inference_pb2.AttachBatchRequest,
@@ -197,6 +231,20 @@ class BatchInferenceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_batch_inference_pb2.GetServerInfoRequest, _abc.Awaitable[_batch_inference_pb2.GetServerInfoResponse]],
     ) -> _abc.Awaitable[_batch_inference_pb2.GetServerInfoResponse]:
         """Version, limits and backends. Always answers, also while a backend is away."""
+
+    @_abc_1.abstractmethod
+    def Benchmark(
+        self,
+        request: _batch_inference_pb2.BenchmarkRequest,
+        context: _aio.ServicerContext[_batch_inference_pb2.BenchmarkRequest, _abc.AsyncIterator[_batch_inference_pb2.BenchmarkResponse]],
+    ) -> _abc.AsyncIterator[_batch_inference_pb2.BenchmarkResponse]:
+        """Measures models: latency, tokens a second and the gain over one at a time,
+        with 1, 2, 4, 8 … items at a time, a sample answer, and the best setting.
+        The items run like any other batch's, so other callers' work disturbs the
+        figures, and is disturbed.
+        Codes: INVALID_ARGUMENT, NOT_FOUND (a model), RESOURCE_EXHAUSTED,
+        UNAVAILABLE.
+        """
 
     @_abc_1.abstractmethod
     def ListModels(

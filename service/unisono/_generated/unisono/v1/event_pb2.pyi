@@ -37,6 +37,10 @@ class _SlotSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SlotSource
     """Told by the backend (llama.cpp's /props)."""
     SLOT_SOURCE_LEARNED: _SlotSource.ValueType  # 3
     """Learned: items were seen waiting while so many held a slot."""
+    SLOT_SOURCE_REMEMBERED: _SlotSource.ValueType  # 4
+    """Learned before the service was started, or before the backend was away; to be
+    confirmed.
+    """
 
 class SlotSource(_SlotSource, metaclass=_SlotSourceEnumTypeWrapper):
     """Where a number of slots comes from."""
@@ -49,7 +53,59 @@ SLOT_SOURCE_TOLD: SlotSource.ValueType  # 2
 """Told by the backend (llama.cpp's /props)."""
 SLOT_SOURCE_LEARNED: SlotSource.ValueType  # 3
 """Learned: items were seen waiting while so many held a slot."""
+SLOT_SOURCE_REMEMBERED: SlotSource.ValueType  # 4
+"""Learned before the service was started, or before the backend was away; to be
+confirmed.
+"""
 Global___SlotSource: _TypeAlias = SlotSource  # noqa: Y015
+
+class _ReleaseReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReleaseReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReleaseReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RELEASE_REASON_UNSPECIFIED: _ReleaseReason.ValueType  # 0
+    """It was never released."""
+    RELEASE_REASON_LONGEST: _ReleaseReason.ValueType  # 1
+    """The longest of those that wait."""
+    RELEASE_REASON_TAIL: _ReleaseReason.ValueType  # 2
+    """So long that waiting would make the whole batch later."""
+    RELEASE_REASON_PREFIX_HELD: _ReleaseReason.ValueType  # 3
+    """A slot that fell free holds its prefix."""
+    RELEASE_REASON_NEW_FAMILY: _ReleaseReason.ValueType  # 4
+    """The first of a family with a common prefix that no slot holds."""
+    RELEASE_REASON_JOINS_FAMILY: _ReleaseReason.ValueType  # 5
+    """Another slot for its family: that saves more passes than computing the prefix
+    again costs.
+    """
+    RELEASE_REASON_TOGETHER: _ReleaseReason.ValueType  # 6
+    """The wave of a batch that runs TOGETHER, or REQUIRED."""
+    RELEASE_REASON_SUSPECT: _ReleaseReason.ValueType  # 7
+    """Suspected of ending the runner, and run apart from others."""
+
+class ReleaseReason(_ReleaseReason, metaclass=_ReleaseReasonEnumTypeWrapper):
+    """Why an item was the next to go."""
+
+RELEASE_REASON_UNSPECIFIED: ReleaseReason.ValueType  # 0
+"""It was never released."""
+RELEASE_REASON_LONGEST: ReleaseReason.ValueType  # 1
+"""The longest of those that wait."""
+RELEASE_REASON_TAIL: ReleaseReason.ValueType  # 2
+"""So long that waiting would make the whole batch later."""
+RELEASE_REASON_PREFIX_HELD: ReleaseReason.ValueType  # 3
+"""A slot that fell free holds its prefix."""
+RELEASE_REASON_NEW_FAMILY: ReleaseReason.ValueType  # 4
+"""The first of a family with a common prefix that no slot holds."""
+RELEASE_REASON_JOINS_FAMILY: ReleaseReason.ValueType  # 5
+"""Another slot for its family: that saves more passes than computing the prefix
+again costs.
+"""
+RELEASE_REASON_TOGETHER: ReleaseReason.ValueType  # 6
+"""The wave of a batch that runs TOGETHER, or REQUIRED."""
+RELEASE_REASON_SUSPECT: ReleaseReason.ValueType  # 7
+"""Suspected of ending the runner, and run apart from others."""
+Global___ReleaseReason: _TypeAlias = ReleaseReason  # noqa: Y015
 
 class _ItemState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -114,6 +170,58 @@ BATCH_STATE_CANCELLED: BatchState.ValueType  # 3
 BATCH_STATE_EXPIRED: BatchState.ValueType  # 4
 """Its deadline passed."""
 Global___BatchState: _TypeAlias = BatchState  # noqa: Y015
+
+class _IdleReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _IdleReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_IdleReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    IDLE_REASON_UNSPECIFIED: _IdleReason.ValueType  # 0
+    """Not a reason."""
+    IDLE_REASON_NO_ITEMS: _IdleReason.ValueType  # 1
+    """No item waited."""
+    IDLE_REASON_REFILL: _IdleReason.ValueType  # 2
+    """From the end of an item to its successor's release, or while it was staged."""
+    IDLE_REASON_PREFIX_COST: _IdleReason.ValueType  # 3
+    """Computing a prefix on one slot more would have cost more than it saves."""
+    IDLE_REASON_PREFIX_PRICE: _IdleReason.ValueType  # 4
+    """The price of computing a prefix was not known yet."""
+    IDLE_REASON_TOGETHER: _IdleReason.ValueType  # 5
+    """A batch that runs TOGETHER waited for the end of a wave."""
+    IDLE_REASON_BATCH_LIMIT: _IdleReason.ValueType  # 6
+    """A batch's max_concurrency or items_per_second."""
+    IDLE_REASON_WINDOW: _IdleReason.ValueType  # 7
+    """Requests of several callers were gathered."""
+    IDLE_REASON_SUSPECTS: _IdleReason.ValueType  # 8
+    """Items suspected of ending the runner ran apart."""
+    IDLE_REASON_NOT_READY: _IdleReason.ValueType  # 9
+    """The runner was not ready, or it was another runner's turn."""
+
+class IdleReason(_IdleReason, metaclass=_IdleReasonEnumTypeWrapper):
+    """Why a slot was idle."""
+
+IDLE_REASON_UNSPECIFIED: IdleReason.ValueType  # 0
+"""Not a reason."""
+IDLE_REASON_NO_ITEMS: IdleReason.ValueType  # 1
+"""No item waited."""
+IDLE_REASON_REFILL: IdleReason.ValueType  # 2
+"""From the end of an item to its successor's release, or while it was staged."""
+IDLE_REASON_PREFIX_COST: IdleReason.ValueType  # 3
+"""Computing a prefix on one slot more would have cost more than it saves."""
+IDLE_REASON_PREFIX_PRICE: IdleReason.ValueType  # 4
+"""The price of computing a prefix was not known yet."""
+IDLE_REASON_TOGETHER: IdleReason.ValueType  # 5
+"""A batch that runs TOGETHER waited for the end of a wave."""
+IDLE_REASON_BATCH_LIMIT: IdleReason.ValueType  # 6
+"""A batch's max_concurrency or items_per_second."""
+IDLE_REASON_WINDOW: IdleReason.ValueType  # 7
+"""Requests of several callers were gathered."""
+IDLE_REASON_SUSPECTS: IdleReason.ValueType  # 8
+"""Items suspected of ending the runner ran apart."""
+IDLE_REASON_NOT_READY: IdleReason.ValueType  # 9
+"""The runner was not ready, or it was another runner's turn."""
+Global___IdleReason: _TypeAlias = IdleReason  # noqa: Y015
 
 class _PassMethod:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -290,6 +398,8 @@ class GroupPlanned(_message.Message):
     LOADED_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
     SHIFT_FIELD_NUMBER: _builtins.int
+    CONTEXT_REASON_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
     group: _builtins.int
     """The group's number within the batch, from 0."""
     backend: _builtins.str
@@ -306,6 +416,10 @@ class GroupPlanned(_message.Message):
     """Whether the runner was loaded already."""
     shift: _builtins.bool
     """Whether the runner's context is shifted, where its items say."""
+    context_reason: _builtins.str
+    """Why `runner.num_ctx` is what it is, where items asked for different values or
+    the loaded one was taken.
+    """
     @_builtins.property
     def runner(self) -> _item_pb2.RunnerOptions:
         """The runner options that apply."""
@@ -313,6 +427,10 @@ class GroupPlanned(_message.Message):
     @_builtins.property
     def slots(self) -> Global___SlotCount:
         """Slots of the runner; see SlotCount."""
+
+    @_builtins.property
+    def memory(self) -> Global___MemoryEstimate:
+        """An estimate of the runner's memory. Absent where it cannot be derived."""
 
     def __init__(
         self,
@@ -326,16 +444,60 @@ class GroupPlanned(_message.Message):
         loaded: _builtins.bool = ...,
         slots: Global___SlotCount | None = ...,
         shift: _builtins.bool | None = ...,
+        context_reason: _builtins.str = ...,
+        memory: Global___MemoryEstimate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_shift", b"_shift", "runner", b"runner", "shift", b"shift", "slots", b"slots"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_shift", b"_shift", "memory", b"memory", "runner", b"runner", "shift", b"shift", "slots", b"slots"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_shift", b"_shift", "backend", b"backend", "digest", b"digest", "group", b"group", "item_count", b"item_count", "loaded", b"loaded", "model", b"model", "runner", b"runner", "shift", b"shift", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_shift", b"_shift", "backend", b"backend", "context_reason", b"context_reason", "digest", b"digest", "group", b"group", "item_count", b"item_count", "loaded", b"loaded", "memory", b"memory", "model", b"model", "runner", b"runner", "shift", b"shift", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__shift: _TypeAlias = _typing.Literal["shift"]  # noqa: Y015
     _WhichOneofArgType__shift: _TypeAlias = _typing.Literal["_shift", b"_shift"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__shift) -> _WhichOneofReturnType__shift | None: ...
 
 Global___GroupPlanned: _TypeAlias = GroupPlanned  # noqa: Y015
+
+@_typing.final
+class MemoryEstimate(_message.Message):
+    """What a runner needs of memory, by its model's own description."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEIGHTS_BYTES_FIELD_NUMBER: _builtins.int
+    KV_CACHE_BYTES_FIELD_NUMBER: _builtins.int
+    CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    MEASURED_BYTES_FIELD_NUMBER: _builtins.int
+    weights_bytes: _builtins.int
+    """Bytes of the weights."""
+    kv_cache_bytes: _builtins.int
+    """Bytes of the key-value cache: bytes a token × context × slots."""
+    context_length: _builtins.int
+    """Tokens of context a slot that it was made for."""
+    slots: _builtins.int
+    """Slots that it was made for."""
+    measured_bytes: _builtins.int
+    """Bytes that the backend says it takes. Absent: it is not loaded, or the
+    backend does not say.
+    """
+    def __init__(
+        self,
+        *,
+        weights_bytes: _builtins.int = ...,
+        kv_cache_bytes: _builtins.int = ...,
+        context_length: _builtins.int = ...,
+        slots: _builtins.int = ...,
+        measured_bytes: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_measured_bytes", b"_measured_bytes", "measured_bytes", b"measured_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_measured_bytes", b"_measured_bytes", "context_length", b"context_length", "kv_cache_bytes", b"kv_cache_bytes", "measured_bytes", b"measured_bytes", "slots", b"slots", "weights_bytes", b"weights_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__measured_bytes: _TypeAlias = _typing.Literal["measured_bytes"]  # noqa: Y015
+    _WhichOneofArgType__measured_bytes: _TypeAlias = _typing.Literal["_measured_bytes", b"_measured_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__measured_bytes) -> _WhichOneofReturnType__measured_bytes | None: ...
+
+Global___MemoryEstimate: _TypeAlias = MemoryEstimate  # noqa: Y015
 
 @_typing.final
 class SlotCount(_message.Message):
@@ -345,19 +507,37 @@ class SlotCount(_message.Message):
 
     COUNT_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
+    AT_LEAST_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REMEDY_FIELD_NUMBER: _builtins.int
     count: _builtins.int
     """The number. 0: not known yet."""
     source: Global___SlotSource.ValueType
     """Where it comes from."""
+    at_least: _builtins.int
+    """So many held a slot at one time: there are at least as many."""
+    limit: _builtins.int
+    """How many of this service's requests may hold a slot at this moment; less than
+    the number where others use the backend, or after it ran out of memory.
+    """
+    reason: _builtins.str
+    """Where there is only one: why, and what to do."""
+    remedy: _builtins.str
+    """What to do about it."""
     def __init__(
         self,
         *,
         count: _builtins.int = ...,
         source: Global___SlotSource.ValueType = ...,
+        at_least: _builtins.int = ...,
+        limit: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        remedy: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_least", b"at_least", "count", b"count", "limit", b"limit", "reason", b"reason", "remedy", b"remedy", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -538,6 +718,9 @@ class Result(_message.Message):
     PASSES_FIELD_NUMBER: _builtins.int
     GROUP_FIELD_NUMBER: _builtins.int
     PARTS_FIELD_NUMBER: _builtins.int
+    VARIANT_OF_FIELD_NUMBER: _builtins.int
+    RELEASE_REASON_FIELD_NUMBER: _builtins.int
+    DISTURBED_FIELD_NUMBER: _builtins.int
     item_id: _builtins.str
     """The item."""
     index: _builtins.int
@@ -557,6 +740,14 @@ class Result(_message.Message):
     parts: _builtins.int
     """How many parts came before this message; they belong in front of what it
     holds. 0: this is all.
+    """
+    variant_of: _builtins.str
+    """For one of several answers of an item (Item.n): the item's own id."""
+    release_reason: Global___ReleaseReason.ValueType
+    """Why it was released when it was. Absent where it never was."""
+    disturbed: _builtins.int
+    """Times that it was broken off because another item's attempt ended the runner.
+    They are not among `attempts`.
     """
     @_builtins.property
     def completion(self) -> _item_pb2.Completion:
@@ -591,10 +782,13 @@ class Result(_message.Message):
         passes: _builtins.int = ...,
         group: _builtins.int | None = ...,
         parts: _builtins.int = ...,
+        variant_of: _builtins.str = ...,
+        release_reason: Global___ReleaseReason.ValueType = ...,
+        disturbed: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_group", b"_group", "completion", b"completion", "error", b"error", "group", b"group", "outcome", b"outcome", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_group", b"_group", "attempts", b"attempts", "completion", b"completion", "error", b"error", "group", b"group", "index", b"index", "item_id", b"item_id", "outcome", b"outcome", "parts", b"parts", "passes", b"passes", "shared_with", b"shared_with", "state", b"state", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_group", b"_group", "attempts", b"attempts", "completion", b"completion", "disturbed", b"disturbed", "error", b"error", "group", b"group", "index", b"index", "item_id", b"item_id", "outcome", b"outcome", "parts", b"parts", "passes", b"passes", "release_reason", b"release_reason", "shared_with", b"shared_with", "state", b"state", "timings", b"timings", "usage", b"usage", "variant_of", b"variant_of"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__group: _TypeAlias = _typing.Literal["group"]  # noqa: Y015
     _WhichOneofArgType__group: _TypeAlias = _typing.Literal["_group", b"_group"]  # noqa: Y015
@@ -776,6 +970,14 @@ class GroupReport(_message.Message):
     DURATION_FIELD_NUMBER: _builtins.int
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    IDLE_FIELD_NUMBER: _builtins.int
+    COSTS_FIELD_NUMBER: _builtins.int
+    ONE_AT_A_TIME_FIELD_NUMBER: _builtins.int
+    GAIN_FIELD_NUMBER: _builtins.int
+    FAMILIES_FIELD_NUMBER: _builtins.int
+    CONTEXT_USED_FIELD_NUMBER: _builtins.int
+    RUNNER_DEATHS_FIELD_NUMBER: _builtins.int
     fewest_passes: _builtins.int
     """The fewest passes that could have done: the larger of the longest item's
     tokens and all tokens ÷ slots. Absent while the slots are not known.
@@ -790,6 +992,17 @@ class GroupReport(_message.Message):
     """Tokens of answers."""
     prompt_tokens: _builtins.int
     """Tokens of prompts."""
+    cached_prompt_tokens: _builtins.int
+    """Of these, those found in a cache. Absent where the backend does not say."""
+    gain: _builtins.float
+    """`one_at_a_time` ÷ `duration`. Absent with it."""
+    context_used: _builtins.float
+    """The most tokens of context, prompts and answers together, that items in
+    flight used at one time, and the runner's slots × context. Absent where the
+    context or the slots are not known.
+    """
+    runner_deaths: _builtins.int
+    """Times that the runner ended while it answered items of this group."""
     @_builtins.property
     def group(self) -> Global___GroupPlanned:
         """What it was."""
@@ -810,6 +1023,26 @@ class GroupReport(_message.Message):
     def duration(self) -> _duration_pb2.Duration:
         """From the first release to the last end."""
 
+    @_builtins.property
+    def idle(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlotIdle]:
+        """Slot time that was not used between the first release and the last end of the
+        group, by reason. It is the runner's: other batches' items count as use.
+        """
+
+    @_builtins.property
+    def costs(self) -> Global___CostModel:
+        """The runner's costs as measured so far. Absent until enough was seen."""
+
+    @_builtins.property
+    def one_at_a_time(self) -> _duration_pb2.Duration:
+        """How long the same items would have taken one at a time: derived from the
+        measured single-stream costs. Absent where these were not measured.
+        """
+
+    @_builtins.property
+    def families(self) -> _containers.RepeatedCompositeFieldContainer[Global___FamilyReport]:
+        """Families of items with a common prefix, the largest first, at most 100."""
+
     def __init__(
         self,
         *,
@@ -824,21 +1057,148 @@ class GroupReport(_message.Message):
         duration: _duration_pb2.Duration | None = ...,
         completion_tokens: _builtins.int = ...,
         prompt_tokens: _builtins.int = ...,
+        cached_prompt_tokens: _builtins.int | None = ...,
+        idle: _abc.Iterable[Global___SlotIdle] | None = ...,
+        costs: Global___CostModel | None = ...,
+        one_at_a_time: _duration_pb2.Duration | None = ...,
+        gain: _builtins.float | None = ...,
+        families: _abc.Iterable[Global___FamilyReport] | None = ...,
+        context_used: _builtins.float | None = ...,
+        runner_deaths: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_fewest_passes", b"_fewest_passes", "_items_per_pass", b"_items_per_pass", "duration", b"duration", "fewest_passes", b"fewest_passes", "first_wave", b"first_wave", "group", b"group", "items_per_pass", b"items_per_pass", "load_duration", b"load_duration", "passes", b"passes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cached_prompt_tokens", b"_cached_prompt_tokens", "_context_used", b"_context_used", "_fewest_passes", b"_fewest_passes", "_gain", b"_gain", "_items_per_pass", b"_items_per_pass", "cached_prompt_tokens", b"cached_prompt_tokens", "context_used", b"context_used", "costs", b"costs", "duration", b"duration", "fewest_passes", b"fewest_passes", "first_wave", b"first_wave", "gain", b"gain", "group", b"group", "items_per_pass", b"items_per_pass", "load_duration", b"load_duration", "one_at_a_time", b"one_at_a_time", "passes", b"passes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fewest_passes", b"_fewest_passes", "_items_per_pass", b"_items_per_pass", "completion_tokens", b"completion_tokens", "duration", b"duration", "fewest_passes", b"fewest_passes", "first_wave", b"first_wave", "group", b"group", "items_per_pass", b"items_per_pass", "load_duration", b"load_duration", "loads", b"loads", "passes", b"passes", "prompt_tokens", b"prompt_tokens", "waves", b"waves"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cached_prompt_tokens", b"_cached_prompt_tokens", "_context_used", b"_context_used", "_fewest_passes", b"_fewest_passes", "_gain", b"_gain", "_items_per_pass", b"_items_per_pass", "cached_prompt_tokens", b"cached_prompt_tokens", "completion_tokens", b"completion_tokens", "context_used", b"context_used", "costs", b"costs", "duration", b"duration", "families", b"families", "fewest_passes", b"fewest_passes", "first_wave", b"first_wave", "gain", b"gain", "group", b"group", "idle", b"idle", "items_per_pass", b"items_per_pass", "load_duration", b"load_duration", "loads", b"loads", "one_at_a_time", b"one_at_a_time", "passes", b"passes", "prompt_tokens", b"prompt_tokens", "runner_deaths", b"runner_deaths", "waves", b"waves"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cached_prompt_tokens: _TypeAlias = _typing.Literal["cached_prompt_tokens"]  # noqa: Y015
+    _WhichOneofArgType__cached_prompt_tokens: _TypeAlias = _typing.Literal["_cached_prompt_tokens", b"_cached_prompt_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__context_used: _TypeAlias = _typing.Literal["context_used"]  # noqa: Y015
+    _WhichOneofArgType__context_used: _TypeAlias = _typing.Literal["_context_used", b"_context_used"]  # noqa: Y015
     _WhichOneofReturnType__fewest_passes: _TypeAlias = _typing.Literal["fewest_passes"]  # noqa: Y015
     _WhichOneofArgType__fewest_passes: _TypeAlias = _typing.Literal["_fewest_passes", b"_fewest_passes"]  # noqa: Y015
+    _WhichOneofReturnType__gain: _TypeAlias = _typing.Literal["gain"]  # noqa: Y015
+    _WhichOneofArgType__gain: _TypeAlias = _typing.Literal["_gain", b"_gain"]  # noqa: Y015
     _WhichOneofReturnType__items_per_pass: _TypeAlias = _typing.Literal["items_per_pass"]  # noqa: Y015
     _WhichOneofArgType__items_per_pass: _TypeAlias = _typing.Literal["_items_per_pass", b"_items_per_pass"]  # noqa: Y015
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cached_prompt_tokens) -> _WhichOneofReturnType__cached_prompt_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__context_used) -> _WhichOneofReturnType__context_used | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__fewest_passes) -> _WhichOneofReturnType__fewest_passes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gain) -> _WhichOneofReturnType__gain | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__items_per_pass) -> _WhichOneofReturnType__items_per_pass | None: ...
 
 Global___GroupReport: _TypeAlias = GroupReport  # noqa: Y015
+
+@_typing.final
+class SlotIdle(_message.Message):
+    """Slot time that was not used."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    SLOT_TIME_FIELD_NUMBER: _builtins.int
+    reason: Global___IdleReason.ValueType
+    """Why."""
+    @_builtins.property
+    def slot_time(self) -> _duration_pb2.Duration:
+        """Slots × time."""
+
+    def __init__(
+        self,
+        *,
+        reason: Global___IdleReason.ValueType = ...,
+        slot_time: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["slot_time", b"slot_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "slot_time", b"slot_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SlotIdle: _TypeAlias = SlotIdle  # noqa: Y015
+
+@_typing.final
+class CostModel(_message.Message):
+    """What things cost on a runner: time is about passes × pass + tokens × token +
+    prompt tokens computed × prompt token.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PASS_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKEN_FIELD_NUMBER: _builtins.int
+    PASSES_MEASURED_FIELD_NUMBER: _builtins.int
+    SINGLE_STREAM_TOKEN_FIELD_NUMBER: _builtins.int
+    passes_measured: _builtins.int
+    """Pass intervals measured."""
+    @_builtins.property
+    def token(self) -> _duration_pb2.Duration:
+        """One token of an answer in it."""
+
+    @_builtins.property
+    def prompt_token(self) -> _duration_pb2.Duration:
+        """One token of a prompt that is not in the slot's cache. Absent until one was
+        measured.
+        """
+
+    @_builtins.property
+    def single_stream_token(self) -> _duration_pb2.Duration:
+        """A token of a single stream, measured while nothing shared its passes. Absent
+        until measured.
+        """
+
+    def __init__(
+        self,
+        *,
+        token: _duration_pb2.Duration | None = ...,
+        prompt_token: _duration_pb2.Duration | None = ...,
+        passes_measured: _builtins.int = ...,
+        single_stream_token: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pass", b"pass", "prompt_token", b"prompt_token", "single_stream_token", b"single_stream_token", "token", b"token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pass", b"pass", "passes_measured", b"passes_measured", "prompt_token", b"prompt_token", "single_stream_token", b"single_stream_token", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CostModel: _TypeAlias = CostModel  # noqa: Y015
+
+@_typing.final
+class FamilyReport(_message.Message):
+    """A family: items whose prompts begin alike."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREFIX_TOKENS_FIELD_NUMBER: _builtins.int
+    ITEM_COUNT_FIELD_NUMBER: _builtins.int
+    COMPUTED_FIELD_NUMBER: _builtins.int
+    prefix_tokens: _builtins.int
+    """Tokens that they have in common, estimated."""
+    item_count: _builtins.int
+    """Items."""
+    computed: _builtins.int
+    """Times that the prefix was computed, as far as the schedule could tell: it was
+    released to a slot that did not hold it.
+    """
+    def __init__(
+        self,
+        *,
+        prefix_tokens: _builtins.int = ...,
+        item_count: _builtins.int = ...,
+        computed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["computed", b"computed", "item_count", b"item_count", "prefix_tokens", b"prefix_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FamilyReport: _TypeAlias = FamilyReport  # noqa: Y015
 
 @_typing.final
 class PassCount(_message.Message):

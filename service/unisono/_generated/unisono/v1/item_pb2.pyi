@@ -136,6 +136,7 @@ class Item(_message.Message):
     EMBED_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    N_FIELD_NUMBER: _builtins.int
     item_id: _builtins.str
     """The caller's name for this item, unique within its batch. Required; 1 to
     256 bytes of UTF-8 without control characters. Every result carries it.
@@ -144,6 +145,12 @@ class Item(_message.Message):
     """The model that answers, as Ollama names it ("llama3.2", "qwen3:8b").
     Absent: the batch's `model`. One of the two is required, unless the
     backend serves a single model.
+    """
+    n: _builtins.int
+    """How many answers. Each is an item of its own, "ID#1" to "ID#n", with its own
+    result and acknowledgement, and counts towards every limit. With a `seed`,
+    the k-th has seed + k - 1; without, each has a seed made of its id. 1 to 64.
+    Absent: one answer, under the item's own id.
     """
     @_builtins.property
     def chat(self) -> Global___ChatRequest:
@@ -170,13 +177,19 @@ class Item(_message.Message):
         embed: Global___EmbedRequest | None = ...,
         model: _builtins.str = ...,
         options: Global___Options | None = ...,
+        n: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "embed", b"embed", "generate", b"generate", "options", b"options", "request", b"request"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_n", b"_n", "chat", b"chat", "embed", b"embed", "generate", b"generate", "n", b"n", "options", b"options", "request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "embed", b"embed", "generate", b"generate", "item_id", b"item_id", "model", b"model", "options", b"options", "request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_n", b"_n", "chat", b"chat", "embed", b"embed", "generate", b"generate", "item_id", b"item_id", "model", b"model", "n", b"n", "options", b"options", "request", b"request"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__n: _TypeAlias = _typing.Literal["n"]  # noqa: Y015
+    _WhichOneofArgType__n: _TypeAlias = _typing.Literal["_n", b"_n"]  # noqa: Y015
     _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["chat", "generate", "embed"]  # noqa: Y015
     _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__n) -> _WhichOneofReturnType__n | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
 
 Global___Item: _TypeAlias = Item  # noqa: Y015

@@ -22,12 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from unisono._generated.unisono.v1 import event_pb2 as unisono_dot_v1_dot_event__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17unisono/v1/server.proto\x12\nunisono.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x16unisono/v1/event.proto\"\xcd\x01\n\rBackendStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0b\n\x03url\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x11\n\treachable\x18\x05 \x01(\x08\x12!\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x12.google.rpc.Status\x12)\n\x07runners\x18\x07 \x03(\x0b\x32\x18.unisono.v1.RunnerStatus\x12\x0e\n\x06queued\x18\x08 \x01(\r\x12\x11\n\tin_flight\x18\t \x01(\r\"\xc8\x01\n\x0cRunnerStatus\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x03 \x01(\r\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x17\n\x0fsize_vram_bytes\x18\x05 \x01(\x04\x12.\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x05slots\x18\x07 \x01(\x0b\x32\x15.unisono.v1.SlotCount\"\xe1\x01\n\x05Model\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x04 \x01(\t\x12\x16\n\x0eparameter_size\x18\x05 \x01(\t\x12\x14\n\x0cquantization\x18\x06 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x07 \x01(\r\x12\x14\n\x0c\x63\x61pabilities\x18\x08 \x03(\t\x12\x12\n\nsize_bytes\x18\t \x01(\x04\x12)\n\x07runners\x18\n \x03(\x0b\x32\x18.unisono.v1.RunnerStatus\"\xba\x01\n\x0cServerLimits\x12\x11\n\tmax_items\x18\x01 \x01(\r\x12\x1b\n\x13max_item_text_bytes\x18\x02 \x01(\x04\x12\x17\n\x0fmax_image_bytes\x18\x03 \x01(\x04\x12\x19\n\x11max_receive_bytes\x18\x04 \x01(\x04\x12\x16\n\x0emax_send_bytes\x18\x05 \x01(\x04\x12\x13\n\x0bmax_batches\x18\x06 \x01(\r\x12\x19\n\x11max_journal_bytes\x18\x07 \x01(\x04\"\xb5\x01\n\tGroupPlan\x12\'\n\x05group\x18\x01 \x01(\x0b\x32\x18.unisono.v1.GroupPlanned\x12\x10\n\x08item_ids\x18\x02 \x03(\t\x12\x1f\n\x17\x65stimated_prompt_tokens\x18\x03 \x01(\x04\x12\"\n\x15max_completion_tokens\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06reason\x18\x05 \x01(\tB\x18\n\x16_max_completion_tokens\"N\n\x0bPlanWarning\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"P\n\x0bPlanRefusal\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12!\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusB_\n\x0e\x64\x65v.unisono.v1B\x0bServerProtoP\x01Z>github.com/unisono/unisono/clients/go/gen/unisono/v1;unisonov1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17unisono/v1/server.proto\x12\nunisono.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x16unisono/v1/event.proto\"\xcd\x01\n\rBackendStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0b\n\x03url\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x11\n\treachable\x18\x05 \x01(\x08\x12!\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x12.google.rpc.Status\x12)\n\x07runners\x18\x07 \x03(\x0b\x32\x18.unisono.v1.RunnerStatus\x12\x0e\n\x06queued\x18\x08 \x01(\r\x12\x11\n\tin_flight\x18\t \x01(\r\"\xc8\x01\n\x0cRunnerStatus\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x03 \x01(\r\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x17\n\x0fsize_vram_bytes\x18\x05 \x01(\x04\x12.\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x05slots\x18\x07 \x01(\x0b\x32\x15.unisono.v1.SlotCount\"\xe1\x01\n\x05Model\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x04 \x01(\t\x12\x16\n\x0eparameter_size\x18\x05 \x01(\t\x12\x14\n\x0cquantization\x18\x06 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x07 \x01(\r\x12\x14\n\x0c\x63\x61pabilities\x18\x08 \x03(\t\x12\x12\n\nsize_bytes\x18\t \x01(\x04\x12)\n\x07runners\x18\n \x03(\x0b\x32\x18.unisono.v1.RunnerStatus\"\xba\x01\n\x0cServerLimits\x12\x11\n\tmax_items\x18\x01 \x01(\r\x12\x1b\n\x13max_item_text_bytes\x18\x02 \x01(\x04\x12\x17\n\x0fmax_image_bytes\x18\x03 \x01(\x04\x12\x19\n\x11max_receive_bytes\x18\x04 \x01(\x04\x12\x16\n\x0emax_send_bytes\x18\x05 \x01(\x04\x12\x13\n\x0bmax_batches\x18\x06 \x01(\r\x12\x19\n\x11max_journal_bytes\x18\x07 \x01(\x04\"\xdf\x01\n\tGroupPlan\x12\'\n\x05group\x18\x01 \x01(\x0b\x32\x18.unisono.v1.GroupPlanned\x12\x10\n\x08item_ids\x18\x02 \x03(\t\x12\x1f\n\x17\x65stimated_prompt_tokens\x18\x03 \x01(\x04\x12\"\n\x15max_completion_tokens\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12(\n\x08\x66\x61milies\x18\x06 \x03(\x0b\x32\x16.unisono.v1.FamilyPlanB\x18\n\x16_max_completion_tokens\"Z\n\nFamilyPlan\x12\x1f\n\x17\x65stimated_prefix_tokens\x18\x01 \x01(\x04\x12\x12\n\nitem_count\x18\x02 \x01(\r\x12\x17\n\x0f\x65xample_item_id\x18\x03 \x01(\t\"\xb8\x01\n\x0c\x42\x65nchmarkRun\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\r\x12\x0b\n\x03run\x18\x03 \x01(\r\x12+\n\x08\x64uration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11\x63ompletion_tokens\x18\x05 \x01(\x04\x12\x0e\n\x06passes\x18\x06 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x07 \x01(\r\x12\x16\n\x0e\x66\x61ilure_reason\x18\x08 \x01(\t\"\xad\x01\n\x10\x42\x65nchmarkVerdict\x12\r\n\x05model\x18\x01 \x01(\t\x12*\n\x06points\x18\x02 \x03(\x0b\x32\x1a.unisono.v1.BenchmarkPoint\x12\x15\n\rsample_answer\x18\x03 \x01(\t\x12$\n\x05slots\x18\x04 \x01(\x0b\x32\x15.unisono.v1.SlotCount\x12\x11\n\tbest_size\x18\x05 \x01(\r\x12\x0e\n\x06\x61\x64vice\x18\x06 \x01(\t\"\xe9\x01\n\x0e\x42\x65nchmarkPoint\x12\x0c\n\x04size\x18\x01 \x01(\r\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11tokens_per_second\x18\x03 \x01(\x01\x12\x1f\n\x17least_tokens_per_second\x18\x04 \x01(\x01\x12\x1e\n\x16most_tokens_per_second\x18\x05 \x01(\x01\x12\x11\n\x04gain\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\x0eitems_per_pass\x18\x07 \x01(\x01\x12\x0c\n\x04runs\x18\x08 \x01(\rB\x07\n\x05_gain\"N\n\x0bPlanWarning\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"P\n\x0bPlanRefusal\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12!\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusB_\n\x0e\x64\x65v.unisono.v1B\x0bServerProtoP\x01Z>github.com/unisono/unisono/clients/go/gen/unisono/v1;unisonov1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,18 +36,26 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'unisono._generated.unisono.
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\016dev.unisono.v1B\013ServerProtoP\001Z>github.com/unisono/unisono/clients/go/gen/unisono/v1;unisonov1'
-  _globals['_BACKENDSTATUS']._serialized_start=122
-  _globals['_BACKENDSTATUS']._serialized_end=327
-  _globals['_RUNNERSTATUS']._serialized_start=330
-  _globals['_RUNNERSTATUS']._serialized_end=530
-  _globals['_MODEL']._serialized_start=533
-  _globals['_MODEL']._serialized_end=758
-  _globals['_SERVERLIMITS']._serialized_start=761
-  _globals['_SERVERLIMITS']._serialized_end=947
-  _globals['_GROUPPLAN']._serialized_start=950
-  _globals['_GROUPPLAN']._serialized_end=1131
-  _globals['_PLANWARNING']._serialized_start=1133
-  _globals['_PLANWARNING']._serialized_end=1211
-  _globals['_PLANREFUSAL']._serialized_start=1213
-  _globals['_PLANREFUSAL']._serialized_end=1293
+  _globals['_BACKENDSTATUS']._serialized_start=154
+  _globals['_BACKENDSTATUS']._serialized_end=359
+  _globals['_RUNNERSTATUS']._serialized_start=362
+  _globals['_RUNNERSTATUS']._serialized_end=562
+  _globals['_MODEL']._serialized_start=565
+  _globals['_MODEL']._serialized_end=790
+  _globals['_SERVERLIMITS']._serialized_start=793
+  _globals['_SERVERLIMITS']._serialized_end=979
+  _globals['_GROUPPLAN']._serialized_start=982
+  _globals['_GROUPPLAN']._serialized_end=1205
+  _globals['_FAMILYPLAN']._serialized_start=1207
+  _globals['_FAMILYPLAN']._serialized_end=1297
+  _globals['_BENCHMARKRUN']._serialized_start=1300
+  _globals['_BENCHMARKRUN']._serialized_end=1484
+  _globals['_BENCHMARKVERDICT']._serialized_start=1487
+  _globals['_BENCHMARKVERDICT']._serialized_end=1660
+  _globals['_BENCHMARKPOINT']._serialized_start=1663
+  _globals['_BENCHMARKPOINT']._serialized_end=1896
+  _globals['_PLANWARNING']._serialized_start=1898
+  _globals['_PLANWARNING']._serialized_end=1976
+  _globals['_PLANREFUSAL']._serialized_start=1978
+  _globals['_PLANREFUSAL']._serialized_end=2058
 # @@protoc_insertion_point(module_scope)

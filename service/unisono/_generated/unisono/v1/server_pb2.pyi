@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -248,6 +249,7 @@ class GroupPlan(_message.Message):
     ESTIMATED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    FAMILIES_FIELD_NUMBER: _builtins.int
     estimated_prompt_tokens: _builtins.int
     """Tokens of the prompts, estimated at four bytes of text a token."""
     max_completion_tokens: _builtins.int
@@ -264,6 +266,10 @@ class GroupPlan(_message.Message):
     def item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The items' ids, in the order in which they go."""
 
+    @_builtins.property
+    def families(self) -> _containers.RepeatedCompositeFieldContainer[Global___FamilyPlan]:
+        """Families of items whose prompts begin alike, the largest first, at most 100."""
+
     def __init__(
         self,
         *,
@@ -272,16 +278,203 @@ class GroupPlan(_message.Message):
         estimated_prompt_tokens: _builtins.int = ...,
         max_completion_tokens: _builtins.int | None = ...,
         reason: _builtins.str = ...,
+        families: _abc.Iterable[Global___FamilyPlan] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_completion_tokens", b"_max_completion_tokens", "group", b"group", "max_completion_tokens", b"max_completion_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_completion_tokens", b"_max_completion_tokens", "estimated_prompt_tokens", b"estimated_prompt_tokens", "group", b"group", "item_ids", b"item_ids", "max_completion_tokens", b"max_completion_tokens", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_completion_tokens", b"_max_completion_tokens", "estimated_prompt_tokens", b"estimated_prompt_tokens", "families", b"families", "group", b"group", "item_ids", b"item_ids", "max_completion_tokens", b"max_completion_tokens", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_completion_tokens: _TypeAlias = _typing.Literal["max_completion_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_completion_tokens: _TypeAlias = _typing.Literal["_max_completion_tokens", b"_max_completion_tokens"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_completion_tokens) -> _WhichOneofReturnType__max_completion_tokens | None: ...
 
 Global___GroupPlan: _TypeAlias = GroupPlan  # noqa: Y015
+
+@_typing.final
+class FamilyPlan(_message.Message):
+    """Items whose prompts begin alike."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ESTIMATED_PREFIX_TOKENS_FIELD_NUMBER: _builtins.int
+    ITEM_COUNT_FIELD_NUMBER: _builtins.int
+    EXAMPLE_ITEM_ID_FIELD_NUMBER: _builtins.int
+    estimated_prefix_tokens: _builtins.int
+    """Tokens that they have in common, estimated at four bytes of text a token."""
+    item_count: _builtins.int
+    """How many."""
+    example_item_id: _builtins.str
+    """One of them."""
+    def __init__(
+        self,
+        *,
+        estimated_prefix_tokens: _builtins.int = ...,
+        item_count: _builtins.int = ...,
+        example_item_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["estimated_prefix_tokens", b"estimated_prefix_tokens", "example_item_id", b"example_item_id", "item_count", b"item_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FamilyPlan: _TypeAlias = FamilyPlan  # noqa: Y015
+
+@_typing.final
+class BenchmarkRun(_message.Message):
+    """A number of items was measured once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
+    PASSES_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    FAILURE_REASON_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model."""
+    size: _builtins.int
+    """Items at a time."""
+    run: _builtins.int
+    """The run, from 1."""
+    completion_tokens: _builtins.int
+    """Tokens of all answers."""
+    passes: _builtins.int
+    """Forward passes, counted from outside."""
+    failed: _builtins.int
+    """Items that did not complete, and the first one's reason."""
+    failure_reason: _builtins.str
+    """The reason."""
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """From the release to the last end."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        size: _builtins.int = ...,
+        run: _builtins.int = ...,
+        duration: _duration_pb2.Duration | None = ...,
+        completion_tokens: _builtins.int = ...,
+        passes: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        failure_reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_tokens", b"completion_tokens", "duration", b"duration", "failed", b"failed", "failure_reason", b"failure_reason", "model", b"model", "passes", b"passes", "run", b"run", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BenchmarkRun: _TypeAlias = BenchmarkRun  # noqa: Y015
+
+@_typing.final
+class BenchmarkVerdict(_message.Message):
+    """A model was measured."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    SAMPLE_ANSWER_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    BEST_SIZE_FIELD_NUMBER: _builtins.int
+    ADVICE_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model."""
+    sample_answer: _builtins.str
+    """One answer."""
+    best_size: _builtins.int
+    """The number of items beyond which tokens a second grow by less than a tenth."""
+    advice: _builtins.str
+    """What to set, in words."""
+    @_builtins.property
+    def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___BenchmarkPoint]:
+        """For each number of items, smallest first."""
+
+    @_builtins.property
+    def slots(self) -> _event_pb2.SlotCount:
+        """The runner's slots, as far as they are known now."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        points: _abc.Iterable[Global___BenchmarkPoint] | None = ...,
+        sample_answer: _builtins.str = ...,
+        slots: _event_pb2.SlotCount | None = ...,
+        best_size: _builtins.int = ...,
+        advice: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["slots", b"slots"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "best_size", b"best_size", "model", b"model", "points", b"points", "sample_answer", b"sample_answer", "slots", b"slots"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BenchmarkVerdict: _TypeAlias = BenchmarkVerdict  # noqa: Y015
+
+@_typing.final
+class BenchmarkPoint(_message.Message):
+    """The figures of a number of items at a time: medians of the runs, with the least
+    and the most.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    LEAST_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    MOST_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    GAIN_FIELD_NUMBER: _builtins.int
+    ITEMS_PER_PASS_FIELD_NUMBER: _builtins.int
+    RUNS_FIELD_NUMBER: _builtins.int
+    size: _builtins.int
+    """Items at a time."""
+    tokens_per_second: _builtins.float
+    """Tokens of all answers in a second."""
+    least_tokens_per_second: _builtins.float
+    """The least and the most of the runs."""
+    most_tokens_per_second: _builtins.float
+    """The most."""
+    gain: _builtins.float
+    """Tokens a second ÷ those of one item at a time. Absent where that was not
+    measured.
+    """
+    items_per_pass: _builtins.float
+    """Answered items a forward pass."""
+    runs: _builtins.int
+    """Runs measured."""
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """From the release to the last end."""
+
+    def __init__(
+        self,
+        *,
+        size: _builtins.int = ...,
+        duration: _duration_pb2.Duration | None = ...,
+        tokens_per_second: _builtins.float = ...,
+        least_tokens_per_second: _builtins.float = ...,
+        most_tokens_per_second: _builtins.float = ...,
+        gain: _builtins.float | None = ...,
+        items_per_pass: _builtins.float = ...,
+        runs: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gain", b"_gain", "duration", b"duration", "gain", b"gain"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gain", b"_gain", "duration", b"duration", "gain", b"gain", "items_per_pass", b"items_per_pass", "least_tokens_per_second", b"least_tokens_per_second", "most_tokens_per_second", b"most_tokens_per_second", "runs", b"runs", "size", b"size", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__gain: _TypeAlias = _typing.Literal["gain"]  # noqa: Y015
+    _WhichOneofArgType__gain: _TypeAlias = _typing.Literal["_gain", b"_gain"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gain) -> _WhichOneofReturnType__gain | None: ...
+
+Global___BenchmarkPoint: _TypeAlias = BenchmarkPoint  # noqa: Y015
 
 @_typing.final
 class PlanWarning(_message.Message):
