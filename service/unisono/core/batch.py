@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import TYPE_CHECKING
 
-from unisono.core.model import Options
+from unisono.core.commands import Priority
+from unisono.core.model import Message, Options
 
 if TYPE_CHECKING:
     from unisono.core.errors import UnisonoError, Violation
@@ -13,6 +15,17 @@ if TYPE_CHECKING:
 # What a stream's items wait for by default: so many of them, or so long.
 RELEASE_SIZE = 64
 RELEASE_INTERVAL_S = 0.05
+
+
+class CoScheduling(Enum):
+    """How closely together the items of a batch run."""
+
+    # As soon as possible: how many share each pass follows from measured costs.
+    FASTEST = "fastest"
+    # In waves that fill all slots at once.
+    TOGETHER = "together"
+    # All in one wave, or not at all.
+    REQUIRED = "required"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +52,16 @@ class BatchConfig:
     # When a stream's items go by themselves; an interval of 0 means never by time.
     release_size: int = RELEASE_SIZE
     release_interval_s: float = RELEASE_INTERVAL_S
+    co_scheduling: CoScheduling = CoScheduling.FASTEST
+    # At the backends at one time, and released in a second; None: no limit of the batch's own.
+    max_concurrency: int | None = None
+    items_per_second: float | None = None
+    priority: Priority = Priority.NORMAL
+    weight: int = 1
+    # In front of each conversation's own messages.
+    shared_messages: tuple[Message, ...] = ()
+    # A single request of a caller's (Infer): it is gathered with others' into waves.
+    is_single: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

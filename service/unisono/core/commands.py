@@ -3,11 +3,54 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum, IntEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from unisono.core.errors import UnisonoError
     from unisono.core.model import ItemState
+    from unisono.core.prefixes import Prefix
+
+
+class Priority(IntEnum):
+    """Which batches go first whenever a slot falls free."""
+
+    LOW = 1
+    NORMAL = 2
+    HIGH = 3
+
+
+class ReleaseReason(Enum):
+    """Why an item was the next to go."""
+
+    LONGEST = "longest"
+    TAIL = "tail"
+    PREFIX_HELD = "prefix_held"
+    NEW_FAMILY = "new_family"
+    JOINS_FAMILY = "joins_family"
+    TOGETHER = "together"
+    SUSPECT = "suspect"
+
+
+@dataclass(slots=True, eq=False)
+class Terms:
+    """What a batch's caller allows and asks for; one object for all its items, on all runners.
+
+    The conductors of a process count in it what they release, so that the limits hold for the batch as a whole.
+    """
+
+    priority: Priority = Priority.NORMAL
+    # Share of the slots beside other batches of the same priority.
+    weight: int = 1
+    # Items at the backends at one time; None: no limit.
+    max_concurrency: int | None = None
+    items_per_second: float | None = None
+    # Its items go in waves that have all slots to themselves.
+    is_together: bool = False
+    # At the backends now.
+    in_flight: int = 0
+    # By items_per_second, the next one goes no earlier.
+    next_release_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +70,14 @@ class Work:
     max_attempts: int = 3
     # The most tokens of its answer, where it is bounded.
     num_predict: int | None = None
+    # What its batch allows and asks for; None: nothing.
+    terms: Terms | None = None
+    # What its prompt has in common with others of its family; None: nothing worth it.
+    prefix: Prefix | None = None
+    # Bytes of text of its prompt.
+    prompt_bytes: int = 0
+    # A lone request, which is gathered with others' into a wave.
+    is_single: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +98,10 @@ class Release:
     tickets: tuple[int, ...]
     # The release's number on this runner, from 0.
     wave: int
+    # For each ticket: why it was the next, and the lane (our name for a slot, from 0) that it is meant for; None: it
+    # waits at the backend for whichever slot falls free.
+    reasons: tuple[ReleaseReason, ...] = ()
+    lanes: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,10 +128,12 @@ class End:
 
     ticket: int
     state: ItemState
-    # Times that it was released.
+    # Times that it was released, but for those that another item's attempt ended.
     attempts: int
     # None for COMPLETED.
     error: UnisonoError | None = None
+    # Times that it was broken off because another item's attempt ended the runner.
+    disturbed: int = 0
 
 
 Command = Stage | Release | Abort | Retry | End

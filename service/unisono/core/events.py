@@ -16,6 +16,7 @@ from unisono.core.report import GroupPlanned, Progress
 if TYPE_CHECKING:
     from array import array
 
+    from unisono.core.commands import ReleaseReason
     from unisono.core.errors import UnisonoError
     from unisono.core.model import Completion, ItemState, Timings, TokenLogprob, Usage
     from unisono.core.report import Report
@@ -105,6 +106,12 @@ class Result:
     group: int | None = None
     # How many parts stand before this event.
     parts: int = 0
+    # For one of several answers of an item: the item's own id.
+    variant_of: str = ""
+    # Why it was released when it was; None where it never was.
+    release_reason: ReleaseReason | None = None
+    # Times that it was broken off because another item's attempt ended the runner; not among `attempts`.
+    disturbed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -227,6 +227,10 @@ class Item:
     model: str = ""
     # Its options, the batch's already beneath them.
     options: Options = field(default_factory=Options)
+    # How many answers are wanted, as the caller sent it; an item that runs has one.
+    n: int = 1
+    # For one of several answers: the id of the item that asked for them.
+    variant_of: str = ""
 
 
 # -- Who answers -----------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from unisono.core.model import Slots
@@ -52,6 +53,48 @@ class WaveReport:
     first_token_spread_s: float | None
 
 
+class IdleReason(Enum):
+    """Why a slot was idle."""
+
+    NO_ITEMS = "no_items"
+    REFILL = "refill"
+    PREFIX_COST = "prefix_cost"
+    PREFIX_PRICE = "prefix_price"
+    TOGETHER = "together"
+    BATCH_LIMIT = "batch_limit"
+    WINDOW = "window"
+    SUSPECTS = "suspects"
+    NOT_READY = "not_ready"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """What things cost on a runner, in seconds, as measured so far.
+
+    Time is about passes × pass + tokens × token + prompt tokens computed × prompt token.
+    """
+
+    pass_s: float
+    token_s: float
+    # None until a prefill was measured.
+    prompt_token_s: float | None = None
+    # Pass intervals that this rests on.
+    passes_measured: int = 0
+    # A token while nothing shared its passes; None until measured.
+    single_stream_token_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FamilyReport:
+    """Items whose prompts begin alike."""
+
+    # Tokens that they have in common, estimated.
+    prefix_tokens: int
+    item_count: int
+    # Times that one was released to a slot that did not hold the prefix, as far as the schedule could tell.
+    computed: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupReport:
     """The figures of a group."""
@@ -69,6 +112,24 @@ class GroupReport:
     duration_s: float | None
     prompt_tokens: int
     completion_tokens: int
+    # Of the prompt tokens, those found in a cache; None where the backend does not say.
+    cached_prompt_tokens: int | None = None
+    # Slots × seconds that were not used between its first release and its last end, by reason; the runner's.
+    idle_s: tuple[tuple[IdleReason, float], ...] = ()
+    costs: Costs | None = None
+    # How long the same items would have taken one at a time, from the measured single-stream costs; None: unknown.
+    one_at_a_time_s: float | None = None
+    # The largest families, at most 100.
+    families: tuple[FamilyReport, ...] = ()
+    # The largest share of slots × context that items in flight used at one time; None: unknown.
+    context_used: float | None = None
+    # Times that the runner ended while it answered items of this group.
+    runner_deaths: int = 0
+
+    @property
+    def gain(self) -> float | None:
+        """One at a time ÷ what it took; None where either is not known."""
+        return self.one_at_a_time_s / self.duration_s if self.one_at_a_time_s and self.duration_s else None
 
     @property
     def items_per_pass(self) -> float | None:
