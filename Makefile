@@ -20,7 +20,7 @@ serve: $(RUN)  ## start the service on 127.0.0.1:50051
 	$(BIN)/unisono serve $(ARGS)
 
 ##@ Prove
-.PHONY: test check test-live bench bench-release bench-cancel bench-overhead bench-passes
+.PHONY: test check test-live bench bench-release bench-cancel bench-overhead bench-passes bench-work
 test: check  ## everything: check, then all tests, core/ at 100 % branch coverage
 	$(BIN)/python -m pytest -ra --cov=unisono.core --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=100 $(ARGS)
 
@@ -36,7 +36,7 @@ check: $(DEV)  ## style, types, imports, generated code and the contract
 test-live: $(DEV)  ## the contract tests against a real Ollama (UNISONO_LIVE_OLLAMA, default 127.0.0.1:11434)
 	UNISONO_LIVE_OLLAMA="$${UNISONO_LIVE_OLLAMA:-http://127.0.0.1:11434}" $(BIN)/python -m pytest -ra -m live $(ARGS)
 
-bench: $(DEV)  ## all benches
+bench: $(DEV)  ## all benches of the service's own parts
 	$(BIN)/python -m tests.bench $(ARGS)
 
 bench-release: $(DEV)  ## how close together a wave arrives, beside asyncio.gather over httpx
@@ -50,6 +50,9 @@ bench-overhead: $(DEV)  ## how much longer one item takes through the service
 
 bench-passes: $(DEV)  ## forward passes of 16 questions on the embedded engine, beside its own counter
 	$(BIN)/python -m pytest -q -s tests/acceptance -k sixteen_questions $(ARGS)
+
+bench-work: $(DEV)  ## the workloads of `unisono bench` over a stand-in; ARGS='--workload W5 --runs 5' picks some
+	$(BIN)/python -m tests.bench.work $(ARGS)
 
 ##@ Change
 .PHONY: fmt gen pins release-image

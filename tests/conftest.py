@@ -12,6 +12,9 @@ from tests.engine import embedded_backend
 # One engine for the whole run: every folder of tests can ask for it.
 __all__ = ["embedded_backend"]
 
+# No test writes into the home of whoever runs it; those of the state folder say where it is.
+os.environ["UNISONO_STATE_DIR"] = "none"
+
 # CI repeats the same examples and does not judge by the clock; at the desk each run tries new ones.
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("desk", deadline=None)

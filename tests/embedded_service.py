@@ -47,7 +47,7 @@ class EmbeddedService:
 async def embedded_service(**settings: Any) -> AsyncGenerator[EmbeddedService, None]:
     """Runs a service over an engine of its own."""
     skip_without_engine()
-    made = Settings(**{"listen": "127.0.0.1:0", "embedded": True, "drain": 0.0, **settings})
+    made = Settings(**{"listen": "127.0.0.1:0", "embedded": True, "drain": 0.0, "state_dir": "none", **settings})
     async with running(made) as service:
         assert isinstance(service.backend, EmbeddedBackend)
         async with grpc.aio.insecure_channel(service.target, [("grpc.use_local_subchannel_pool", 1)]) as channel:

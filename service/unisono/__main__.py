@@ -15,20 +15,20 @@ import structlog
 from unisono.edge.cli.main import build_cli  # isort: split
 
 from unisono import __version__
-from unisono.bootstrap import running, usable_model
+from unisono.bootstrap import running, running_engine, usable_model
 from unisono.config import Settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from unisono.bootstrap import RunningService
+    from unisono.bootstrap import RunningEngine, RunningService
 
 log = structlog.get_logger("unisono")
 
 
 def main() -> None:
     """The command line."""
-    build_cli(start=_start, serve=_serve, version=__version__)()
+    build_cli(start=_start, serve=_serve, start_engine=_start_engine, version=__version__)()
 
 
 @asynccontextmanager
@@ -47,6 +47,16 @@ async def _start(
             settings = settings.model_copy(update={"embedded": True})
     async with running(settings.model_copy(update={"drain": 0.0}), on_progress=on_progress) as service:
         yield service
+
+
+@asynccontextmanager
+async def _start_engine(
+    *, slots: int | None, on_progress: Callable[[str], None]
+) -> AsyncGenerator[RunningEngine, None]:
+    """The embedded engine by itself, as configured."""
+    _configure_log("warning")
+    async with running_engine(_settings(embedded_slots=slots), on_progress=on_progress) as engine:
+        yield engine
 
 
 def _serve(*, listen: str | None, ollama_url: str | None, embedded: bool, log_level: str | None) -> None:

@@ -11,6 +11,7 @@ import os
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -18,9 +19,12 @@ from opentelemetry.trace import NoOpTracerProvider
 
 from unisono import __version__
 from unisono.adapters.embedded import EmbeddedBackend
+from unisono.adapters.embedded.backend import MODEL
+from unisono.adapters.embedded.process import EngineProcess, find_model
 from unisono.adapters.journal.memory import MemoryJournal
 from unisono.adapters.llama_server import LlamaServerBackend
 from unisono.adapters.ollama import OllamaBackend
+from unisono.adapters.state.slots_file import SlotsFile
 from unisono.adapters.telemetry.setup import configure
 from unisono.adapters.telemetry.trace import TraceListener
 from unisono.app.batches import Batches, BatchesSettings
@@ -34,7 +38,7 @@ from unisono.edge.grpc.server import MAX_RECEIVE_BYTES, MAX_SEND_BYTES, GrpcServ
 from unisono.edge.grpc.service import BatchInferenceServicer, ServerFacts
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
     from unisono.app.ports import Backend
     from unisono.config import Settings
@@ -42,8 +46,10 @@ if TYPE_CHECKING:
 log = structlog.get_logger("unisono")
 # Where Ollama listens when nobody says otherwise, and how long a look whether it is there may take.
 _LOOK_S = 1.0
+_SLOTS_FILE = "slots.json"
 # After the batches have ended, calls have so long to read the end.
 _LAST_WORDS_S = 2.0
+_ENGINE_START_S = 120.0
 
 
 class SystemClock:
@@ -93,6 +99,10 @@ async def running(
             listener = telemetry.listener([backend], item_limit=settings.trace_items)
         else:
             listener = TraceListener(NoOpTracerProvider())
+        path = state_path(settings, os.environ)
+        memory = SlotsFile(path) if path is not None else None
+        if memory is not None:
+            stack.push_async_callback(memory.close)
         driver = BackendDriver(
             backend,
             clock,
@@ -102,6 +112,7 @@ async def running(
                 patience_s=settings.backend_patience,
                 conductor=ConductorSettings(stall_s=settings.stall_timeout),
             ),
+            memory=memory,
             report_defect=report_defect,
         )
         drivers = {backend.name: driver}
@@ -120,6 +131,7 @@ async def running(
                 keep_alive_s=settings.keep_alive,
                 detach_grace_s=settings.detach_grace,
                 default_model=settings.default_model,
+                memory_limit_bytes=settings.memory_limit,
             ),
         )
         servicer = BatchInferenceServicer(
@@ -147,6 +159,36 @@ async def running(
             await server.stop(_LAST_WORDS_S)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningEngine:
+    """The embedded engine by itself: a llama.cpp server, for a bench that asks it directly and through a service."""
+
+    url: str
+    # The bearer token that each request needs.
+    token: str
+
+
+@asynccontextmanager
+async def running_engine(
+    settings: Settings, *, on_progress: Callable[[str], None] = lambda _: None
+) -> AsyncGenerator[RunningEngine, None]:
+    """Runs the engine until the context is left. Raises UnisonoError where it cannot be had."""
+    model = find_model(settings.embedded_model or None)
+    on_progress(f"starting llama.cpp with {model.name}")
+    engine = await EngineProcess.start(
+        model,
+        alias=model.stem if settings.embedded_model else MODEL,
+        slots=settings.embedded_slots,
+        context=settings.embedded_context,
+        threads=None,
+        timeout_s=_ENGINE_START_S,
+    )
+    try:
+        yield RunningEngine(url=engine.url, token=engine.key)
+    finally:
+        await engine.stop()
+
+
 def build_backend(settings: Settings, on_progress: Callable[[str], None] = lambda _: None) -> Backend:
     """The backend that the settings name; nothing is opened yet."""
     token = settings.backend_token.get_secret_value()
@@ -172,6 +214,22 @@ def build_backend(settings: Settings, on_progress: Callable[[str], None] = lambd
         connect_timeout_s=settings.connect_timeout,
         load_timeout_s=settings.load_timeout,
     )
+
+
+def state_path(settings: Settings, environ: Mapping[str, str]) -> Path | None:
+    """The file of remembered slots; None where there is to be none, or no home to put it in."""
+    if settings.state_dir.strip().lower() == "none":
+        return None
+    if settings.state_dir:
+        return Path(settings.state_dir).expanduser() / _SLOTS_FILE
+    base = Path(environ.get("XDG_STATE_HOME", ""))
+    if not base.is_absolute():
+        # A relative path is to be ignored, says the XDG Base Directory Specification.
+        try:
+            base = Path.home() / ".local" / "state"
+        except RuntimeError:
+            return None
+    return base / "unisono" / _SLOTS_FILE
 
 
 async def usable_model(settings: Settings) -> str | None:

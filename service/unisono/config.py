@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, SecretStr
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from unisono.core.durations import parse_duration
@@ -39,7 +39,7 @@ Size = Annotated[int, BeforeValidator(_size)]
 class Settings(BaseSettings):
     """The service's settings; each field is the variable UNISONO_ with its name in capitals."""
 
-    model_config = SettingsConfigDict(env_prefix="UNISONO_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="UNISONO_", extra="ignore", frozen=True, populate_by_name=True)
 
     # Where the gRPC service listens. Loopback by default: there is no authentication yet.
     listen: str = "127.0.0.1:50051"
@@ -69,6 +69,19 @@ class Settings(BaseSettings):
     slots: int | None = Field(default=None, ge=1, le=4096)
     # The most requests in flight while slots are being learned.
     max_in_flight: int = Field(default=64, ge=1, le=4096)
+    # The memory that a runner may take; no larger context is asked for than fits. Unset: not known.
+    memory_limit: Size | None = Field(default=None, ge=1)
+    # The share of a runner's context, of all its slots together, that items in flight may reserve.
+    memory_factor: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        validation_alias=AliasChoices("UNISONO_MEMORY_FACTOR", "OLLAMA_BATCH_MEMORY_FACTOR"),
+    )
+
+    # The folder in which learned slots are kept from one run to the next; empty: XDG_STATE_HOME/unisono, and
+    # ~/.local/state/unisono where that is not set; "none": they are not kept.
+    state_dir: str = ""
 
     # -- The embedded engine.
     embedded_model: str = ""

@@ -82,7 +82,7 @@ async def cancel_batches(size: int, rounds: int) -> list[float]:
     request = pb.RunBatchRequest(config=pb.BatchConfig(model="fake"), items=items)
     found: list[float] = []
     async with FakeOllama(num_parallel=size, pass_s=0.005) as fake:
-        settings = Settings(listen="127.0.0.1:0", ollama_url=fake.url, slots=size, drain=0.0)
+        settings = Settings(listen="127.0.0.1:0", ollama_url=fake.url, slots=size, drain=0.0, state_dir="none")
         async with running(settings) as service, grpc.aio.insecure_channel(service.target) as channel:
             batch = pb_grpc.BatchInferenceStub(channel)
             for _ in range(rounds + 1):

@@ -102,7 +102,7 @@ async def measure(*, rounds: int = 200) -> list[Row]:
     """Measures both ways in turn; the first rounds are thrown away."""
     times: dict[str, list[float]] = {"through the service": [], "directly": []}
     with stand_in() as url:
-        settings = Settings(listen="127.0.0.1:0", ollama_url=url, drain=0.0)
+        settings = Settings(listen="127.0.0.1:0", ollama_url=url, drain=0.0, state_dir="none")
         async with (
             running(settings) as service,
             grpc.aio.insecure_channel(service.target) as channel,

@@ -57,6 +57,15 @@ class SeenEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SeenLink:
+    """A link to another span, perhaps of another trace."""
+
+    trace_id: str
+    span_id: str
+    attributes: Attributes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SeenSpan:
     """A span as it arrived."""
 
@@ -72,6 +81,7 @@ class SeenSpan:
     end_ns: int
     attributes: Attributes
     events: tuple[SeenEvent, ...]
+    links: tuple[SeenLink, ...]
     status: Status
     status_message: str
     # Of the process that sent it.
@@ -221,6 +231,12 @@ def _seen(span: trace_pb2.Span, resource: Attributes, scope: str, scope_version:
         events=tuple(
             SeenEvent(name=event.name, at_ns=event.time_unix_nano, attributes=_attributes(event.attributes))
             for event in span.events
+        ),
+        links=tuple(
+            SeenLink(
+                trace_id=link.trace_id.hex(), span_id=link.span_id.hex(), attributes=_attributes(link.attributes)
+            )
+            for link in span.links
         ),
         status=Status(span.status.code),
         status_message=span.status.message,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 
 from opentelemetry.context import Context
 from opentelemetry.trace import get_current_span
@@ -16,6 +17,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from tests.fakes.otlp import OtlpReceiver, SeenSpan
 from unisono.adapters.telemetry.setup import Telemetry, configure
 from unisono.app.ports import BatchWatch, Listener, LoadOutcome, ReleaseTimes
+from unisono.core.commands import ReleaseReason
 from unisono.core.errors import (
     CancelledItemError,
     ItemTimeoutError,
@@ -24,6 +26,7 @@ from unisono.core.errors import (
     UnisonoError,
 )
 from unisono.core.events import BatchState, Result, Summary
+from unisono.core.memory import MemoryEstimate
 from unisono.core.model import (
     ChatRequest,
     Completion,
@@ -41,6 +44,7 @@ from unisono.core.model import (
     RunnerSpec,
     Slots,
     SlotSource,
+    SlotState,
     Timings,
     TokenLogprob,
     Tool,
@@ -48,12 +52,22 @@ from unisono.core.model import (
     Usage,
 )
 from unisono.core.passes import PassCount
-from unisono.core.report import GroupPlanned, GroupReport, Progress, Report
+from unisono.core.report import (
+    Costs,
+    FamilyReport,
+    GroupPlanned,
+    GroupReport,
+    IdleReason,
+    Progress,
+    Report,
+)
 
 SECRET = "xyzzy-plugh"
 METHOD = "unisono.v1.BatchInference/RunBatch"
 START_NS = 1_760_000_000_000_000_000
 MS = 1_000_000
+# Releases of the scripts that name none: below those that a script may name.
+_own_waves = count(-1, -1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +125,7 @@ def embed_item(index: int) -> Item:
     return Item(item_id=f"item-{index}", index=index, model="embedder", request=request)
 
 
-def completed(item: Item, *, group: int = 0, attempts: int = 1) -> Result:
+def completed(item: Item, *, group: int = 0, attempts: int = 1, disturbed: int = 0) -> Result:
     """An item's answer."""
     return Result(
         item_id=item.item_id,
@@ -131,6 +145,7 @@ def completed(item: Item, *, group: int = 0, attempts: int = 1) -> Result:
         shared_with=3,
         passes=13,
         group=group,
+        disturbed=disturbed,
     )
 
 
@@ -172,10 +187,15 @@ class ScriptedBatch:
                 ),
                 item_count=items,
                 is_loaded=number == 0,
+                # What a runner looks like before anything was seen of it.
+                state=SlotState(
+                    at_least=1, limit=4, reason="OLLAMA_NUM_PARALLEL is 1, its default", remedy="raise it"
+                ),
+                context_reason="2,048 tokens: asked for",
             )
             for number, model in enumerate(models)
         ]
-        self.watch.planned(started_ns=self.now_ns, ended_ns=self.tick(), groups=self.groups)
+        self.watch.planned(started_ns=self.now_ns, ended_ns=self.tick(), groups=self.groups, families=1)
 
     def load(self, group: int = 0, *, ms: float = 50, error: UnisonoError | None = None) -> None:
         """Makes the group's runner ready, or fails to."""
@@ -193,21 +213,47 @@ class ScriptedBatch:
             self.watch.item_staged(index=item.index, at_ns=self.tick())
         return headers
 
-    def release(self, *items: Item, group: int = 0, wave: int = 0, others: int = 0) -> None:
-        """Releases them together, half a millisecond from the first to the last."""
+    def release(
+        self,
+        *items: Item,
+        group: int = 0,
+        wave: int = 0,
+        others: int = 0,
+        wave_key: int | None = None,
+        reason: ReleaseReason = ReleaseReason.LONGEST,
+        lane: int | None = 0,
+    ) -> None:
+        """Releases them together, half a millisecond from the first to the last; each into the next lane."""
+        key = next(_own_waves) if wave_key is None else wave_key
         times = ReleaseTimes(first_ns=self.now_ns, last_ns=self.tick(0.5))
-        for item in items:
-            self.watch.item_released(index=item.index, wave=wave, at_ns=times.last_ns)
-        self.watch.wave_released(group=group, wave=wave, item_count=len(items), others=others, times=times)
+        for place, item in enumerate(items):
+            self.watch.item_released(
+                index=item.index,
+                wave=wave,
+                wave_key=key,
+                at_ns=times.last_ns,
+                reason=reason,
+                lane=None if lane is None else lane + place,
+            )
+        self.watch.wave_released(
+            group=group, wave=wave, wave_key=key, item_count=len(items), others=others, times=times
+        )
 
     def speak(self, *items: Item) -> None:
         """Their first tokens arrive."""
         for item in items:
             self.watch.item_first_token(index=item.index, at_ns=self.tick())
 
-    def retry(self, item: Item, error: UnisonoError, *, attempt: int = 1) -> None:
-        """An attempt fails, and there will be another."""
-        self.watch.item_retried(index=item.index, attempt=attempt, error=error, again_in_s=0.5, at_ns=self.tick())
+    def retry(self, item: Item, error: UnisonoError, *, attempt: int = 1, is_free: bool = False) -> None:
+        """An attempt fails, and there will be another; `is_free`: it was broken off by another item's."""
+        self.watch.item_retried(
+            index=item.index,
+            attempt=attempt,
+            error=error,
+            again_in_s=0.0 if is_free else 0.5,
+            is_free=is_free,
+            at_ns=self.tick(),
+        )
 
     def finish(self, *results: Result) -> None:
         """Items end."""
@@ -226,7 +272,13 @@ class ScriptedBatch:
         learned = Slots(count=8, source=SlotSource.LEARNED)
         groups = tuple(
             GroupReport(
-                group=replace(group, slots=learned),
+                group=replace(
+                    group,
+                    slots=learned,
+                    state=SlotState(slots=learned, at_least=8, limit=6),
+                    memory=MemoryEstimate(weights_bytes=100, kv_cache_bytes=23, context_tokens=2048, slots=8),
+                    measured_bytes=110,
+                ),
                 passes=PassCount(count=20, method=PassMethod.CREATED_AT, imputed_share=0.25, confidence=0.75),
                 fewest_passes=13,
                 waves=2,
@@ -236,6 +288,22 @@ class ScriptedBatch:
                 duration_s=1.0,
                 prompt_tokens=84,
                 completion_tokens=50,
+                cached_prompt_tokens=20,
+                idle_s=((IdleReason.REFILL, 0.25), (IdleReason.NO_ITEMS, 1.5)),
+                costs=Costs(
+                    pass_s=0.02,
+                    token_s=0.001,
+                    prompt_token_s=0.0005,
+                    passes_measured=18,
+                    single_stream_token_s=0.0625,
+                ),
+                one_at_a_time_s=3.5,
+                families=(
+                    FamilyReport(prefix_tokens=300, item_count=3, computed=1),
+                    FamilyReport(prefix_tokens=90, item_count=2, computed=2),
+                ),
+                context_used=0.125,
+                runner_deaths=1,
             )
             for group in self.groups
         )
@@ -245,6 +313,7 @@ class ScriptedBatch:
             counts=Progress(accepted=7, completed=4, failed=1, cancelled=1, expired=1),
             groups=groups,
             prompt_tokens=84,
+            cached_prompt_tokens=40,
             completion_tokens=50,
             retries=1,
         )
@@ -261,7 +330,7 @@ def play(batch: ScriptedBatch) -> list[Mapping[str, str]]:
     batch.finish(completed(items[0]))
     batch.retry(items[1], RunnerDiedError(f"died at {SECRET}"))
     headers += batch.stage(items[1], attempt=2)
-    batch.release(items[1], wave=1)
+    batch.release(items[1], wave=1, reason=ReleaseReason.TAIL, lane=3)
     batch.speak(items[1])
     batch.finish(
         completed(items[1], attempts=2),

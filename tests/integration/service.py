@@ -390,6 +390,10 @@ class House:
         request = pb.RunBatchRequest(config=config(**fields), items=items)
         return Reading((stub or self.stub).RunBatch(request, timeout=timeout))
 
+    def infer(self, item: item_pb2.Item, *, timeout: float | None = None, **fields: Any) -> Reading:
+        """An Infer call."""
+        return Reading(self.stub.Infer(pb.InferRequest(item=item, config=config(**fields)), timeout=timeout))
+
     async def run(self, items: Iterable[item_pb2.Item], **fields: Any) -> Seen:
         """Runs a batch to its end."""
         return await self.run_batch(items, **fields).to_end()
@@ -461,7 +465,8 @@ async def house(
             if starts_away:
                 await fake.go_away()
             with structlog.testing.capture_logs() as logs:
-                made = Settings(**{"listen": "127.0.0.1:0", "ollama_url": fake.url, "drain": 0.0, **(settings or {})})
+                usual = {"listen": "127.0.0.1:0", "ollama_url": fake.url, "drain": 0.0, "state_dir": "none"}
+                made = Settings(**{**usual, **(settings or {})})
                 async with running(made) as service:
                     here = House(fake, service.target, service.batches, logs)
                     try:

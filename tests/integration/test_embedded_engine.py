@@ -464,8 +464,9 @@ async def test_the_engine_is_killed_in_the_middle_of_a_batch(service: EmbeddedSe
         assert seen.results[name] == result
     assert set(seen.states().values()) == {"COMPLETED"}, seen.states()
     assert len(seen.results) == len(items)
-    assert seen.report.retries > 0
-    assert max(result.attempts for result in seen.results.values()) > 1
+    # Whoever was being answered was broken off, and is charged nothing.
+    assert seen.report.retries == 0
+    assert sum(result.disturbed for result in seen.results.values()) > 0
     again = await service.run([chat("paris", PARIS, num_predict=40, temperature=0)], model=MODEL)
     assert "Paris" in again.results["paris"].completion.content
 

@@ -330,7 +330,7 @@ async def test_the_service_is_healthy_and_describes_itself() -> None:
 async def test_a_service_that_drains_says_so() -> None:
     """NOT_SERVING while it drains, new batches refused with SHUTTING_DOWN, running ones end; then nobody listens."""
     async with FakeOllama() as fake:
-        house_itself = running(Settings(listen="127.0.0.1:0", ollama_url=fake.url, drain=LIMIT_S))
+        house_itself = running(Settings(listen="127.0.0.1:0", ollama_url=fake.url, drain=LIMIT_S, state_dir="none"))
         service = await house_itself.__aenter__()
         async with grpc.aio.insecure_channel(service.target) as channel:
             stub: Any = pb_grpc.BatchInferenceStub(channel)

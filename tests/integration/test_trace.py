@@ -20,6 +20,7 @@ from tests.fakes.scripted_batch import (
     ScriptedBatch,
     arrived,
     chat_item,
+    completed,
     context_of,
     named,
     of_item,
@@ -30,12 +31,14 @@ from tests.fakes.scripted_batch import (
 from unisono.adapters.telemetry import conventions
 from unisono.adapters.telemetry.setup import configure
 from unisono.adapters.telemetry.trace import TraceListener
+from unisono.core.commands import ReleaseReason
 from unisono.core.errors import (
     BatchDeadlineError,
     CancelledItemError,
     ConnectionLostError,
     ItemTimeoutError,
     LoadFailedError,
+    RunnerDiedError,
 )
 from unisono.core.events import BatchState
 from unisono.core.model import ItemState
@@ -115,9 +118,15 @@ def test_spans_say_who_and_what(otlp: OtlpReceiver) -> None:
         "unisono.retries": 1,
         "unisono.passes": 40,
         "gen_ai.usage.input_tokens": 84,
+        "gen_ai.usage.cache_read.input_tokens": 40,
         "gen_ai.usage.output_tokens": 50,
     }
-    assert dict(root.child("plan").span.attributes) == {"unisono.groups": 2, "unisono.items": 8}
+    assert dict(root.child("plan").span.attributes) == {
+        "unisono.groups": 2,
+        "unisono.items": 8,
+        "unisono.families": 1,
+        "unisono.context_reason": "2,048 tokens: asked for",
+    }
     group = root.child("group embedder")
     assert dict(group.span.attributes) == {
         "gen_ai.provider.name": "ollama",
@@ -132,15 +141,35 @@ def test_spans_say_who_and_what(otlp: OtlpReceiver) -> None:
         "unisono.items": 4,
         "unisono.slots": 8,
         "unisono.slot_source": "learned",
+        "unisono.slots_at_least": 8,
+        "unisono.slots_limit": 6,
+        "unisono.context_reason": "2,048 tokens: asked for",
+        "unisono.memory_estimate_bytes": 123,
+        "unisono.memory_measured_bytes": 110,
         "unisono.passes": 20,
         "unisono.pass_method": "created_at",
         "unisono.pass_confidence": 0.75,
         "unisono.pass_imputed_share": 0.25,
         "unisono.fewest_passes": 13,
         "unisono.items_per_pass": 2.5,
+        "unisono.duration_s": 1.0,
+        "unisono.one_at_a_time_s": 3.5,
+        "unisono.gain": 3.5,
+        "unisono.idle_refill_s": 0.25,
+        "unisono.idle_no_items_s": 1.5,
+        "unisono.pass_cost_s": 0.02,
+        "unisono.token_cost_s": 0.001,
+        "unisono.prompt_token_cost_s": 0.0005,
+        "unisono.single_stream_token_cost_s": 0.0625,
+        "unisono.passes_measured": 18,
+        "unisono.families": 2,
+        "unisono.largest_family": 3,
+        "unisono.context_used": 0.125,
+        "unisono.runner_deaths": 1,
         "unisono.waves": 2,
         "unisono.loads": 1,
         "gen_ai.usage.input_tokens": 84,
+        "gen_ai.usage.cache_read.input_tokens": 20,
         "gen_ai.usage.output_tokens": 50,
     }
     load = group.child("load").span
@@ -189,6 +218,8 @@ def test_an_item_is_a_genai_call(otlp: OtlpReceiver) -> None:
         "unisono.index": 1,
         "unisono.state": "completed",
         "unisono.attempts": 2,
+        "unisono.release_reason": "tail",
+        "unisono.lane": 3,
         "unisono.passes": 13,
         "unisono.shared_with": 3,
         "unisono.queued_s": 0.25,
@@ -206,7 +237,12 @@ def test_an_item_is_a_genai_call(otlp: OtlpReceiver) -> None:
     ]
     times = [item.start_ns, *(event.at_ns for event in item.events), item.end_ns]
     assert all(before < after for before, after in pairwise(times))
-    assert item.events[1].attributes["unisono.wave"] == 0
+    assert dict(item.events[1].attributes) == {
+        "unisono.wave": 0,
+        "unisono.release_reason": "longest",
+        "unisono.lane": 1,
+        "unisono.attempt": 1,
+    }
     assert dict(item.events[3].attributes) == {
         "error.type": "RUNNER_DIED",
         "unisono.again_in_s": 0.5,
@@ -215,6 +251,34 @@ def test_an_item_is_a_genai_call(otlp: OtlpReceiver) -> None:
     embedding = named(spans, "embeddings embedder")
     assert embedding.attributes["gen_ai.embeddings.dimension.count"] == 64
     assert "gen_ai.output.type" not in embedding.attributes
+
+
+def test_an_attempt_that_another_item_ended_is_no_error_of_this_one(otlp: OtlpReceiver) -> None:
+    """It is broken off: the word error is nowhere on the item's span, which counts how often that happened."""
+    telemetry = tracing(otlp)
+    batch = ScriptedBatch(telemetry.listener([Place()]))
+    batch.plan("smol")
+    item = chat_item(0)
+    batch.stage(item)
+    batch.release(item, lane=2)
+    batch.retry(item, RunnerDiedError(f"died at {SECRET}"), is_free=True)
+    batch.stage(item, attempt=2)
+    batch.release(item, wave=1, reason=ReleaseReason.SUSPECT, lane=None)
+    batch.finish(completed(item, disturbed=1))
+    batch.end()
+    span = of_item(arrived(telemetry, otlp), 0)
+
+    names = [event.name for event in span.events]
+    assert names == ["staged", "released", "broken_off", "staged", "released"]
+    assert dict(span.events[2].attributes) == {"unisono.broken_off_by": "RUNNER_DIED", "unisono.attempt": 1}
+    assert span.status is Status.UNSET
+    for attributes in (span.attributes, *(event.attributes for event in span.events)):
+        assert "error.type" not in attributes
+    assert (span.attributes["unisono.attempts"], span.attributes["unisono.disturbed"]) == (1, 1)
+    # The lane of the first attempt is not that of the last, which had none.
+    assert span.attributes["unisono.release_reason"] == "suspect"
+    assert "unisono.lane" not in span.attributes
+    assert "unisono.lane" not in span.events[4].attributes
 
 
 def test_what_went_wrong_is_marked_with_its_reason(otlp: OtlpReceiver) -> None:

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from tests.fakes.ollama import Fault, FaultKind
-from tests.fakes.otlp import Kind, Node, OtlpReceiver, Status, tree_of
-from tests.integration.service import Seen, chat, config, house
+from tests.fakes.otlp import Kind, Node, OtlpReceiver, SeenSpan, Status, tree_of
+from tests.integration.service import Seen, chat, chats, config, house
 from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -75,6 +75,61 @@ async def test_caller_service_and_backend_are_one_trace(collector: OtlpReceiver)
     exported = b"".join(collector.bodies)
     assert ASKED.encode() not in exported
     assert SAID.encode() not in exported
+
+
+async def test_who_fell_with_the_runner_made_no_error(collector: OtlpReceiver) -> None:
+    """Of a runner that an item ends, the neighbours' attempts are broken off; the culprit alone has failed."""
+    async with house(num_parallel=4, settings={"slots": 4}) as h:
+        seen = await h.run([chat("culprit", "[[crash=2]]"), *chats(3, "[[tokens=9]] {}")])
+    spans = await asyncio.to_thread(collector.wait_for, has_ended)
+
+    assert seen.states() == {"culprit": "FAILED", "i0": "COMPLETED", "i1": "COMPLETED", "i2": "COMPLETED"}
+    (root,) = tree_of(spans)
+    group = root.child("group fake:latest")
+    items = {
+        str(node.span.attributes["unisono.item_id"]): node for node in group.children if node.span.name == "chat fake"
+    }
+    culprit = items.pop("culprit")
+    assert (culprit.span.status, culprit.span.status_message) == (Status.ERROR, "RUNNER_DIED")
+    for item in items.values():
+        assert item.span.status is Status.UNSET
+        assert item.span.attributes["unisono.attempts"] == 1
+        assert item.span.attributes["unisono.disturbed"] == events(item).count("broken_off") >= 1
+        assert events(item).count("released") == 1 + events(item).count("broken_off")
+        for attributes in (item.span.attributes, *(event.attributes for event in item.span.events)):
+            assert "error.type" not in attributes
+    deaths = group.span.attributes["unisono.runner_deaths"]
+    assert isinstance(deaths, int)
+    assert deaths >= 3
+
+
+async def test_a_group_tells_its_figures(collector: OtlpReceiver) -> None:
+    """What the report says of families, slots, costs and idle slots is on the group's span, to be searched for."""
+    async with house(num_parallel=2, pass_s=0.002, settings={"slots": 2}) as h:
+        alike = "You are one of many. " * 40
+        seen = await h.run([*chats(8, alike + "[[tokens=12]] {}"), chat("apart", "[[tokens=30]]")])
+        (report,) = seen.report.groups
+    spans = await asyncio.to_thread(collector.wait_for, has_ended)
+
+    (root,) = tree_of(spans)
+    assert root.child("plan").span.attributes["unisono.families"] == 1
+    figures = root.child("group fake:latest").span.attributes
+    assert figures["unisono.families"] == 1
+    assert figures["unisono.largest_family"] == 8
+    assert (figures["unisono.slots"], figures["unisono.slot_source"]) == (2, "configured")
+    assert figures["unisono.duration_s"] == pytest.approx(report.duration.ToNanoseconds() / 1e9)
+    assert figures["unisono.runner_deaths"] == 0
+    assert figures["unisono.passes"] == report.passes.count
+    # The last item alone has one slot, and nobody has the other.
+    assert any(name.startswith("unisono.idle_") and name.endswith("_s") for name in figures)
+    pass_cost_s = figures["unisono.pass_cost_s"]
+    assert isinstance(pass_cost_s, float)
+    assert 0 <= pass_cost_s < 1
+
+
+def has_ended(spans: tuple[SeenSpan, ...]) -> bool:
+    """Whether a batch's own span has arrived, which ends last."""
+    return any(span.kind is Kind.SERVER for span in spans)
 
 
 def events(node: Node) -> list[str]:

@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING
 
 from unisono.app import intake
 from unisono.app.run_batch import RunningBatch
-from unisono.core.batch import BadItem
+from unisono.core.batch import BadItem, CoScheduling
 from unisono.core.errors import (
+    BackendUnavailableError,
     BatchNotFoundError,
     LimitExceededError,
     RequestIdReusedError,
     ShuttingDownError,
     UnisonoError,
+    Violation,
 )
 from unisono.core.limits import Limits
-from unisono.core.model import Slots, SlotSource
-from unisono.core.plan import plan, warn_of_slots
+from unisono.core.model import Slots, SlotSource, SlotState
+from unisono.core.plan import Warned, plan, warn_of_slots
+from unisono.core.required import lacks_slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     from unisono.app.resolve import Resolver
     from unisono.core.batch import BatchConfig
     from unisono.core.model import Item
-    from unisono.core.plan import Group, Warned
+    from unisono.core.plan import Group, Plan
 
 # An ended batch that is still being read when its time is over is looked at again after so long.
 _LOOK_AGAIN_S = 1.0
@@ -52,13 +55,15 @@ class BatchesSettings:
     default_model: str = ""
     # How long a batch that detaches goes on without a reader.
     detach_grace_s: float = 15 * 60.0
+    # The memory that a runner may take; None: not known.
+    memory_limit_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanView:
     """What a batch would do."""
 
-    groups: tuple[tuple[Group, Slots], ...]
+    groups: tuple[tuple[Group, SlotState], ...]
     refused: tuple[tuple[str, int, UnisonoError], ...]
     warnings: tuple[Warned, ...]
 
@@ -101,16 +106,22 @@ class Batches:
         """Batches that have not ended."""
         return len(self._batches) - len(self._ended)
 
-    async def check(self, items: Sequence[Item | BadItem], config: BatchConfig) -> list[intake.Checked]:
-        """What is wrong with each item of a request.
+    async def check(
+        self, items: Sequence[Item | BadItem], config: BatchConfig, *, path: str = "items[{}]"
+    ) -> list[intake.Checked]:
+        """The items that a request's become, and what is wrong with each.
 
         Raises InvalidRequestError where the request cannot be run as it is: no items or too many; under STRICT also
-        anything that is wrong with one.
+        anything that is wrong with one, whose path begins with `path`. Raises NotEnoughSlotsError where all must run
+        at one time and cannot, and BackendUnavailableError where nobody knows.
         """
         intake.refuse_count(len(items), self.limits)
         checked = await intake.examine(items, self._complete(config), self.limits)
         if config.is_strict:
-            intake.refuse_wrong(checked)
+            intake.refuse_wrong(checked, path)
+        # A batch that is only joined again was checked before.
+        if config.co_scheduling is CoScheduling.REQUIRED and config.request_id not in self._requests:
+            await self._require_slots(checked, config)
         return checked
 
     def open(
@@ -158,6 +169,7 @@ class Batches:
             ),
             on_end=self._on_end,
             report_defect=self._report_defect,
+            memory_limit_bytes=self.settings.memory_limit_bytes,
         )
         self._batches[batch_id] = batch
         self._all_ended.clear()
@@ -175,29 +187,35 @@ class Batches:
             )
         return batch
 
+    def forget(self, batch: RunningBatch) -> None:
+        """Nobody will ask for this batch, which has ended."""
+        self._forget(batch.batch_id)
+
     async def plan(self, items: Sequence[Item | BadItem], config: BatchConfig) -> PlanView:
         """What a batch of these items would do; nothing is run or loaded. Raises InvalidRequestError for no items."""
         intake.refuse_count(len(items), self.limits)
         good: list[Item] = []
         refused: list[tuple[str, int, UnisonoError]] = []
-        for i, (item, wrong) in enumerate(
-            (one.item, one.wrong) for one in await intake.examine(items, self._complete(config), self.limits)
-        ):
-            if isinstance(item, BadItem) or wrong:
-                refused.append((item.item_id, i, intake.error_of(wrong)))
+        for one in await intake.examine(items, self._complete(config), self.limits):
+            if isinstance(one.item, BadItem) or one.wrong:
+                refused.append((one.item.item_id, one.place, intake.error_of(one.wrong)))
             else:
-                good.append(replace(item, index=i))
-        models = await self._resolver.models({item.model for item in good}, patience_s=0.0)
-        backends = {model.backend for model in models.values() if not isinstance(model, UnisonoError)}
-        loaded = {backend: await self._resolver.loaded(backend) for backend in backends}
-        planned = plan(good, models, loaded)
+                # Here, an index is the place in the request.
+                good.append(replace(one.item, index=one.place))
+        planned = await self._plan(good, config)
         refused += [(item.item_id, item.index, error) for item, error in planned.refused]
         groups = tuple((group, self._slots(group)) for group in planned.groups)
-        slot_warnings = [warning for group, slots in groups if (warning := warn_of_slots(group, slots))]
+        warnings = [
+            warning
+            for group, state in groups
+            if (warning := warn_of_slots(group, state.slots, kind=self._drivers[group.runner.backend].backend.kind))
+        ]
+        if config.co_scheduling is CoScheduling.REQUIRED and (lack := lacks_slots(groups)) is not None:
+            warnings.insert(0, Warned(item_id="", field="", reason=lack.reason, message=lack.message))
         return PlanView(
             groups=groups,
             refused=tuple(sorted(refused, key=lambda each: each[1])),
-            warnings=(*slot_warnings, *planned.warnings),
+            warnings=(*warnings, *planned.warnings),
         )
 
     async def close(self, *, drain_s: float) -> None:
@@ -211,11 +229,40 @@ class Batches:
             for batch in list(self._batches.values()):
                 _ = batch.cancel(error=stopped)
 
-    def _slots(self, group: Group) -> Slots:
-        known = self._drivers[group.runner.backend].slots(group.runner)
-        if known.count == 0 and group.told_slots is not None:
-            return Slots(count=group.told_slots, source=SlotSource.TOLD)
-        return known
+    async def _plan(self, items: Sequence[Item], config: BatchConfig) -> Plan:
+        """Where items would go at this moment; a backend that is away is not waited for."""
+        models = await self._resolver.models({item.model for item in items}, patience_s=0.0)
+        backends = {model.backend for model in models.values() if not isinstance(model, UnisonoError)}
+        loaded = {backend: await self._resolver.loaded(backend) for backend in backends}
+        return plan(
+            items,
+            models,
+            loaded,
+            policy=config.context_policy,
+            memory_limit_bytes=self.settings.memory_limit_bytes,
+            standing={backend: self._drivers[backend].standing for backend in backends},
+            slots_of=lambda runner: self._drivers[runner.backend].slots(runner).count,
+        )
+
+    async def _require_slots(self, checked: Sequence[intake.Checked], config: BatchConfig) -> None:
+        """Raises NotEnoughSlotsError unless all items that can run at all can do so at one time."""
+        good = [one.item for one in checked if not isinstance(one.item, BadItem) and not one.wrong]
+        if config.max_concurrency is not None and config.max_concurrency < len(good):
+            what = f"is {config.max_concurrency:,}, and {len(good):,} items must run at one time (REQUIRED)"
+            raise intake.error_of([Violation(field="config.max_concurrency", description=what)])
+        planned = await self._plan(good, config)
+        for _, error in planned.refused:
+            if isinstance(error, BackendUnavailableError):
+                raise error
+        lack = lacks_slots([(group, self._slots(group)) for group in planned.groups])
+        if lack is not None:
+            raise lack
+
+    def _slots(self, group: Group) -> SlotState:
+        state = self._drivers[group.runner.backend].slot_state(group.runner, group.model)
+        if state.slots.count == 0 and group.told_slots is not None:
+            return replace(state, slots=Slots(count=group.told_slots, source=SlotSource.TOLD))
+        return state
 
     def _complete(self, config: BatchConfig) -> BatchConfig:
         return intake.with_defaults(

@@ -8,8 +8,10 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from unisono.app.group_run import GroupRun
-from unisono.core.commands import Work
+from unisono.core.batch import CoScheduling
+from unisono.core.commands import Terms, Work
 from unisono.core.errors import InternalError, UnisonoError
+from unisono.core.limits import text_bytes
 from unisono.core.model import ItemState
 from unisono.core.plan import plan
 
@@ -47,13 +49,25 @@ class Dispatch:
         runs: Mapping[int, ItemRun],
         on_result: Callable[[Result], None],
         report_defect: Callable[[str, BaseException], None],
+        memory_limit_bytes: int | None = None,
     ) -> None:
-        """`runs`: the batch's items that have not ended, by index. `on_result` is told of each that ends."""
+        """`runs`: the batch's items that have not ended, by index. `on_result` is told of each that ends.
+
+        `memory_limit_bytes`: what a runner may take, where that is known.
+        """
         self.groups: list[GroupRun] = []
         # When the batch must have ended, by the monotonic clock.
         self.deadline_s: float | None = None
         self._key = next(_batches)
         self._config = config
+        # One for all its items, whichever runner they are on: what goes is counted in it.
+        self._terms = Terms(
+            priority=config.priority,
+            weight=config.weight,
+            max_concurrency=config.max_concurrency,
+            items_per_second=config.items_per_second,
+            is_together=config.co_scheduling is not CoScheduling.FASTEST,
+        )
         self._drivers = drivers
         self._resolver = resolver
         self._journal = journal
@@ -62,6 +76,7 @@ class Dispatch:
         self._runs = runs
         self._on_result = on_result
         self._report_defect = report_defect
+        self._memory_limit_bytes = memory_limit_bytes
         self._group_of: dict[RunnerSpec, GroupRun] = {}
         # Releases that were not planned yet.
         self._to_plan: deque[list[ItemRun]] = deque()
@@ -132,19 +147,29 @@ class Dispatch:
         loaded = {backend: await self._resolver.loaded(backend) for backend in backends}
         # Some may have been cancelled, or have expired, while the backends were asked.
         runs = [run for run in runs if run.item.index in self._runs]
-        planned = plan((run.item for run in runs), models, loaded)
+        planned = plan(
+            (run.item for run in runs),
+            models,
+            loaded,
+            policy=self._config.context_policy,
+            memory_limit_bytes=self._memory_limit_bytes,
+            standing={backend: self._drivers[backend].standing for backend in backends},
+            slots_of=lambda runner: self._drivers[runner.backend].slots(runner).count,
+        )
         for group in planned.groups:
             if group.told_slots is not None:
                 self._drivers[group.runner.backend].tell_slots(group.runner, group.told_slots)
         chosen = [(self._join_group(group), group) for group in planned.groups]
         events = [run.planned for run, _ in chosen]
-        self._watch.planned(started_ns=started_ns, ended_ns=self._clock.time_ns(), groups=events)
+        families = sum(len({prefix.key for prefix in group.prefixes if prefix}) for group in planned.groups)
+        ended_ns = self._clock.time_ns()
+        self._watch.planned(started_ns=started_ns, ended_ns=ended_ns, groups=events, families=families)
         for item, error in planned.refused:
             self.end([item.index], ItemState.FAILED, error)
         for event in events:
             self._journal.write(event)
         for run, group in chosen:
-            self._submit(run, group.items, is_loaded=group.is_loaded)
+            self._submit(run, group)
 
     def _join_group(self, group: Group) -> GroupRun:
         run = self._group_of.get(group.runner)
@@ -152,8 +177,7 @@ class Dispatch:
             backend = group.runner.backend
             run = GroupRun(
                 len(self.groups),
-                group.runner,
-                is_loaded=group.is_loaded,
+                group,
                 driver=self._drivers[backend],
                 journal=self._journal,
                 watch=self._watch,
@@ -166,16 +190,16 @@ class Dispatch:
         run.item_count += len(group.items)
         return run
 
-    def _submit(self, group: GroupRun, items: Iterable[Item], *, is_loaded: bool) -> None:
+    def _submit(self, group: GroupRun, planned: Group) -> None:
         works: list[tuple[Work, Item]] = []
         now_s, now_ns = self._clock.monotonic_s(), self._clock.time_ns()
         config = self._config
-        for item in items:
+        for item, prefix in zip(planned.items, planned.prefixes, strict=True):
             run = self._runs.get(item.index)
             if run is None:
                 continue
             ticket = next(_tickets)
-            group.take(ticket, run)
+            group.take(ticket, run, prefix)
             accepted_s = now_s - (now_ns - run.accepted_ns) / 1e9
             work = Work(
                 ticket=ticket,
@@ -185,8 +209,12 @@ class Dispatch:
                 silence_s=config.item_timeout_s or None,
                 max_attempts=config.max_attempts,
                 num_predict=item.options.num_predict,
+                terms=self._terms,
+                prefix=prefix,
+                prompt_bytes=text_bytes(item),
+                is_single=config.is_single,
             )
             works.append((work, item))
-        group.driver.submit(group.runner, works, group, is_loaded=is_loaded, keep_alive_s=config.keep_alive_s)
+        group.driver.submit(group.runner, works, group, is_loaded=planned.is_loaded, keep_alive_s=config.keep_alive_s)
         if self._journal.is_full:
             group.driver.park(self._key)

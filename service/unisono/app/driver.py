@@ -8,27 +8,48 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING, Protocol
 
+from unisono.app.slot_keeper import SlotKeeper, held_of
 from unisono.core.arbiter import Arbiter, ArbiterSettings, Load, Probe, Unload
-from unisono.core.capacity import Capacity, Held
 from unisono.core.commands import Abort, End, Release, Retry, Stage
 from unisono.core.errors import ConnectionLostError, InternalError, UnisonoError
-from unisono.core.model import Finished, ItemState, Slots
+from unisono.core.harmonise import Standing
+from unisono.core.model import Finished, ItemState, Slots, SlotState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 
-    from unisono.app.ports import Backend, Clock, HeldCall, LoadOutcome, ReleaseTimes
+    from unisono.app.ports import Backend, Clock, HeldCall, LoadOutcome, ReleaseTimes, SlotMemory
     from unisono.core.arbiter import Command
-    from unisono.core.commands import Work
-    from unisono.core.model import Item, RunnerSpec, Spoke
+    from unisono.core.capacity import Held
+    from unisono.core.commands import ReleaseReason, Work
+    from unisono.core.model import Item, ModelInfo, RunnerSpec, Spoke
+    from unisono.core.report import RunnerFigures
 
 # Ticks are never closer together than this, so that an alarm a hair in the past cannot spin the loop.
 _SHORTEST_TICK_S = 0.001
 _DEFAULT_KEEP_ALIVE_S = 300.0
+# Names releases, of all backends; never used twice within a process.
+_releases = count(1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Departure:
+    """The release of one item."""
+
+    # The release's name, the same for all whose items it held, and when it was.
+    wave_key: int
+    at_ns: int
+    # Why it was the next, and the lane that it is meant for; None: it waits at the backend.
+    reason: ReleaseReason
+    lane: int | None
+    # Bytes of its prompt's beginning that the lane holds already, as far as we know; None without a lane.
+    held_bytes: int | None
 
 
 class Sink(Protocol):
@@ -42,12 +63,15 @@ class Sink(Protocol):
         """All but its last byte is sent."""
         ...
 
-    def item_released(self, ticket: int, wave: int, at_ns: int) -> None:
+    def item_released(self, ticket: int, departure: Departure) -> None:
         """Its last byte is sent."""
         ...
 
-    def wave_released(self, tickets: Sequence[int], others: int, times: ReleaseTimes) -> None:
-        """Items of this sink, and so many others, were released together."""
+    def wave_released(self, tickets: Sequence[int], others: int, times: ReleaseTimes, wave_key: int) -> None:
+        """Items of this sink, and so many others, were released together. `wave_key`: that of their departures.
+
+        Said after `item_released` of each; the sinks of one release are told one after the other, in one go.
+        """
         ...
 
     def item_spoke(self, ticket: int, piece: Spoke) -> None:
@@ -92,6 +116,7 @@ class _Attempt:
     task: asyncio.Task[None]
     call: HeldCall | None = None
     is_released: bool = False
+    released_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -114,17 +139,24 @@ class BackendDriver:
         slots: int | None = None,
         max_in_flight: int = 64,
         settings: ArbiterSettings | None = None,
+        memory: SlotMemory | None = None,
         report_defect: Callable[[str, BaseException], None],
     ) -> None:
-        """`slots`: the configured number. `report_defect` is told what should not have happened, with where."""
+        """`slots`: the configured number. `memory`: what earlier runs learned of slots.
+
+        `report_defect` is told what should not have happened, with where.
+        """
         self.backend = backend
         self._clock = clock
-        self._arbiter = Arbiter(lambda _: Capacity(configured=slots, ceiling=max_in_flight), settings)
+        self._slot_keeper = SlotKeeper(backend, configured=slots, ceiling=max_in_flight, memory=memory)
+        self._arbiter = Arbiter(self._slot_keeper.new, settings)
         self._report_defect = report_defect
         self._tickets: dict[int, _Ticket] = {}
         # By ticket: an item has one attempt at a time.
         self._attempts: dict[int, _Attempt] = {}
         self._runners: dict[RunnerSpec, _Runner] = {}
+        # Tokens of context that the backend gave runners when they were loaded; 0 where it does not say.
+        self._contexts: dict[RunnerSpec, int] = {}
         self._to_do: deque[Command] = deque()
         self._is_busy = False
         self._alarm: asyncio.TimerHandle | None = None
@@ -196,14 +228,32 @@ class BackendDriver:
         """What is known of a runner's slots."""
         return self._arbiter.slots(runner)
 
+    def slot_state(self, runner: RunnerSpec, model: ModelInfo | None = None) -> SlotState:
+        """The same with all that belongs to it; why there is only one, where its model is said."""
+        is_known = runner in self._arbiter.runners()
+        capacity = self._arbiter.capacity(runner) if is_known else self._slot_keeper.new(runner)
+        return self._slot_keeper.state(runner, capacity, model)
+
+    def figures(self, runner: RunnerSpec) -> RunnerFigures:
+        """What was seen of a runner since it first had work."""
+        return self._arbiter.figures(runner)
+
     def tell_slots(self, runner: RunnerSpec, count: int) -> None:
         """The backend itself says how many slots a runner has."""
         self._arbiter.capacity(runner).told(count)
 
     @property
-    def known_slots(self) -> dict[RunnerSpec, Slots]:
+    def known_slots(self) -> dict[RunnerSpec, SlotState]:
         """What is known of the slots of all runners that had work so far."""
-        return {runner: self.slots(runner) for runner in self._arbiter.runners()}
+        return {runner: self.slot_state(runner) for runner in self._arbiter.runners()}
+
+    @property
+    def standing(self) -> list[Standing]:
+        """The runners that had work lately, with what the backend gave them."""
+        return [
+            Standing(runner=runner, context_tokens=self._contexts.get(runner, 0), is_busy=runner in self._runners)
+            for runner in self._arbiter.runners()
+        ]
 
     @property
     def queued(self) -> int:
@@ -280,6 +330,7 @@ class BackendDriver:
         for number in command.tickets:
             attempt = self._attempts.pop(number, None)
             if attempt is not None:
+                self._miss(number, attempt)
                 if attempt.call is not None:
                     attempt.call.abort()
                 _ = attempt.task.cancel()
@@ -290,23 +341,33 @@ class BackendDriver:
         if attempt is None or attempt.serial != abort.serial:
             return
         del self._attempts[abort.ticket]
+        self._miss(abort.ticket, attempt)
         if attempt.call is not None:
             attempt.call.abort()
         attempt.task.cancel()
 
     def _release(self, release: Release) -> None:
         attempts = [self._attempts[number] for number in release.tickets]
+        now = self._clock.monotonic_s()
         for attempt in attempts:
             attempt.is_released = True
+            attempt.released_s = now
         times = self.backend.release([attempt.call for attempt in attempts if attempt.call is not None])
+        wave_key = next(_releases)
+        departures = {
+            number: Departure(wave_key=wave_key, at_ns=times.last_ns, reason=reason, lane=lane, held_bytes=held)
+            for number, reason, lane, held in zip(
+                release.tickets, release.reasons, release.lanes, release.held_bytes, strict=True
+            )
+        }
         by_sink: dict[Sink, list[int]] = {}
         for number in release.tickets:
             by_sink.setdefault(self._tickets[number].sink, []).append(number)
         for sink, theirs in by_sink.items():
             for number in theirs:
-                sink.item_released(number, release.wave, times.last_ns)
+                sink.item_released(number, departures[number])
             others = len(release.tickets) - len(theirs)
-            sink.wave_released(theirs, others, times)
+            sink.wave_released(theirs, others, times, wave_key)
 
     # -- One attempt ---------------------------------------------------------------------------------------
 
@@ -322,6 +383,9 @@ class BackendDriver:
             error = _defect_error(defect)
         else:
             return
+        attempt = self._attempts.get(stage.ticket)
+        if attempt is not None and attempt.serial == stage.serial:
+            self._miss(stage.ticket, attempt)
         self._forget_attempt(stage)
         self._carry_out(self._arbiter.failed(stage.ticket, stage.serial, error, self._clock.monotonic_s()))
 
@@ -348,7 +412,9 @@ class BackendDriver:
                 if isinstance(piece, Finished):
                     self._forget_attempt(stage)
                     ticket.sink.item_finished(number, piece)
-                    self._carry_out(self._arbiter.finished(number, serial, now, _held(piece)))
+                    held = self._held(ticket, piece, now)
+                    self._carry_out(self._arbiter.finished(number, serial, now, held, piece.usage))
+                    self._slot_keeper.remember(ticket.runner, self._arbiter.capacity(ticket.runner))
                     return
                 ticket.sink.item_spoke(number, piece)
                 commands = self._arbiter.spoke(number, serial, now)
@@ -361,6 +427,20 @@ class BackendDriver:
         attempt = self._attempts.get(stage.ticket)
         if attempt is not None and attempt.serial == stage.serial:
             del self._attempts[stage.ticket]
+
+    # -- Slots ---------------------------------------------------------------------------------------------
+
+    def _miss(self, number: int, attempt: _Attempt) -> None:
+        """An attempt is over, and nobody will know when it held a slot."""
+        if attempt.is_released:
+            self._arbiter.capacity(self._tickets[number].runner).missed()
+
+    def _held(self, ticket: _Ticket, answer: Finished, now: float) -> Held | None:
+        released_s = min((one.released_s for one in self._attempts.values() if one.is_released), default=math.inf)
+        held = held_of(answer, now - released_s)
+        if held is None:
+            self._arbiter.capacity(ticket.runner).missed()
+        return held
 
     # -- The runner and the backend ------------------------------------------------------------------------
 
@@ -381,9 +461,15 @@ class BackendDriver:
             sink.runner_loaded(started_ns, outcome, error)
         now = self._clock.monotonic_s()
         if outcome is not None:
-            self._carry_out(self._arbiter.loaded(runner, now, slots=outcome.slots))
+            self._remember_context(runner, outcome.context_tokens)
+            self._carry_out(self._arbiter.loaded(runner, now, slots=outcome.slots, was_loaded=outcome.was_loaded))
         elif error is not None:
             self._carry_out(self._arbiter.load_failed(runner, error, now))
+
+    def _remember_context(self, runner: RunnerSpec, tokens: int) -> None:
+        """As long as the arbiter remembers the runner itself."""
+        known = set(self._arbiter.runners())
+        self._contexts = {kept: told for kept, told in self._contexts.items() if kept in known} | {runner: tokens}
 
     async def _unload(self, runner: RunnerSpec) -> None:
         # Nobody waits for it; a backend that cannot be reached has unloaded it in its own way.
@@ -423,13 +509,3 @@ class BackendDriver:
 
 def _defect_error(defect: Exception) -> InternalError:
     return InternalError(f"a defect of this service: {type(defect).__name__}: {defect}")
-
-
-def _held(answer: Finished) -> Held | None:
-    """When an item held its slot, by the backend's clock; None where the backend does not say."""
-    durations = answer.durations
-    waited_s = durations.slot_wait_s
-    if waited_s is None or durations.eval_s is None or durations.prompt_eval_s is None:
-        return None
-    end_s = answer.at_ns / 1e9
-    return Held(start_s=end_s - durations.eval_s - durations.prompt_eval_s, end_s=end_s, waited_s=waited_s)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from unisono.core.events import Loading, LoadState, Released
 from unisono.core.model import SlotSource
 from unisono.core.passes import PassCounter
-from unisono.core.report import GroupPlanned, GroupReport, WaveReport, fewest_passes
+from unisono.core.report import GroupPlanned, GroupReport, RunnerFigures, WaveReport, fewest_passes
+from unisono.core.tally import ContextTally, FamilyTally, one_at_a_time_s
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from unisono.app.batch_journal import BatchJournal
-    from unisono.app.driver import BackendDriver
+    from unisono.app.driver import BackendDriver, Departure
     from unisono.app.item_run import ItemRun
     from unisono.app.ports import BatchWatch, Clock, LoadOutcome, ReleaseTimes
     from unisono.core.commands import End, Retry
     from unisono.core.errors import UnisonoError
     from unisono.core.events import Result
-    from unisono.core.model import Finished, RunnerSpec, Spoke
+    from unisono.core.model import Finished, Spoke
+    from unisono.core.plan import Group
+    from unisono.core.prefixes import Prefix
 
 
 class GroupRun:
@@ -28,9 +32,8 @@ class GroupRun:
     def __init__(
         self,
         number: int,
-        runner: RunnerSpec,
+        first: Group,
         *,
-        is_loaded: bool,
         driver: BackendDriver,
         journal: BatchJournal,
         watch: BatchWatch,
@@ -38,9 +41,9 @@ class GroupRun:
         on_result: Callable[[Result], None],
         on_load: Callable[[], None],
     ) -> None:
-        """`is_loaded`: the backend held the runner when the group was planned."""
+        """`first`: the group as it was planned; items that are added later join it."""
         self.number = number
-        self.runner = runner
+        self.runner = runner = first.runner
         self.driver = driver
         self.item_count = 0
         self.counter = PassCounter(driver.backend.pass_method, drafts=bool(runner.options.draft_num_predict))
@@ -51,7 +54,7 @@ class GroupRun:
         self.cached_prompt_tokens: int | None = None
         # Arrivals, those of unfinished items included.
         self.spoken_tokens = 0
-        self._is_loaded = is_loaded
+        self._first = replace(first, items=(), prefixes=())
         self._journal = journal
         self._watch = watch
         self._clock = clock
@@ -63,6 +66,10 @@ class GroupRun:
         self._load_s = 0.0
         self._first_release_ns: int | None = None
         self._last_end_ns: int | None = None
+        self._families = FamilyTally()
+        self._context = ContextTally()
+        # What was seen of the runner up to the first release, and up to the last end.
+        self._before = self._after = RunnerFigures()
         # Tokens of each answer, for the fewest passes that could have done.
         self._tokens: list[int] = []
         # The first wave: how close together it went out, who was in it, and when they first spoke.
@@ -70,20 +77,26 @@ class GroupRun:
         self._first_members: frozenset[int] = frozenset()
         self._first_tokens: dict[int, int] = {}
 
-    def take(self, ticket: int, run: ItemRun) -> None:
+    def take(self, ticket: int, run: ItemRun, prefix: Prefix | None) -> None:
         """An item is about to be submitted under this ticket."""
-        run.ticket, run.group = ticket, self.number
+        run.ticket, run.group, run.prefix = ticket, self.number, prefix
+        self._families.joined(prefix)
         self._runs[ticket] = run
 
     @property
     def planned(self) -> GroupPlanned:
         """What it is at this moment."""
+        state = self.driver.slot_state(self.runner, self._first.model)
         return GroupPlanned(
             group=self.number,
             runner=self.runner,
             item_count=self.item_count,
-            is_loaded=self._is_loaded,
-            slots=self.driver.slots(self.runner),
+            is_loaded=self._first.is_loaded,
+            slots=state.slots,
+            state=state,
+            context_reason=self._first.context_reason,
+            memory=self._first.memory_with(state.slots.count),
+            measured_bytes=self._first.measured_bytes,
         )
 
     # -- What the driver tells (Sink) ----------------------------------------------------------------------
@@ -99,26 +112,39 @@ class GroupRun:
         """See Sink."""
         self._watch.item_staged(index=self._runs[ticket].item.index, at_ns=self._clock.time_ns())
 
-    def item_released(self, ticket: int, wave: int, at_ns: int) -> None:
+    def item_released(self, ticket: int, departure: Departure) -> None:
         """See Sink."""
         run = self._runs[ticket]
-        run.released_ns = at_ns
-        self._watch.item_released(index=run.item.index, wave=wave, at_ns=at_ns)
+        run.released_ns, run.release_reason = departure.at_ns, departure.reason
+        self._families.released(run.prefix, departure.held_bytes)
+        self._watch.item_released(
+            index=run.item.index,
+            # The group's own number, which `wave_released` gives it in a moment.
+            wave=self._waves,
+            wave_key=departure.wave_key,
+            at_ns=departure.at_ns,
+            reason=departure.reason,
+            lane=departure.lane,
+        )
 
-    def wave_released(self, tickets: Sequence[int], others: int, times: ReleaseTimes) -> None:
+    def wave_released(self, tickets: Sequence[int], others: int, times: ReleaseTimes, wave_key: int) -> None:
         """See Sink. Refills of a single item are counted, but are no event of their own."""
         wave = self._waves
         self._waves += 1
         slots = self.driver.slots(self.runner)
-        # A configured number may be smaller than the backend's own; what was told or learned is the backend's.
-        self.counter.slots = 0 if slots.source is SlotSource.CONFIGURED else slots.count
+        # A configured number may be smaller than the backend's own, and a remembered one an old one.
+        is_sure = slots.source in (SlotSource.TOLD, SlotSource.LEARNED)
+        self.counter.slots = slots.count if is_sure else 0
         if self._first_release_ns is None:
+            self._before = self.driver.figures(self.runner)
             self._first_release_ns = times.first_ns
             self._first_spread_s = times.spread_s
             self._first_members = frozenset(self._runs[ticket].item.index for ticket in tickets)
         if wave > 0 and len(tickets) + others == 1:
             return
-        self._watch.wave_released(group=self.number, wave=wave, item_count=len(tickets), others=others, times=times)
+        self._watch.wave_released(
+            group=self.number, wave=wave, wave_key=wave_key, item_count=len(tickets), others=others, times=times
+        )
         event = Released(
             group=self.number, wave=wave, item_count=len(tickets), others=others, spread_s=times.spread_s
         )
@@ -147,6 +173,8 @@ class GroupRun:
         self._tokens.append(tokens)
         self.completion_tokens += tokens
         self.prompt_tokens += answer.usage.prompt_tokens
+        if run.released_ns is not None:
+            self._context.answered(run.released_ns, self._clock.time_ns(), answer.usage.prompt_tokens + tokens)
         if cached is not None:
             self.cached_prompt_tokens = (self.cached_prompt_tokens or 0) + cached
         run.shared_with = self.counter.ended(
@@ -168,6 +196,7 @@ class GroupRun:
             attempt=word.attempt,
             error=word.error,
             again_in_s=word.again_in_s,
+            is_free=word.is_free,
             at_ns=now_ns,
         )
 
@@ -178,7 +207,11 @@ class GroupRun:
         self._last_end_ns = now_ns = self._clock.time_ns()
         if run.answer is None:
             self._break_off(run)
-        self._on_result(run.result(end.state, error=end.error, attempts=end.attempts, at_ns=now_ns))
+        if not self._runs:
+            self._after = self.driver.figures(self.runner)
+        self._on_result(
+            run.result(end.state, error=end.error, attempts=end.attempts, disturbed=end.disturbed, at_ns=now_ns)
+        )
 
     def _break_off(self, run: ItemRun) -> None:
         """Its answer is over without an end: by the backend's clock, when it last spoke."""
@@ -187,7 +220,7 @@ class GroupRun:
 
     def runner_loading(self) -> None:
         """See Sink. That a runner in memory is asked whether it is there is no event."""
-        if not self._is_loaded:
+        if not self._first.is_loaded:
             self._journal.write(Loading(group=self.number, state=LoadState.STARTED))
 
     def runner_loaded(self, started_ns: int, outcome: LoadOutcome | None, error: UnisonoError | None) -> None:
@@ -205,7 +238,7 @@ class GroupRun:
         if not outcome.was_loaded:
             self._loads += 1
             self._load_s += outcome.duration_s
-        if not (outcome.was_loaded and self._is_loaded):
+        if not (outcome.was_loaded and self._first.is_loaded):
             self._journal.write(Loading(group=self.number, state=LoadState.LOADED, duration_s=duration_s))
 
     # -- In the end ----------------------------------------------------------------------------------------
@@ -221,6 +254,9 @@ class GroupRun:
         )
         start, end = self._first_release_ns, self._last_end_ns
         slots = self.driver.slots(self.runner)
+        before, after = self._before, self._after
+        idle = ((reason, seconds - before.idle_s.get(reason, 0.0)) for reason, seconds in after.idle_s.items())
+        room = slots.count * (self._first.context_tokens or 0)
         return GroupReport(
             group=self.planned,
             passes=self.counter.count,
@@ -232,4 +268,15 @@ class GroupRun:
             duration_s=None if start is None or end is None else (end - start) / 1e9,
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
+            cached_prompt_tokens=self.cached_prompt_tokens,
+            idle_s=tuple((reason, seconds) for reason, seconds in idle if seconds > 0),
+            costs=after.costs,
+            one_at_a_time_s=one_at_a_time_s(
+                after.costs,
+                prompt_tokens=self.prompt_tokens - (self.cached_prompt_tokens or 0),
+                completion_tokens=self.completion_tokens,
+            ),
+            families=self._families.report(after.bytes_per_token),
+            context_used=self._context.most / room if room else None,
+            runner_deaths=after.deaths - before.deaths,
         )

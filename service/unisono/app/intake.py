@@ -1,4 +1,4 @@
-"""What may become part of a batch: items made complete with the batch's defaults, and what is wrong with them."""
+"""What may become part of a batch: items completed with what applies to it, and what is wrong with them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from unisono.core.batch import BadItem
 from unisono.core.errors import InvalidRequestError, Violation
-from unisono.core.limits import check_item
+from unisono.core.limits import MAX_VARIANTS, check_item, messages_bytes
+from unisono.core.model import ChatRequest
+from unisono.core.variants import variants
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,16 +25,45 @@ MAX_LISTED = 100
 AT_A_TIME = 500
 
 
-def complete(item: Item | BadItem, config: BatchConfig) -> Item | BadItem:
-    """The item with the batch's model and options beneath its own, and no place yet."""
-    if isinstance(item, BadItem):
-        return item
-    return replace(item, index=0, model=item.model or config.model, options=item.options.over(config.options))
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """An item as it would run, with the batch's defaults beneath it, and everything that is wrong with it."""
+
+    item: Item | BadItem
+    wrong: tuple[Violation, ...]
+    # The place in its request of the item that it comes from: several, where one asks for several answers.
+    place: int
 
 
-def violations_of(item: Item | BadItem, limits: Limits) -> tuple[Violation, ...]:
-    """What is wrong with an item, with paths from the item on; empty if it may be run."""
-    return item.violations if isinstance(item, BadItem) else tuple(check_item(item, limits))
+class Gate:
+    """Lets items into one batch."""
+
+    def __init__(self, config: BatchConfig, limits: Limits) -> None:
+        self._config = config
+        self._limits = limits
+        # Counted once: they may be long, and the items many.
+        self._shared_bytes = messages_bytes(config.shared_messages)
+
+    def check(self, given: Item | BadItem, place: int) -> list[Checked]:
+        """What becomes of an item: one that has no place yet, or more where several answers are wanted."""
+        item: Item | BadItem
+        if isinstance(given, BadItem):
+            item, wrong = given, given.violations
+        else:
+            options = given.options.over(self._config.options)
+            whole = replace(given, index=0, model=given.model or self._config.model, options=options)
+            shared = self._config.shared_messages
+            found = check_item(whole, self._limits, shared_count=len(shared), shared_bytes=self._shared_bytes)
+            wrong = tuple(found)
+            if shared and isinstance(whole.request, ChatRequest):
+                # The messages themselves are the same objects for all items.
+                request = replace(whole.request, messages=shared + whole.request.messages)
+                whole = replace(whole, request=request)
+            item = whole
+        if any(violation.field == "n" for violation in wrong):
+            # Nobody knows how many it should be.
+            return [Checked(item, wrong, place)]
+        return [Checked(one, wrong, place) for one in variants(item)]
 
 
 def error_of(violations: Sequence[Violation]) -> InvalidRequestError:
@@ -61,47 +92,50 @@ def with_defaults(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """An item with the batch's defaults beneath it, and everything that is wrong with it."""
-
-    item: Item | BadItem
-    wrong: tuple[Violation, ...]
-
-
 async def examine(items: Sequence[Item | BadItem], config: BatchConfig, limits: Limits) -> list[Checked]:
-    """Checks all items of a request, ids used twice included, letting others have the loop now and then."""
+    """Checks all items of a request, ids used twice included, letting others have the loop now and then.
+
+    Raises InvalidRequestError where they ask for more answers than a batch may have items.
+    """
+    answers = sum(min(max(1, item.n), MAX_VARIANTS) for item in items)
+    refuse_count(answers, limits, are="items, each answer of `n` counted as one")
+    gate = Gate(config, limits)
     checked: list[Checked] = []
     seen: set[str] = set()
+    pause_at = 0
     for place, given in enumerate(items):
-        if place % AT_A_TIME == 0:
+        if len(checked) >= pause_at:
             await asyncio.sleep(0)
-        item = complete(given, config)
-        wrong = violations_of(item, limits)
-        if item.item_id and item.item_id in seen:
-            wrong = (*wrong, duplicate(item.item_id))
-        seen.add(item.item_id)
-        checked.append(Checked(item, wrong))
+            pause_at = len(checked) + AT_A_TIME
+        for one in gate.check(given, place):
+            item_id = one.item.item_id
+            is_again = item_id in seen and item_id != ""
+            checked.append(replace(one, wrong=(*one.wrong, duplicate(item_id))) if is_again else one)
+            seen.add(item_id)
     return checked
 
 
-def refuse_count(count: int, limits: Limits) -> None:
+def refuse_count(count: int, limits: Limits, *, are: str = "items") -> None:
     """Raises InvalidRequestError for no items at all, or too many."""
     what = ""
     if count == 0:
         what = "is empty; a batch needs at least one item"
     elif count > limits.max_items:
-        what = f"has {count:,} items; at most {limits.max_items:,} are taken"
+        what = f"has {count:,} {are}; at most {limits.max_items:,} are taken"
     if what:
         raise error_of([Violation(field="items", description=what)])
 
 
-def refuse_wrong(checked: Sequence[Checked]) -> None:
-    """Raises InvalidRequestError where anything is wrong with any item; paths are from the request on."""
+def refuse_wrong(checked: Sequence[Checked], path: str) -> None:
+    """Raises InvalidRequestError where anything is wrong with any item; paths are from the request on.
+
+    `path` is that of an item, with {} for its place: "items[{}]".
+    """
     wrong = [
-        replace(violation, field=f"items[{place}].{violation.field}")
-        for place, one in enumerate(checked)
+        replace(violation, field=f"{path.format(one.place)}.{violation.field}")
+        for one in checked
         for violation in one.wrong
     ]
     if wrong:
-        raise error_of(wrong)
+        # What is wrong with an item is wrong with each of its answers, and said once.
+        raise error_of(list(dict.fromkeys(wrong)))

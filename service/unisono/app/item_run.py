@@ -9,8 +9,10 @@ from unisono.core.events import Result
 from unisono.core.model import Completion, FinishReason, ItemState, Timings
 
 if TYPE_CHECKING:
+    from unisono.core.commands import ReleaseReason
     from unisono.core.errors import UnisonoError
     from unisono.core.model import Finished, Item, Spoke, TokenLogprob, ToolCall
+    from unisono.core.prefixes import Prefix
 
 
 @dataclass(slots=True)
@@ -41,6 +43,9 @@ class ItemRun:
     last_piece_bytes: int = 0
     # Other items that spoke while it did.
     shared_with: int = 0
+    # What its prompt has in common with others', and why it was last released.
+    prefix: Prefix | None = None
+    release_reason: ReleaseReason | None = None
 
     def start(self, attempt: int) -> None:
         """A new attempt begins, with nothing said."""
@@ -65,7 +70,9 @@ class ItemRun:
         self.tool_calls += piece.tool_calls
         self.logprobs += piece.logprobs
 
-    def result(self, state: ItemState, *, error: UnisonoError | None, attempts: int, at_ns: int) -> Result:
+    def result(
+        self, state: ItemState, *, error: UnisonoError | None, attempts: int, at_ns: int, disturbed: int = 0
+    ) -> Result:
         """How it ended."""
         answer = self.answer if state is ItemState.COMPLETED else None
         # Joined, so that a reader who has not been sent it all yet holds no more than the result does.
@@ -85,6 +92,9 @@ class ItemRun:
             # Each token of an answer comes from a pass of its own.
             passes=tokens,
             group=self.group,
+            variant_of=self.item.variant_of,
+            release_reason=self.release_reason,
+            disturbed=disturbed,
         )
 
     def _completion(self, answer: Finished) -> Completion:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
+    from unisono.core.capacity import SlotMemo
+    from unisono.core.commands import ReleaseReason
     from unisono.core.errors import UnisonoError
     from unisono.core.events import Journalled, LastingEvent, Result, Summary
     from unisono.core.model import (
@@ -88,6 +90,8 @@ class LoadOutcome:
     duration_s: float
     # Slots of the runner, where the backend tells them.
     slots: int | None = None
+    # Tokens of context of each slot; 0 where the backend does not tell.
+    context_tokens: int = 0
 
 
 class Backend(Protocol):
@@ -160,14 +164,36 @@ class Backend(Protocol):
         ...
 
 
+class SlotMemory(Protocol):
+    """What was learned of slots, for the next run. Nothing here waits or raises: what cannot be kept is not kept.
+
+    A key is a backend's address, a space, and whatever names a runner on it.
+    """
+
+    def get(self, key: str) -> SlotMemo | None:
+        """What was last put for a key; None: nothing, or it had to make room."""
+        ...
+
+    def put(self, key: str, memo: SlotMemo) -> None:
+        """Remembers something instead of what was there."""
+        ...
+
+    def forget(self, backend: str) -> None:
+        """Forgets all runners of a backend, which is named by its address."""
+        ...
+
+
 class BatchWatch(Protocol):
     """Somebody who watches one batch: telemetry. Told values, never asked for decisions; must not raise or wait.
 
     All times are nanoseconds since 1970. Items are named by their index.
     """
 
-    def planned(self, *, started_ns: int, ended_ns: int, groups: Sequence[GroupPlanned]) -> None:
-        """Items were assigned to groups. Said again when a stream adds items."""
+    def planned(self, *, started_ns: int, ended_ns: int, groups: Sequence[GroupPlanned], families: int) -> None:
+        """Items were assigned to groups. Said again when a stream adds items.
+
+        `families`: groups of items whose prompts begin alike, among those that were assigned now.
+        """
         ...
 
     def group_loaded(
@@ -176,8 +202,14 @@ class BatchWatch(Protocol):
         """The group's runner was made ready, or could not be."""
         ...
 
-    def wave_released(self, *, group: int, wave: int, item_count: int, others: int, times: ReleaseTimes) -> None:
-        """Requests were released together."""
+    def wave_released(
+        self, *, group: int, wave: int, wave_key: int, item_count: int, others: int, times: ReleaseTimes
+    ) -> None:
+        """Requests were released together; said after `item_released` of each.
+
+        `wave` counts the group's releases. `wave_key` names the release in this process: where it held items of other
+        batches too (`others`), their watches are told the same one, one batch after the other.
+        """
         ...
 
     def item_staging(self, *, item: Item, group: int, attempt: int, at_ns: int) -> Mapping[str, str]:
@@ -188,16 +220,26 @@ class BatchWatch(Protocol):
         """All but the last byte of it is sent."""
         ...
 
-    def item_released(self, *, index: int, wave: int, at_ns: int) -> None:
-        """Its last byte is sent."""
+    def item_released(
+        self, *, index: int, wave: int, wave_key: int, at_ns: int, reason: ReleaseReason, lane: int | None
+    ) -> None:
+        """Its last byte is sent: why it was the next, and the lane that it is meant for (None: the first free one).
+
+        `wave` and `wave_key`: see `wave_released`.
+        """
         ...
 
     def item_first_token(self, *, index: int, at_ns: int) -> None:
         """It spoke for the first time in this attempt."""
         ...
 
-    def item_retried(self, *, index: int, attempt: int, error: UnisonoError, again_in_s: float, at_ns: int) -> None:
-        """The attempt failed, and there will be another."""
+    def item_retried(
+        self, *, index: int, attempt: int, error: UnisonoError, again_in_s: float, is_free: bool, at_ns: int
+    ) -> None:
+        """The attempt failed, and there will be another.
+
+        `is_free`: another item's attempt ended the runner, as far as is known, and this one was broken off with it.
+        """
         ...
 
     def item_ended(self, *, result: Result, at_ns: int) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from unisono.app import intake
 from unisono.app.batch_journal import BatchJournal
 from unisono.app.dispatch import Dispatch
+from unisono.app.intake import Gate
 from unisono.app.item_run import ItemRun
 from unisono.app.timers import Timers
 from unisono.core import paging
@@ -74,12 +75,14 @@ class RunningBatch:
         watch: BatchWatch,
         on_end: Callable[[RunningBatch], None],
         report_defect: Callable[[str, BaseException], None],
+        memory_limit_bytes: int | None = None,
     ) -> None:
         self.batch_id = batch_id
         self.config = config
         self.state = BatchState.RUNNING
         self._clock = clock
         self._limits = limits
+        self._gate = Gate(config, limits)
         self._watch = watch
         self._on_end = on_end
         self._accepted_s = clock.monotonic_s()
@@ -109,6 +112,7 @@ class RunningBatch:
             runs=self._runs,
             on_result=self._end_item,
             report_defect=report_defect,
+            memory_limit_bytes=memory_limit_bytes,
         )
         self.journal.write(Accepted(batch_id=batch_id, item_count=item_count))
         if config.deadline_s:
@@ -184,23 +188,24 @@ class RunningBatch:
         Whatever is wrong with one becomes its result.
         """
         for one in items:
-            _ = self._place(one.item, one.wrong)
+            self._place(one.item, one.wrong)
         self.close_input()
 
     def add(self, items: Sequence[Item | BadItem], *, is_reopened: bool = False) -> list[Ack]:
-        """Takes items of a stream, or refuses them, one answer each.
+        """Takes items of a stream, or refuses them, one Ack each; one for each answer that an item taken will have.
 
         STRICT: if one is malformed, all of these are refused. PER_ITEM: it becomes part of the batch and fails.
         """
-        checked = [intake.complete(item, self.config) for item in items]
-        wrong = [intake.violations_of(item, self._limits) for item in checked]
+        checked = [self._gate.check(item, place) for place, item in enumerate(items)]
+        # What is wrong with an item is wrong with each of its answers.
+        wrong = [several[0].wrong for several in checked]
         if self.config.is_strict and any(wrong):
             other = InvalidRequestError("another item of the same message is wrong, and validation is STRICT")
             return [
-                Ack(item_id=item.item_id, refusal=intake.error_of(own) if own else other)
-                for item, own in zip(checked, wrong, strict=True)
+                Ack(item_id=item.item_id, place=place, refusal=intake.error_of(own) if own else other)
+                for place, (item, own) in enumerate(zip(items, wrong, strict=True))
             ]
-        return [self._take(item, own, is_reopened=is_reopened) for item, own in zip(checked, wrong, strict=True)]
+        return [ack for several in checked for ack in self._take(several, is_reopened=is_reopened)]
 
     def release(self) -> None:
         """What was added goes now."""
@@ -281,32 +286,43 @@ class RunningBatch:
 
     # -- Taking items --------------------------------------------------------------------------------------
 
-    def _take(self, item: Item | BadItem, wrong: tuple[Violation, ...], *, is_reopened: bool) -> Ack:
-        known = self._index_of.get(item.item_id)
-        if known is not None:
-            if is_reopened and self._fingerprints[known] == _fingerprint(item):
-                return Ack(item_id=item.item_id, index=known)
-            error = DuplicateItemError(f"the batch already has an item {item.item_id!r}")
-            return Ack(item_id=item.item_id, refusal=error)
-        refusal = self._refusal()
+    def _take(self, several: Sequence[Checked], *, is_reopened: bool) -> list[Ack]:
+        """Takes an item, as the items that its answers are; or refuses it as one."""
+        place, first = several[0].place, several[0].item
+        fresh = [one for one in several if one.item.item_id not in self._index_of]
+        refusal = None if not fresh else self._refusal(len(fresh))
+        for one in several:
+            known = self._index_of.get(one.item.item_id)
+            if known is not None and not (is_reopened and self._fingerprints[known] == _fingerprint(one.item)):
+                refusal = DuplicateItemError(f"the batch already has an item {one.item.item_id!r}")
         if refusal is not None:
-            return Ack(item_id=item.item_id, refusal=refusal)
-        index = self._place(item, wrong)
+            return [Ack(item_id=first.variant_of or first.item_id, place=place, refusal=refusal)]
+        for one in fresh:
+            self._place(one.item, one.wrong)
         if len(self._waiting) >= self.config.release_size:
             self.release()
         elif self._waiting and self.config.release_interval_s and "release" not in self._timers:
             self._timers.start("release", self.config.release_interval_s, self.release)
-        return Ack(item_id=item.item_id, index=index)
+        item_ids = [one.item.item_id for one in several]
+        return [Ack(item_id=item_id, place=place, index=self._index_of[item_id]) for item_id in item_ids]
 
-    def _place(self, item: Item | BadItem, wrong: Sequence[Violation]) -> int:
+    def _place(self, item: Item | BadItem, wrong: Sequence[Violation]) -> None:
         """Makes an item part of the batch: waiting for its release, or failed at once."""
         index = len(self._fingerprints)
         self._fingerprints.append(_fingerprint(item))
         self._index_of.setdefault(item.item_id, index)
         if isinstance(item, BadItem) or wrong:
             error = intake.error_of(wrong)
-            self._end_item(Result(item_id=item.item_id, index=index, state=ItemState.FAILED, error=error))
-            return index
+            self._end_item(
+                Result(
+                    item_id=item.item_id,
+                    index=index,
+                    state=ItemState.FAILED,
+                    error=error,
+                    variant_of=item.variant_of,
+                )
+            )
+            return
         item = replace(item, index=index)
         run = self._runs[index] = ItemRun(item, accepted_ns=self._clock.time_ns())
         self._waiting.append(run)
@@ -314,16 +330,15 @@ class RunningBatch:
             self._timers.start("progress", PROGRESS_INTERVAL_S, self._tell_progress)
         if self.config.queue_timeout_s and "queue" not in self._timers:
             self._timers.start("queue", self.config.queue_timeout_s, self._expire_queued)
-        return index
 
-    def _refusal(self) -> UnisonoError | None:
-        """Why no more items are taken at this moment."""
+    def _refusal(self, count: int) -> UnisonoError | None:
+        """Why so many more items are not taken at this moment."""
         if self._is_input_closed or self.is_over:
             return InputClosedError(f"batch {self.batch_id} takes no more items")
         count_so_far = len(self._fingerprints)
-        if count_so_far >= self._limits.max_items:
+        if count_so_far + count > self._limits.max_items:
             return BatchFullError(f"a batch has at most {self._limits.max_items:,} items; open another one")
-        if count_so_far >= self.credit:
+        if count_so_far + count > self.credit:
             return CreditExceededError(
                 f"{len(self._runs):,} items have not ended; wait for credit before sending more", retry_after_s=1.0
             )

@@ -1,7 +1,7 @@
 """The machine that runs one backend: which runner's turn it is, when it is loaded, and what to do while it is away.
 
 Theory of operation. A backend is one processor; nothing but its arbiter talks to it. The arbiter holds a conductor
-for each runner and lets one of them work at a time:
+for each runner and lets one of them work at a time, or several that were seen in memory side by side:
 
 1. *Turns*: a runner that is loaded already, or that has waited for `turn_s`, goes first; among such, the one that
    has waited longest. A turn ends when the runner has nothing left for the backend, or, if others wait, after
@@ -23,8 +23,9 @@ from unisono.core import retry
 from unisono.core.commands import Command as ItemCommand
 from unisono.core.commands import End
 from unisono.core.conductor import Conductor, ConductorSettings
-from unisono.core.errors import BackendUnavailableError
+from unisono.core.errors import BackendUnavailableError, RunnerDiedError
 from unisono.core.model import ItemState
+from unisono.core.report import RunnerFigures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from unisono.core.capacity import Capacity, Held
     from unisono.core.commands import Work
     from unisono.core.errors import UnisonoError
-    from unisono.core.model import RunnerSpec, Slots
+    from unisono.core.model import RunnerSpec, Slots, Usage
 
 # Times that a load is tried before its items fail.
 LOAD_ATTEMPTS = 3
@@ -76,7 +77,9 @@ class ArbiterSettings:
 
 
 class _Readiness(Enum):
-    """What is known of the runner whose turn it is."""
+    """How far the turn of a runner is."""
+
+    NO_TURN = "no turn"
 
     COLD = "cold"
     LOADING = "loading"
@@ -93,6 +96,8 @@ class _Place:
     conductor: Conductor
     # Seen in the backend's memory when work for it came.
     is_loaded: bool = False
+    # Seen there since anything was last loaded: it stays beside all others of which that is true.
+    is_beside: bool = False
     # Loaded for its items, and not taken out since.
     was_used: bool = False
     waiting_since_s: float = 0.0
@@ -100,6 +105,14 @@ class _Place:
     load_failures: int = 0
     load_again_s: float = 0.0
     wants_unload: bool = False
+    # Its turn: how far it is, and since when.
+    readiness: _Readiness = _Readiness.NO_TURN
+    turn_began_s: float = 0.0
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it is its turn."""
+        return self.readiness is not _Readiness.NO_TURN
 
 
 class Arbiter:
@@ -112,10 +125,6 @@ class Arbiter:
         self._settings = settings or ArbiterSettings()
         self._places: dict[RunnerSpec, _Place] = {}
         self._runner_of: dict[int, RunnerSpec] = {}
-        # Whose turn it is, since when, and how far it is.
-        self._active: _Place | None = None
-        self._turn_began_s = 0.0
-        self._readiness = _Readiness.COLD
         # Since when no item has got a connection; None: the last one did, or none has tried.
         self._outage_since_s: float | None = None
         # Away: since when, and when it is probed next (None: a probe is under way, or nobody waits).
@@ -154,6 +163,11 @@ class Arbiter:
         place = self._places.get(runner)
         return (place.conductor.capacity if place else self._capacity_of(runner)).slots
 
+    def figures(self, runner: RunnerSpec) -> RunnerFigures:
+        """What was seen of a runner."""
+        place = self._places.get(runner)
+        return place.conductor.figures if place else RunnerFigures()
+
     def runners(self) -> list[RunnerSpec]:
         """The runners that had work lately."""
         return list(self._places)
@@ -173,7 +187,7 @@ class Arbiter:
         place = self._place(runner)
         if not place.conductor.has_work:
             place.waiting_since_s = now
-        place.is_loaded = is_loaded
+        place.is_loaded = place.is_beside = is_loaded
         place.wants_unload = place.wants_unload or unload_after
         if not self._runner_of:
             self._outage_since_s = None
@@ -188,18 +202,24 @@ class Arbiter:
         commands: list[Command] = list(place.conductor.add(works, now))
         return self._settle(commands, now)
 
-    def loaded(self, runner: RunnerSpec, now: float, *, slots: int | None = None) -> list[Command]:
-        """The runner is ready. `slots`: their number, where the backend tells it."""
+    def loaded(
+        self, runner: RunnerSpec, now: float, *, slots: int | None = None, was_loaded: bool = False
+    ) -> list[Command]:
+        """The runner is ready. `slots`: their number, where the backend tells it. `was_loaded`: it was there."""
         place = self._place(runner)
+        if not was_loaded:
+            for other in self._places.values():
+                # It may have had to make room.
+                other.is_beside = other.is_active and other.is_beside
         place.load_failures = 0
-        place.is_loaded = place.was_used = True
+        place.is_loaded = place.is_beside = place.was_used = True
         if slots is not None:
             place.conductor.capacity.told(slots)
-        if place is not self._active or self._readiness is not _Readiness.LOADING:
+        if place.readiness is not _Readiness.LOADING:
             return []
-        self._readiness = _Readiness.READY
-        self._turn_began_s = now
-        return self._settle(list(place.conductor.open(now)), now)
+        place.readiness = _Readiness.READY
+        place.turn_began_s = now
+        return self._settle(list(place.conductor.open(now, is_fresh=not was_loaded)), now)
 
     def load_failed(self, runner: RunnerSpec, error: UnisonoError, now: float) -> list[Command]:
         """The runner could not be made ready.
@@ -209,8 +229,8 @@ class Arbiter:
         3. Otherwise all its items fail with this error.
         """
         place = self._place(runner)
-        if place is self._active and self._readiness is _Readiness.LOADING:
-            self._readiness = _Readiness.COLD
+        if place.readiness is _Readiness.LOADING:
+            place.readiness = _Readiness.COLD
         if isinstance(error, BackendUnavailableError):
             return self._settle(self._lose(error, now), now)
         place.load_failures += 1
@@ -249,18 +269,34 @@ class Arbiter:
         conductor = self._conductor_of(ticket)
         return list(conductor.spoke(ticket, serial, now)) if conductor else []
 
-    def finished(self, ticket: int, serial: int, now: float, held: Held | None) -> list[Command]:
+    def finished(
+        self, ticket: int, serial: int, now: float, held: Held | None, usage: Usage | None = None
+    ) -> list[Command]:
         """See Conductor.finished."""
         conductor = self._conductor_of(ticket)
-        return self._settle(list(conductor.finished(ticket, serial, now, held)), now) if conductor else []
+        return self._settle(list(conductor.finished(ticket, serial, now, held, usage)), now) if conductor else []
 
     def failed(self, ticket: int, serial: int, error: UnisonoError, now: float) -> list[Command]:
-        """See Conductor.failed. That the backend cannot be reached concerns all items."""
-        conductor = self._conductor_of(ticket)
-        if conductor is None:
+        """See Conductor.failed.
+
+        That the backend cannot be reached concerns all items. A runner that died is loaded again first.
+        """
+        runner = self._runner_of.get(ticket)
+        if runner is None:
             return []
-        lost = self._lose(error, now) if isinstance(error, BackendUnavailableError) else []
-        return self._settle([*lost, *conductor.failed(ticket, serial, error, now)], now)
+        place = self._places[runner]
+        commands: list[Command] = []
+        if isinstance(error, BackendUnavailableError):
+            commands += self._lose(error, now)
+        elif (
+            isinstance(error, RunnerDiedError)
+            and place.readiness in (_Readiness.READY, _Readiness.ENDING)
+            and place.conductor.is_flying(ticket, serial)
+        ):
+            commands += place.conductor.shut(now)
+            place.is_loaded = place.is_beside = False
+            place.readiness, place.ready_until_s = _Readiness.COLD, 0.0
+        return self._settle([*commands, *place.conductor.failed(ticket, serial, error, now)], now)
 
     def stop(self, tickets: Iterable[int], state: ItemState, error: UnisonoError, now: float) -> list[Command]:
         """These items end now, wherever they are."""
@@ -304,11 +340,11 @@ class Arbiter:
                 moments.append(self._probe_at_s)
             if self._runner_of:
                 moments.append(self._away_since_s + self._settings.patience_s)
-        elif self._active is not None:
-            if self._readiness is _Readiness.COLD:
-                moments.append(self._active.load_again_s)
-            elif self._readiness is _Readiness.READY and self._someone_else_waits():
-                moments.append(self._turn_began_s + self._settings.turn_s)
+        for place in self._active():
+            if place.readiness is _Readiness.COLD:
+                moments.append(place.load_again_s)
+            elif place.readiness is _Readiness.READY and self._someone_else_waits():
+                moments.append(place.turn_began_s + self._settings.turn_s)
         return min(moments, default=None)
 
     # -- Turns -------------------------------------------------------------------------------------------------
@@ -317,30 +353,31 @@ class Arbiter:
         """After any change: forgets who ended, sees whose turn it is, and loads or probes where that is due.
 
         1. The backend is away: only probes go, and only while somebody waits.
-        2. The active runner's turn is over: nothing in flight, and nothing that wants the backend, or its time is up.
-        3. Nobody is active: the next one is. A runner that was used a moment ago needs no load.
-        4. The active runner is cold, and no failed load must be waited out: load it.
+        2. A runner's turn is over: nothing in flight, and nothing that wants the backend, or its time is up.
+        3. Nobody is active: the next one is. So is one that was seen in memory beside all that are. A runner that was
+           used a moment ago needs no load.
+        4. An active runner is cold, no other is being loaded, and no failed load must be waited out: load it.
         """
         self._forget_ended(commands)
         if self._away_since_s is not None:
             return [*commands, *self._probe(now)]
-        if self._active is not None:
-            commands += self._end_turn(self._active, now)
+        for place in self._active():
+            commands += self._end_turn(place, now)
         commands += self._unload_idle()
-        if self._active is None and (place := self._next_place(now)) is not None:
-            self._active = place
-            self._turn_began_s = now
+        while (place := self._next_place(now)) is not None:  # type: ignore[assignment]  # mypy keeps the loop's type
+            place.turn_began_s = now
+            place.readiness = _Readiness.COLD
             if now < place.ready_until_s:
-                self._readiness = _Readiness.READY
+                place.readiness = _Readiness.READY
                 commands += place.conductor.open(now)
-            else:
-                self._readiness = _Readiness.COLD
-        if self._active is not None and self._readiness is _Readiness.COLD and now >= self._active.load_again_s:
-            self._readiness = _Readiness.LOADING
-            for place in self._places.values():
+        active = self._active()
+        cold = next((one for one in active if one.readiness is _Readiness.COLD and now >= one.load_again_s), None)
+        if cold is not None and all(one.readiness is not _Readiness.LOADING for one in active):
+            cold.readiness = _Readiness.LOADING
+            for one in self._places.values():
                 # Whoever is in memory may have to make room.
-                place.ready_until_s = 0.0
-            commands.append(Load(runner=self._active.runner))
+                one.ready_until_s = 0.0
+            commands.append(Load(runner=cold.runner))
         return commands
 
     def _end_turn(self, place: _Place, now: float) -> list[Command]:
@@ -353,31 +390,32 @@ class Arbiter:
         5. Otherwise the turn is over.
         """
         commands: list[Command] = []
-        if self._readiness is _Readiness.LOADING:
+        if place.readiness is _Readiness.LOADING:
             return []
         others_wait = self._someone_else_waits()
-        if self._readiness is _Readiness.READY and others_wait and now >= self._turn_began_s + self._settings.turn_s:
-            self._readiness = _Readiness.ENDING
-            commands += place.conductor.shut()
-        elif self._readiness is _Readiness.ENDING and not others_wait:
-            self._readiness = _Readiness.READY
-            self._turn_began_s = now
+        is_late = now >= place.turn_began_s + self._settings.turn_s
+        if place.readiness is _Readiness.READY and others_wait and is_late:
+            place.readiness = _Readiness.ENDING
+            commands += place.conductor.shut(now)
+        elif place.readiness is _Readiness.ENDING and not others_wait:
+            place.readiness = _Readiness.READY
+            place.turn_began_s = now
             commands += place.conductor.open(now)
-        is_ending = self._readiness is _Readiness.ENDING
+        is_ending = place.readiness is _Readiness.ENDING
         if place.conductor.in_flight or (place.conductor.has_work and not is_ending):
             return commands
-        commands += place.conductor.shut()
-        if self._readiness is not _Readiness.COLD:
+        commands += place.conductor.shut(now)
+        if place.readiness is not _Readiness.COLD:
             place.ready_until_s = now + self._settings.ready_s
         place.waiting_since_s = now
-        self._active = None
+        place.readiness = _Readiness.NO_TURN
         return commands
 
     def _unload_idle(self) -> list[Command]:
         """Takes out of memory what has no item left and was asked not to stay."""
         commands: list[Command] = []
         for place in self._places.values():
-            if place.wants_unload and place is not self._active and place.conductor.is_idle:
+            if place.wants_unload and not place.is_active and place.conductor.is_idle:
                 place.wants_unload = False
                 if place.was_used:
                     place.is_loaded = place.was_used = False
@@ -386,14 +424,26 @@ class Arbiter:
         return commands
 
     def _next_place(self, now: float) -> _Place | None:
+        """Whose turn begins now: the first of those that wait, or one that has room beside those that are active."""
+        active = self._active()
+        waiting = [one for one in self._places.values() if one.conductor.has_work and not one.is_active]
+        if active:
+            # All of them in memory at one time: none has to make room for another.
+            if not all(one.readiness is _Readiness.READY and one.is_beside for one in active):
+                return None
+            waiting = [one for one in waiting if one.is_beside]
+
         def rank(place: _Place) -> tuple[bool, float]:
             must_wait = not place.is_loaded and now < place.waiting_since_s + self._settings.turn_s
             return must_wait, place.waiting_since_s
 
-        return min((place for place in self._places.values() if place.conductor.has_work), key=rank, default=None)
+        return min(waiting, key=rank, default=None)
+
+    def _active(self) -> list[_Place]:
+        return [place for place in self._places.values() if place.is_active]
 
     def _someone_else_waits(self) -> bool:
-        return any(p.conductor.has_work for p in self._places.values() if p is not self._active)
+        return any(place.conductor.has_work for place in self._places.values() if not place.is_active)
 
     # -- Away --------------------------------------------------------------------------------------------------
 
@@ -409,9 +459,8 @@ class Arbiter:
         self._probe_at_s = now + (retry.backoff_s(min(self._probes, 5), "probe") if self._probes else 0.0)
         commands: list[Command] = []
         for place in self._places.values():
-            commands += place.conductor.shut()
-        self._active = None
-        self._readiness = _Readiness.COLD
+            commands += place.conductor.shut(now)
+            place.readiness = _Readiness.NO_TURN
         return commands
 
     def _probe(self, now: float) -> list[Command]:
@@ -445,9 +494,7 @@ class Arbiter:
 
     def _forget_idle(self) -> None:
         """Callers may ask for ever new runner options: of runners without work, the oldest makes room."""
-        idle = [
-            p for p in self._places.values() if p.conductor.is_idle and p is not self._active and not p.wants_unload
-        ]
+        idle = [p for p in self._places.values() if p.conductor.is_idle and not p.is_active and not p.wants_unload]
         if len(self._places) >= MAX_PLACES and idle:
             del self._places[min(idle, key=lambda place: place.waiting_since_s).runner]
 

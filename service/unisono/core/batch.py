@@ -28,6 +28,17 @@ class CoScheduling(Enum):
     REQUIRED = "required"
 
 
+class ContextPolicy(Enum):
+    """What becomes of items of one model that ask for contexts of different sizes."""
+
+    # One context serves them all.
+    HARMONISE = "harmonise"
+    # Each size is a runner of its own; each change of runner loads the model anew.
+    SEPARATE = "separate"
+    # They are refused.
+    REJECT = "reject"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchConfig:
     """What applies to all items of a batch."""
@@ -53,6 +64,7 @@ class BatchConfig:
     release_size: int = RELEASE_SIZE
     release_interval_s: float = RELEASE_INTERVAL_S
     co_scheduling: CoScheduling = CoScheduling.FASTEST
+    context_policy: ContextPolicy = ContextPolicy.HARMONISE
     # At the backends at one time, and released in a second; None: no limit of the batch's own.
     max_concurrency: int | None = None
     items_per_second: float | None = None
@@ -82,12 +94,20 @@ class BadItem:
     item_id: str
     # Paths from the item on.
     violations: tuple[Violation, ...]
+    # As of an Item.
+    n: int = 1
+    variant_of: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ack:
-    """What became of an added item: it got a place, or it was refused and is no part of the batch."""
+    """What became of an added item: it got a place, or it was refused and is no part of the batch.
+
+    An item with several answers has as many places, and an Ack for each; it is refused as one.
+    """
 
     item_id: str
+    # Its place among those that were added together.
+    place: int = 0
     index: int | None = None
     refusal: UnisonoError | None = None

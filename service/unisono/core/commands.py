@@ -102,6 +102,8 @@ class Release:
     # waits at the backend for whichever slot falls free.
     reasons: tuple[ReleaseReason, ...] = ()
     lanes: tuple[int | None, ...] = ()
+    # Bytes of its prompt's beginning that the lane holds already; None without a lane.
+    held_bytes: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +122,8 @@ class Retry:
     attempt: int
     error: UnisonoError
     again_in_s: float
+    # Another item's attempt ended the runner, as far as is known: this one is not charged.
+    is_free: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

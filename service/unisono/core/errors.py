@@ -32,6 +32,8 @@ class UnisonoError(Exception):
     reason: ClassVar[str] = "INTERNAL"
     is_retryable: ClassVar[bool] = False
     costs_attempt: ClassVar[bool] = True
+    # The backend has too much to do, or too little memory: fewer should be in flight for a while.
+    lowers_load: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -123,6 +125,12 @@ class InputClosedError(RequestError):
     reason = "INPUT_CLOSED"
 
 
+class NotEnoughSlotsError(RequestError):
+    """The batch's items must all run at one time, and so many slots are not known."""
+
+    reason = "NOT_ENOUGH_SLOTS"
+
+
 class StreamReplacedError(RequestError):
     """Another stream has reopened this batch and taken its place."""
 
@@ -153,6 +161,12 @@ class ModelLacksCapabilityError(CallerError):
     """The model cannot do what is asked: chat, tools, thinking, pictures or embeddings."""
 
     reason = "MODEL_LACKS_CAPABILITY"
+
+
+class ContextConflictError(CallerError):
+    """Items of one model ask for contexts of different sizes, in a batch whose caller forbids that."""
+
+    reason = "CONTEXT_CONFLICT"
 
 
 class PromptTooLongError(CallerError):
@@ -223,6 +237,13 @@ class BackendStalledError(BackendError):
     """The backend holds requests and says nothing to any of them."""
 
     reason = "BACKEND_STALLED"
+
+
+class OutOfMemoryError(BackendError):
+    """The backend ran out of memory while it answered."""
+
+    reason = "OUT_OF_MEMORY"
+    lowers_load = True
 
 
 class BadAnswerError(BackendError):

@@ -14,7 +14,7 @@ from unisono.core.errors import Violation
 from unisono.core.model import ChatRequest, EmbedRequest, GenerateRequest, Options, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from unisono.core.model import Format, Item, Message, Tool
 
@@ -75,19 +75,28 @@ TYPED_OPTIONS = frozenset({*_RANGES, *_RUNNER_RANGES, "seed", "stop", "use_mmap"
 _PICTURE_HEADS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM")
 MAX_EMBEDDING_DIMENSIONS = 65_536
 MAX_TOP_LOGPROBS = 20
+# Answers of one item.
+MAX_VARIANTS = 64
 
 
-def check_item(item: Item, limits: Limits) -> list[Violation]:
-    """Everything that is wrong with an item; empty if it may be run."""
+def check_item(item: Item, limits: Limits, *, shared_count: int = 0, shared_bytes: int = 0) -> list[Violation]:
+    """Everything that is wrong with an item; empty if it may be run.
+
+    Its batch puts so many messages, with so many bytes of text, in front of each conversation.
+    """
     found = [
         *_check_id(item.item_id, limits),
+        *_check_n(item, limits),
         *check_model(item.model, limits),
         *check_options(item.options, limits),
     ]
-    size = text_bytes(item)
+    size = text_bytes(item) + shared_bytes
+    if shared_count and not isinstance(item.request, ChatRequest):
+        kind = "generate" if isinstance(item.request, GenerateRequest) else "embed"
+        found.append(_wrong(kind, "is no conversation, and the batch's shared_context goes with chat items only"))
     match item.request:
         case ChatRequest() as chat:
-            found += _check_chat(chat, limits)
+            found += _check_chat(chat, limits, shared_count)
         case GenerateRequest() as generate:
             found += _check_generate(generate, limits)
         case embed:
@@ -96,11 +105,23 @@ def check_item(item: Item, limits: Limits) -> list[Violation]:
         found.append(
             _wrong(
                 _largest_text(item),
-                f"the item has {size:,} bytes of text; at most {limits.max_item_text_bytes:,} are taken. "
-                "Split it, or raise UNISONO_MAX_ITEM_TEXT_BYTES",
+                f"the item has {size:,} bytes of text{_of_which(shared_bytes)}; at most "
+                f"{limits.max_item_text_bytes:,} are taken. Split it, or raise UNISONO_MAX_ITEM_TEXT_BYTES",
             )
         )
     return found
+
+
+def check_shared(messages: Sequence[Message], limits: Limits) -> Iterator[Violation]:
+    """What is wrong with the messages in front of all conversations of a batch."""
+    path = "shared_context.messages"
+    # Each conversation has at least one message of its own behind them.
+    if len(messages) >= limits.max_messages:
+        yield _wrong(path, f"has {len(messages):,} messages; at most {limits.max_messages - 1:,} are taken")
+    for i, message in enumerate(messages[: limits.max_messages]):
+        yield from _check_message(message, f"{path}[{i}]", limits)
+    if (size := messages_bytes(messages)) > limits.max_item_text_bytes:
+        yield _wrong(path, f"has {size:,} bytes of text; at most {limits.max_item_text_bytes:,} are taken")
 
 
 def check_model(name: str, limits: Limits) -> Iterator[Violation]:
@@ -114,8 +135,17 @@ def text_bytes(item: Item) -> int:
     return sum(size for _, size in _texts(item))
 
 
+def messages_bytes(messages: Iterable[Message]) -> int:
+    """Bytes of UTF-8 of all text of some messages."""
+    return sum(size for _, size in _texts_of(messages))
+
+
 def _wrong(field: str, description: str) -> Violation:
     return Violation(field=field, description=description)
+
+
+def _of_which(shared: int) -> str:
+    return f" ({shared:,} of them in shared_context)" if shared else ""
 
 
 def _size(text: str) -> int:
@@ -126,11 +156,7 @@ def _texts(item: Item) -> Iterator[tuple[str, int]]:
     """Each text of an item: its path and its size."""
     match item.request:
         case ChatRequest() as chat:
-            for i, message in enumerate(chat.messages):
-                yield f"chat.messages[{i}].content", _size(message.content)
-                yield f"chat.messages[{i}].thinking", _size(message.thinking)
-                for j, call in enumerate(message.tool_calls):
-                    yield f"chat.messages[{i}].tool_calls[{j}].arguments_json", _size(call.arguments_json)
+            yield from _texts_of(chat.messages)
             for i, tool in enumerate(chat.tools):
                 yield f"chat.tools[{i}].description", _size(tool.description)
                 yield f"chat.tools[{i}].parameters_json", _size(tool.parameters_json)
@@ -142,6 +168,14 @@ def _texts(item: Item) -> Iterator[tuple[str, int]]:
         case embed:
             for i, text in enumerate(embed.input):
                 yield f"embed.input[{i}]", _size(text)
+
+
+def _texts_of(messages: Iterable[Message]) -> Iterator[tuple[str, int]]:
+    for i, message in enumerate(messages):
+        yield f"chat.messages[{i}].content", _size(message.content)
+        yield f"chat.messages[{i}].thinking", _size(message.thinking)
+        for j, call in enumerate(message.tool_calls):
+            yield f"chat.messages[{i}].tool_calls[{j}].arguments_json", _size(call.arguments_json)
 
 
 def _largest_text(item: Item) -> str:
@@ -157,11 +191,23 @@ def _check_id(item_id: str, limits: Limits) -> Iterator[Violation]:
         yield _wrong("item_id", "holds a control character")
 
 
-def _check_chat(chat: ChatRequest, limits: Limits) -> Iterator[Violation]:
+def _check_n(item: Item, limits: Limits) -> Iterator[Violation]:
+    """What is wrong with the number of answers. Only an item of which nothing is becomes several."""
+    longest = len(f"#{item.n}")
+    if not 1 <= item.n <= MAX_VARIANTS:
+        yield _wrong("n", f"is {item.n:,}; it may be 1 to {MAX_VARIANTS}")
+    elif item.n > 1 and isinstance(item.request, EmbedRequest):
+        yield _wrong("n", f"is {item.n}; texts have one embedding only")
+    elif item.n > 1 and limits.max_id_bytes - longest < _size(item.item_id) <= limits.max_id_bytes:
+        yield _wrong("n", f"is {item.n}, and item_id leaves no room for #{item.n} within {limits.max_id_bytes} bytes")
+
+
+def _check_chat(chat: ChatRequest, limits: Limits, shared_count: int) -> Iterator[Violation]:
     if not chat.messages:
         yield _wrong("chat.messages", "is empty; a conversation needs at least one message")
-    if len(chat.messages) > limits.max_messages:
-        yield _wrong("chat.messages", f"has {len(chat.messages)} messages; at most {limits.max_messages} are taken")
+    if (count := len(chat.messages) + shared_count) > limits.max_messages:
+        what = f"has {count} messages{_of_which(shared_count)}; at most {limits.max_messages} are taken"
+        yield _wrong("chat.messages", what)
     for i, message in enumerate(chat.messages[: limits.max_messages]):
         yield from _check_message(message, f"chat.messages[{i}]", limits)
     if len(chat.tools) > limits.max_tools:

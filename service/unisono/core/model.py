@@ -57,6 +57,8 @@ class SlotSource(Enum):
     CONFIGURED = "configured"
     TOLD = "told"
     LEARNED = "learned"
+    # Learned in an earlier run, or before an outage; not confirmed yet.
+    REMEMBERED = "remembered"
 
 
 class PassMethod(Enum):
@@ -253,7 +255,12 @@ class ModelInfo:
     context_length: int = 0
     # "completion", "tools", "thinking", "vision", "embedding"; None: not known.
     capabilities: frozenset[str] | None = None
+    # Of its files, which is about what its weights take in memory; 0: not known.
     size_bytes: int = 0
+    # What each token of context takes in memory, in each slot; None: not known.
+    kv_bytes_per_token: int | None = None
+    # Tokens of context of each slot, where the backend holds the model with just these; 0: a load decides.
+    fixed_context: int = 0
 
     @property
     def is_embedding(self) -> bool:
@@ -300,6 +307,20 @@ class Slots:
 
     count: int = 0
     source: SlotSource = SlotSource.UNKNOWN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotState:
+    """What is known of a runner's slots at this moment."""
+
+    slots: Slots = field(default_factory=Slots)
+    # So many items held a slot at one time.
+    at_least: int = 0
+    # So many of our requests may hold one now; fewer than there are where others use the backend.
+    limit: int = 0
+    # Where there is only one: why, and what to do about it.
+    reason: str = ""
+    remedy: str = ""
 
 
 # -- What comes back -------------------------------------------------------------------------------------------

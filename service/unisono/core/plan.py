@@ -1,26 +1,34 @@
 """Items → groups: which runner answers which items, in which order, and what should be said about it beforehand.
 
 Theory of operation. Only requests to the same runner share forward passes, and a runner is a model's files (their
-digest: two names can be one model) loaded with certain options. So items are grouped by just that. A group whose
-runner is in the backend's memory goes first, so that nothing is loaded twice; then the larger group.
+digest: two names can be one model) loaded with certain options. So items are grouped by just that; those that differ
+in nothing but the context that they ask for can share one (core/harmonise.py). A model that is in the backend's
+memory goes first, so that nothing is loaded twice; then the one with more items. A model's groups are neighbours.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from unisono.core.errors import ModelLacksCapabilityError, UnisonoError
+from unisono.core import harmonise
+from unisono.core.advice import why_one_slot
+from unisono.core.batch import ContextPolicy
+from unisono.core.errors import ContextConflictError, ModelLacksCapabilityError, UnisonoError
+from unisono.core.harmonise import BYTES_PER_TOKEN, asked_of, longest_prompt_bytes
 from unisono.core.limits import text_bytes
+from unisono.core.memory import estimate, fits_context
 from unisono.core.model import ChatRequest, EmbedRequest, GenerateRequest, RunnerSpec
+from unisono.core.prefixes import families
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from unisono.core.harmonise import Context, Standing
+    from unisono.core.memory import MemoryEstimate
     from unisono.core.model import Item, LoadedRunner, ModelInfo, Slots
-
-# Bytes of text a token, for estimates: English prose has about four.
-BYTES_PER_TOKEN = 4
+    from unisono.core.prefixes import Prefix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +43,17 @@ class Group:
     reason: str
     # The runner's slots, where it is loaded and the backend tells them.
     told_slots: int | None = None
+    # What it takes in memory, where it is loaded and the backend tells that; 0: not known.
+    measured_bytes: int = 0
+    # Tokens of context of each slot, and why so many, for people; 0: not known.
+    context_tokens: int = 0
+    context_reason: str = ""
+    # For each item, what its prompt has in common with others of the group; None: nothing worth it.
+    prefixes: tuple[Prefix | None, ...] = ()
+
+    def memory_with(self, slots: int) -> MemoryEstimate | None:
+        """What its runner takes in memory with so many slots, 0 for as many as nobody knows; None: not derivable."""
+        return estimate(self.model, self.runner, slots, self.context_tokens)
 
     @property
     def estimated_prompt_tokens(self) -> int:
@@ -75,18 +94,32 @@ class Plan:
     warnings: tuple[Warned, ...] = field(default=())
 
 
+@dataclass(frozen=True, slots=True)
+class _Kin:
+    """Items that one runner could answer, if it had a context for all of them."""
+
+    runner: RunnerSpec
+    model: ModelInfo
+    items: list[Item]
+
+
 def plan(
     items: Iterable[Item],
     models: Mapping[str, ModelInfo | UnisonoError],
     loaded: Mapping[str, Sequence[LoadedRunner]],
+    *,
+    policy: ContextPolicy = ContextPolicy.HARMONISE,
+    memory_limit_bytes: int | None = None,
+    standing: Mapping[str, Sequence[Standing]] | None = None,
+    slots_of: Callable[[RunnerSpec], int] = lambda _: 0,
 ) -> Plan:
     """Groups the items.
 
     `models` holds, for each name that an item uses, the model or why there is none. `loaded` holds what each backend,
-    by its name, has in memory.
+    by its name, has in memory; `standing`, which of its runners had work lately. `memory_limit_bytes` is what a
+    runner may take, where that is known, and `slots_of` tells how many slots one has; 0: not known.
     """
-    members: dict[RunnerSpec, list[Item]] = {}
-    model_of: dict[RunnerSpec, ModelInfo] = {}
+    kins: dict[RunnerSpec, _Kin] = {}
     first_name: dict[tuple[str, str], str] = {}
     refused: list[tuple[Item, UnisonoError]] = []
     for item in items:
@@ -96,16 +129,124 @@ def plan(
             refused.append((item, error or model))  # type: ignore[arg-type]  # the first is set unless the second is
             continue
         name = first_name.setdefault((model.backend, model.digest), model.name)
-        runner = runner_for(item, model, name)
-        members.setdefault(runner, []).append(item)
-        model_of.setdefault(runner, model)
-    groups = [
-        _group(runner, model_of[runner], tuple(theirs), loaded.get(runner.backend, ()))
-        for runner, theirs in members.items()
-    ]
-    groups.sort(key=lambda group: (not group.is_loaded, -len(group.items)))
+        runner = harmonise.kin_of(runner_for(item, model, name))
+        kins.setdefault(runner, _Kin(runner, model, [])).items.append(item)
+    if policy is ContextPolicy.REJECT:
+        refused += _refuse_conflicts(kins)
+    groups: list[Group] = []
+    for kin in kins.values():
+        there = next((one for one in loaded.get(kin.runner.backend, ()) if one.digest == kin.runner.digest), None)
+        kept = (standing or {}).get(kin.runner.backend, ())
+        fits = None if memory_limit_bytes is None else _fits(kin, there, kept, memory_limit_bytes, slots_of)
+        if policy is ContextPolicy.SEPARATE:
+            shares = _separated(kin.items, there)
+        else:
+            shares = _harmonised(kin, there, kept, fits)
+        for context, theirs in shares:
+            groups += _groups(kin, theirs, context, there)
+    _sort(groups)
     warnings = [warning for group in groups for warning in _warnings(group)]
     return Plan(groups=tuple(groups), refused=tuple(refused), warnings=tuple(warnings))
+
+
+def _refuse_conflicts(kins: dict[RunnerSpec, _Kin]) -> list[tuple[Item, UnisonoError]]:
+    """Takes out the models of which items ask for different contexts: all their items, and why."""
+    asked: dict[tuple[str, str], set[int]] = {}
+    for kin in kins.values():
+        sizes = {num_ctx for item in kin.items if (num_ctx := asked_of(item)) is not None}
+        asked.setdefault((kin.runner.backend, kin.runner.digest), set()).update(sizes)
+    refused: list[tuple[Item, UnisonoError]] = []
+    for runner in list(kins):
+        sizes = asked[runner.backend, runner.digest]
+        if len(sizes) > 1:
+            error = ContextConflictError(
+                f"items of model {runner.model!r} ask for different num_ctx: "
+                f"{', '.join(f'{size:,}' for size in sorted(sizes))}. Ask for one value, or let the batch's "
+                "context_policy harmonise or separate them",
+                metadata={"model": runner.model, "backend": runner.backend},
+            )
+            refused += [(item, error) for item in kins.pop(runner).items]
+    return refused
+
+
+def _fits(
+    kin: _Kin,
+    there: LoadedRunner | None,
+    standing: Iterable[Standing],
+    limit_bytes: int,
+    slots_of: Callable[[RunnerSpec], int],
+) -> int | None:
+    """The largest context that memory allows. Slots that nobody knows count as one, which is Ollama's default."""
+    kept = [one.runner for one in standing if harmonise.kin_of(one.runner) == kin.runner]
+    slots = max([slots_of(runner) for runner in (kin.runner, *kept)])
+    return fits_context(kin.model, there.slots or slots if there is not None else slots, limit_bytes)
+
+
+def _separated(items: Iterable[Item], there: LoadedRunner | None) -> list[tuple[Context, list[Item]]]:
+    """Items by the context that they ask for."""
+    by_asked: dict[int | None, list[Item]] = {}
+    for item in items:
+        by_asked.setdefault(asked_of(item), []).append(item)
+    return [(harmonise.own(asked, there), theirs) for asked, theirs in by_asked.items()]
+
+
+def _harmonised(
+    kin: _Kin, there: LoadedRunner | None, standing: Iterable[Standing], fits: int | None
+) -> list[tuple[Context, list[Item]]]:
+    """One context for all; where contexts are fixed, those who ask for more stay apart, and fail alone."""
+    fixed = kin.model.fixed_context
+    if fixed:
+        context = harmonise.fixed(fixed)
+        within = [item for item in kin.items if (asked_of(item) or 0) <= fixed]
+        beyond = [item for item in kin.items if (asked_of(item) or 0) > fixed]
+        return [*([(context, within)] if within else []), *_separated(beyond, there)]
+    theirs = [one for one in standing if harmonise.kin_of(one.runner) == kin.runner]
+    return [(harmonise.shared(kin.items, kin.model, there=there, standing=theirs, fits=fits), kin.items)]
+
+
+def _groups(kin: _Kin, items: Iterable[Item], context: Context, there: LoadedRunner | None) -> list[Group]:
+    """The items as groups: embeddings apart, since they are loaded and answered in another way."""
+    by_kind: dict[bool, list[Item]] = {}
+    for item in items:
+        is_embedding = kin.model.is_embedding or isinstance(item.request, EmbedRequest)
+        by_kind.setdefault(is_embedding, []).append(item)
+    runner = harmonise.with_context(kin.runner, context.num_ctx)
+    if there is not None and context.num_ctx not in {None, there.context_length}:
+        there = None
+    reason = "loaded models go first, then larger groups"
+    return [
+        Group(
+            runner=replace(runner, is_embedding=is_embedding),
+            model=kin.model,
+            items=tuple(theirs),
+            is_loaded=there is not None,
+            reason="its model is loaded already" if there is not None else reason,
+            told_slots=there.slots if there is not None else None,
+            measured_bytes=there.size_bytes if there is not None else 0,
+            context_tokens=context.tokens,
+            context_reason=context.reason,
+            prefixes=tuple(families(theirs)),
+        )
+        for is_embedding, theirs in by_kind.items()
+    ]
+
+
+def _sort(groups: list[Group]) -> None:
+    """Models in memory first, then those with more items; of one model likewise."""
+    items: Counter[tuple[str, str]] = Counter()
+    is_there: dict[tuple[str, str], bool] = {}
+    place: dict[tuple[str, str], int] = {}
+    for group in groups:
+        name = (group.runner.backend, group.runner.digest)
+        items[name] += len(group.items)
+        is_there[name] = is_there.get(name, False) or group.is_loaded
+        _ = place.setdefault(name, len(place))
+
+    def rank(group: Group) -> tuple[bool, int, int, bool, int]:
+        name = (group.runner.backend, group.runner.digest)
+        return not is_there[name], -items[name], place[name], not group.is_loaded, -len(group.items)
+
+    groups.sort(key=rank)
 
 
 def runner_for(item: Item, model: ModelInfo, name: str) -> RunnerSpec:
@@ -154,31 +295,21 @@ def _needs(item: Item) -> list[tuple[str, str]]:
     return needs
 
 
-def _group(runner: RunnerSpec, model: ModelInfo, items: tuple[Item, ...], loaded: Sequence[LoadedRunner]) -> Group:
-    there = next((one for one in loaded if _is(runner, one)), None)
-    is_loaded = there is not None
-    reason = "its model is loaded already" if is_loaded else "loaded groups go first, then larger ones"
-    return Group(
-        runner=runner,
-        model=model,
-        items=items,
-        is_loaded=is_loaded,
-        reason=reason,
-        told_slots=there.slots if there is not None else None,
-    )
-
-
-def _is(runner: RunnerSpec, there: LoadedRunner) -> bool:
-    """Whether what is in memory is this runner, as far as a backend tells: its files and its context."""
-    asked = runner.options.num_ctx
-    return runner.digest == there.digest and (asked is None or asked == there.context_length)
-
-
 def _warnings(group: Group) -> list[Warned]:
-    context = group.runner.options.num_ctx or group.model.context_length
+    context = group.context_tokens or group.model.context_length
     found: list[Warned] = []
     for item in group.items:
-        tokens = -(-_longest_prompt_bytes(item) // BYTES_PER_TOKEN)
+        asked = asked_of(item) or 0
+        if group.context_tokens and asked > group.context_tokens:
+            found.append(
+                Warned(
+                    item_id=item.item_id,
+                    field="options.runner.num_ctx",
+                    reason="CONTEXT_CLAMPED",
+                    message=f"asks for a context of {asked:,} tokens, and gets {group.context_reason}",
+                )
+            )
+        tokens = -(-longest_prompt_bytes(item) // BYTES_PER_TOKEN)
         answer = max(0, item.options.num_predict or 0)
         if context and tokens + answer > context:
             found.append(
@@ -193,22 +324,20 @@ def _warnings(group: Group) -> list[Warned]:
     return found
 
 
-def _longest_prompt_bytes(item: Item) -> int:
-    """Bytes of what must fit into the context at one time: each text of an embedding by itself."""
-    if isinstance(item.request, EmbedRequest):
-        return max((len(text.encode(errors="surrogatepass")) for text in item.request.input), default=0)
-    return text_bytes(item)
-
-
-def warn_of_slots(group: Group, slots: Slots) -> Warned | None:
-    """A warning where the group's items will run one after the other."""
-    if slots.count != 1 or len(group.items) == 1:
+def warn_of_slots(group: Group, slots: Slots, *, kind: str = "ollama") -> Warned | None:
+    """A warning where the group's items will run one after the other. `kind`: of the backend."""
+    one = why_one_slot(group.runner, group.model, slots, kind=kind)
+    if one is None or len(group.items) == 1:
         return None
-    why = "it is an embedding model" if group.runner.is_embedding else "OLLAMA_NUM_PARALLEL is 1, its default"
     return Warned(
         item_id="",
         field="",
         reason="ONE_SLOT",
         message=f"{group.runner.model} runs with one slot ({slots.source.value}): no forward pass is shared. Likely "
-        f"{why}; start Ollama with OLLAMA_NUM_PARALLEL=8 to share passes",
+        f"the reason: {one.reason}. To do: {one.remedy}",
     )
+
+
+def order_of(group: Group) -> list[int]:
+    """The places of a group's items, in the order in which they go."""
+    return list(range(len(group.items)))

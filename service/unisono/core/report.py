@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from unisono.core.model import Slots
+from unisono.core.model import Slots, SlotState
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from unisono.core.memory import MemoryEstimate
     from unisono.core.model import RunnerSpec
     from unisono.core.passes import PassCount
 
@@ -25,6 +28,13 @@ class GroupPlanned:
     # Whether the runner was loaded already.
     is_loaded: bool
     slots: Slots = field(default_factory=Slots)
+    # What else is known of them.
+    state: SlotState = field(default_factory=SlotState)
+    # Why it has the context that it has, for people.
+    context_reason: str = ""
+    # What it takes in memory, where that can be derived; and what the backend says it takes, 0: not known.
+    memory: MemoryEstimate | None = None
+    measured_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +92,19 @@ class Costs:
     passes_measured: int = 0
     # A token while nothing shared its passes; None until measured.
     single_stream_token_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerFigures:
+    """What was seen of a runner since it first had work."""
+
+    # Slots × seconds that were not used, by reason.
+    idle_s: Mapping[IdleReason, float] = field(default_factory=dict)
+    # Times that it ended while it answered.
+    deaths: int = 0
+    costs: Costs | None = None
+    # Bytes of prompts a token.
+    bytes_per_token: float = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

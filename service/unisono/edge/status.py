@@ -72,12 +72,14 @@ TABLE: Final[Mapping[type[UnisonoError], Row]] = {
     errors.SequenceOutOfRangeError: Row(_Code.OUT_OF_RANGE, 416),
     errors.RequestIdReusedError: Row(_Code.ALREADY_EXISTS, 409),
     errors.InputClosedError: Row(_Code.FAILED_PRECONDITION, 409),
+    errors.NotEnoughSlotsError: Row(_Code.FAILED_PRECONDITION, 409),
     errors.StreamReplacedError: Row(_Code.ABORTED, 409),
     errors.ShuttingDownError: Row(_Code.UNAVAILABLE, 503),
     # What only the backend could know to be wrong. INVALID_ARGUMENT is for what is wrong whatever is installed
     # there; a model that lacks something, or credentials that are not taken, can be replaced.
     errors.ModelNotFoundError: Row(_Code.NOT_FOUND, 404),
     errors.ModelLacksCapabilityError: Row(_Code.FAILED_PRECONDITION, 400),
+    errors.ContextConflictError: Row(_Code.INVALID_ARGUMENT, 400, field="options.runner.num_ctx"),
     errors.PromptTooLongError: Row(_Code.INVALID_ARGUMENT, 400, field="request"),
     errors.RefusedByBackendError: Row(_Code.INVALID_ARGUMENT, 400, field="request"),
     errors.RepetitionError: Row(_Code.FAILED_PRECONDITION, 422),
@@ -86,6 +88,7 @@ TABLE: Final[Mapping[type[UnisonoError], Row]] = {
     # known is its own word, so that INTERNAL is always a defect of this service.
     errors.BackendUnavailableError: Row(_Code.UNAVAILABLE, 503),
     errors.BackendBusyError: Row(_Code.RESOURCE_EXHAUSTED, 503),
+    errors.OutOfMemoryError: Row(_Code.RESOURCE_EXHAUSTED, 503),
     errors.ConnectionLostError: Row(_Code.UNAVAILABLE, 502),
     errors.RunnerDiedError: Row(_Code.UNAVAILABLE, 502),
     errors.LoadFailedError: Row(_Code.UNAVAILABLE, 502),
@@ -166,7 +169,7 @@ def _metadata(metadata: Mapping[str, str], room: int) -> dict[str, str]:
     kept: dict[str, str] = {}
     for name, text in metadata.items():
         value = cut(text, _VALUE_BYTES)
-        room -= len(name) + len(value.encode()) + _ENTRY_BYTES
+        room -= len(name.encode()) + len(value.encode()) + _ENTRY_BYTES
         if room < 0:
             break
         kept[name] = value

@@ -2,6 +2,7 @@
 
 from tests.fakes.ollama.answers import Answer
 from tests.fakes.ollama.faults import Fault, FaultKind
+from tests.fakes.ollama.foreign import Foreign
 from tests.fakes.ollama.log import Outcome, PassRecord, RequestRecord
 from tests.fakes.ollama.models import DEFAULT_MODELS, FakeModel, RunnerOptions
 from tests.fakes.ollama.server import FakeOllama
@@ -13,6 +14,7 @@ __all__ = [
     "FakeOllama",
     "Fault",
     "FaultKind",
+    "Foreign",
     "Outcome",
     "PassRecord",
     "RequestRecord",

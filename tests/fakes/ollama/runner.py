@@ -7,9 +7,9 @@ slots leave of it goes to the prompts that still have to be computed, slot by sl
 prompt's last token also gives that job's first token. A job that ends by itself takes one more pass for its end
 token; one that is cut by its length does not.
 
-The slots share one processor: a pass lasts `pass_s` plus `prefill_token_s` for each prompt token computed in it,
-for everybody. Passes are callbacks of the event loop, one at a time, so that with durations of 0 the loop still
-reads its sockets between two of them.
+The slots share one processor: a pass lasts `pass_s`, plus `member_s` for each sequence in it, plus
+`prefill_token_s` for each prompt token computed in it, for everybody. Passes are callbacks of the event loop, one at
+a time, so that with durations of 0 the loop still reads its sockets between two of them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
+from tests.fakes.ollama.health import Pings
 from tests.fakes.ollama.log import LiveRequest, PassRecord
 from tests.fakes.ollama.wire import ApiError
 
@@ -53,6 +54,7 @@ class Processor(Protocol):
     """What a runner needs to know from the server that it is part of."""
 
     pass_s: float
+    member_s: float
     prefill_token_s: float
     prefix_cache: bool
     passes: int
@@ -186,6 +188,7 @@ class Runner:
         self._passing = False  # a pass is under way, or about to begin
         self._uses = 0
         self._block: list[Job] = []  # the jobs whose prompts are being computed in this very pass
+        self.pings = Pings()
 
     def submit(self, job: Job) -> None:
         """Put a job in the queue; it begins when a slot falls free."""
@@ -285,7 +288,9 @@ class Runner:
             tokens += take
             prefilling.append(job)
         self._block = prefilling
-        lasts_s = self._processor.pass_s + self._processor.prefill_token_s * tokens
+        cost = self._processor
+        members = len(decoding) + len(prefilling)
+        lasts_s = cost.pass_s + cost.member_s * members + cost.prefill_token_s * tokens
         if lasts_s > 0:
             self._loop.call_later(lasts_s, self._finish, decoding, prefilling, tokens, started_ns)
         else:

@@ -29,6 +29,7 @@ class Host(Processor, Protocol):
     max_loaded_models: int
     max_queue: int
     load_s: float
+    health_s: float
     keep_alive_s: float
     default_num_ctx: int
     n_batch: int
@@ -72,11 +73,14 @@ class Scheduler:
 
         ApiError(503) when the queue is full. Cancelling while this request's own load is under way aborts it.
         """
-        runner = self.loaded.get(model.file_digest)
-        if runner is not None and not self._needs_reload(runner, model, options):
-            self._use(runner, keep_alive_s)
-            return runner
         host = self._host
+        runner = self.loaded.get(model.file_digest)
+        if runner is not None and host.health_s > 0:
+            await runner.pings.ping(host.health_s)
+            runner = self.loaded.get(model.file_digest)  # it may be another one by now
+        if runner is not None and not self._needs_reload(runner, model, options):
+            self.use(runner, keep_alive_s)
+            return runner
         if self._current is not None and len(self.queue) >= host.max_queue:
             raise ApiError(503, MAX_QUEUE_MESSAGE)
         loop = asyncio.get_running_loop()
@@ -94,6 +98,12 @@ class Scheduler:
             if pending.runner.done() and not pending.runner.cancelled():
                 self.release(pending.runner.result())
             raise
+
+    def use(self, runner: Runner, keep_alive_s: float | None = None) -> None:
+        """One more request holds a runner; give it back with release()."""
+        runner.refs += 1
+        if keep_alive_s is not None:
+            runner.keep_alive_s = keep_alive_s  # replaces it for everybody (sched.go, useLoadedRunner())
 
     def release(self, runner: Runner) -> None:
         """A request is over (sched.go, processCompleted())."""
@@ -150,11 +160,6 @@ class Scheduler:
     def _batch(self, model: FakeModel) -> int:
         return self._host.n_batch if model.can("completion") else EMBEDDING_BATCH
 
-    def _use(self, runner: Runner, keep_alive_s: float | None) -> None:
-        runner.refs += 1
-        if keep_alive_s is not None:
-            runner.keep_alive_s = keep_alive_s  # replaces it for everybody (sched.go, useLoadedRunner())
-
     def _expire(self, runner: Runner) -> None:
         self._timers.pop(runner.number, None)
         loop = asyncio.get_running_loop()
@@ -177,7 +182,7 @@ class Scheduler:
                         pending.runner.set_exception(error)
                 else:
                     if runner is not None and not pending.runner.done():
-                        self._use(runner, pending.keep_alive_s)
+                        self.use(runner, pending.keep_alive_s)
                         pending.runner.set_result(runner)
             if not self.queue:
                 self._current = None

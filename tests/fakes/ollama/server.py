@@ -14,9 +14,10 @@ from tests.fakes.ollama.answers import Answer
 from tests.fakes.ollama.api import Api, StreamError
 from tests.fakes.ollama.body import parse_json
 from tests.fakes.ollama.faults import FaultKind, Faults
+from tests.fakes.ollama.foreign import Foreign
 from tests.fakes.ollama.http import Connection, Exchange, fail
 from tests.fakes.ollama.log import Changes, LiveRequest, Outcome, PassRecord, RequestRecord
-from tests.fakes.ollama.models import DEFAULT_MODELS, FakeModel
+from tests.fakes.ollama.models import DEFAULT_MODELS, FakeModel, RunnerOptions, parse_name
 from tests.fakes.ollama.openai import OpenAi, openai_error
 from tests.fakes.ollama.runner import Runner
 from tests.fakes.ollama.scheduler import Scheduler
@@ -28,8 +29,9 @@ _BACKLOG = 4096
 class FakeOllama:
     """An Ollama to test against: `async with FakeOllama() as fake: ... fake.url`.
 
-    Durations are seconds. `num_parallel`, `pass_s`, `prefill_token_s`, `load_s`, `max_queue`, `max_loaded_models`
-    and `prefix_cache` may be changed while it runs; a new `num_parallel` counts from the next load.
+    Durations are seconds. `num_parallel`, `pass_s`, `member_s`, `prefill_token_s`, `load_s`, `health_s`,
+    `max_queue`, `max_loaded_models` and `prefix_cache` may be changed while it runs; a new `num_parallel` counts
+    from the next load.
     """
 
     def __init__(
@@ -43,8 +45,10 @@ class FakeOllama:
         default_num_ctx: int = 4096,  # OLLAMA_CONTEXT_LENGTH
         n_batch: int = 512,  # tokens that one pass computes at most, unless a request says num_batch
         pass_s: float = 0.0,  # how long a forward pass lasts; 0: one turn of the event loop
+        member_s: float = 0.0,  # what each sequence adds to its pass
         prefill_token_s: float = 0.0,  # what each prompt token computed adds to its pass
         load_s: float = 0.0,  # how long a load lasts
+        health_s: float = 0.0,  # how long a ping of a loaded runner lasts; each request pings it, in turn
         prefix_cache: bool = True,  # False: every prompt is computed whole
         version: str = "0.32.15",
         port: int = 0,  # 0: any free one
@@ -56,8 +60,10 @@ class FakeOllama:
         self.default_num_ctx = default_num_ctx
         self.n_batch = n_batch
         self.pass_s = pass_s
+        self.member_s = member_s
         self.prefill_token_s = prefill_token_s
         self.load_s = load_s
+        self.health_s = health_s
         self.prefix_cache = prefix_cache
         self.version = version
         self.port = port
@@ -96,6 +102,7 @@ class FakeOllama:
             ("GET", "/api/ps"): api.ps,
             ("GET", "/api/version"): self._say_version,
             ("GET", "/"): self._say_hello,
+            ("GET", "/metrics"): self._say_metrics,
             ("POST", "/v1/chat/completions"): openai.chat,
             ("POST", "/v1/completions"): openai.completions,
             ("POST", "/v1/embeddings"): openai.embeddings,
@@ -248,6 +255,25 @@ class FakeOllama:
         self.changed()
         return len(alive)
 
+    async def foreign(self, *, slots: int, model: str = "fake", speaks: bool = False) -> Foreign:
+        """Another client comes, with a request for each of so many slots; it stays until its `leave()`.
+
+        With `speaks` it takes part in the passes, otherwise it only keeps its slots. Where these are taken, it
+        waits for them like everybody.
+        """
+        runner = await self._scheduler.acquire(self._models[_short(model)], RunnerOptions(), None)
+        guest = Foreign(self._scheduler, runner, slots=slots, speaks=speaks)
+        self._scheduler.release(runner)
+        return guest
+
+    async def foreign_reload(self, *, num_ctx: int, model: str = "fake") -> None:
+        """Another client asks for the model with another context: returns when it has been reloaded.
+
+        It is reloaded as soon as nobody uses it, and those who come with the former context reload it again.
+        """
+        options = RunnerOptions(num_ctx=num_ctx)
+        self._scheduler.release(await self._scheduler.acquire(self._models[_short(model)], options, None))
+
     def unload_all(self) -> None:
         """Forget every runner that nobody uses."""
         for runner in self.runners:
@@ -377,6 +403,16 @@ class FakeOllama:
     async def _say_hello(self, exchange: Exchange) -> None:
         exchange.answer(200, b"Ollama is running", "text/plain; charset=utf-8")
 
+    async def _say_metrics(self, exchange: Exchange) -> None:
+        """Its counters under the names of llama.cpp's server, for benches. Ollama has no such page."""
+        values = {
+            "llamacpp:n_decode_total": self.passes,
+            "llamacpp:prompt_tokens_total": self.prompt_tokens_computed,
+            "ollama:loads_total": self.loads,
+        }
+        text = "".join(f"{name} {value}\n" for name, value in values.items())
+        exchange.answer(200, text.encode(), "text/plain; version=0.0.4")
+
     def _kick(self) -> None:
         for runner in self.runners:
             runner.kick()
@@ -422,6 +458,10 @@ class FakeOllama:
             f"busy_slots={self.busy_slots} waiting={self.waiting} pending={self.pending} loading={self.loading} "
             f"open_connections={self.open_connections} passes={self.passes} loads={self.loads}; last: {last}"
         )
+
+
+def _short(name: str) -> str:
+    return (parse_name(name) or name).lower()
 
 
 def _allowed(host: str) -> bool:

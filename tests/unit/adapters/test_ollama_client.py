@@ -29,6 +29,7 @@ from unisono.core.model import (
     ChatRequest,
     Finished,
     Item,
+    LoadedRunner,
     Message,
     PassMethod,
     Role,
@@ -165,7 +166,28 @@ async def test_models(backend: OllamaBackend) -> None:
 async def test_a_model_is_found_under_its_names(backend: OllamaBackend, ollama: Ollama, name: str) -> None:
     """Names that differ only in what Ollama ignores are one model, with one digest."""
     assert (await backend.find_model(name)).digest == DIGEST
-    assert [path for path, _ in ollama.asked] == ["/api/tags"]
+    assert [path for path, _ in ollama.asked] == ["/api/tags", "/api/show"]
+
+
+async def test_what_a_token_takes_is_asked_once_for_each_digest(backend: OllamaBackend, ollama: Ollama) -> None:
+    """Only /api/show tells what an estimate of memory needs; without an answer the model is as good."""
+    assert (await backend.find_model("smollm2:135m")).kv_bytes_per_token is None
+    ollama.answers["/api/show"] = (200, recording("show").body)
+    for _ in range(3):
+        assert (await backend.find_model("smollm2:135m")).kv_bytes_per_token == 23_040
+    assert [path for path, _ in ollama.asked].count("/api/show") == 2
+    assert (await backend.find_model("hidden")).kv_bytes_per_token == 23_040
+
+
+async def test_what_is_remembered_of_models_is_bounded(
+    backend: OllamaBackend, ollama: Ollama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host whose models come and go does not fill the memory."""
+    monkeypatch.setattr("unisono.adapters.ollama.client._MOST_REMEMBERED", 1)
+    ollama.answers["/api/show"] = (200, recording("show").body)
+    for name in ("smollm2:135m", "tiny", "smollm2:135m"):
+        await backend.find_model(name)
+    assert [path for path, _ in ollama.asked].count("/api/show") == 3
 
 
 async def test_a_model_without_a_tag_is_the_latest(backend: OllamaBackend) -> None:
@@ -217,8 +239,10 @@ async def test_loaded(backend: OllamaBackend, ollama: Ollama) -> None:
 
 async def test_a_load_finds_its_runner(backend: OllamaBackend, ollama: Ollama) -> None:
     """A runner of the same digest, with as much context as is asked for, was loaded already."""
-    assert (await backend.load(RUNNER, keep_alive_s=300)).was_loaded
-    assert ollama.asked[-1] == (
+    outcome = await backend.load(RUNNER, keep_alive_s=300)
+    assert outcome.was_loaded
+    assert outcome.context_tokens == 4096
+    assert ollama.asked[-2] == (
         "/api/chat",
         {"model": "smollm2:135m", "keep_alive": 300, "messages": [], "stream": False},
     )
@@ -239,21 +263,39 @@ async def test_a_load_that_loads(backend: OllamaBackend, ollama: Ollama, runner:
     assert not outcome.was_loaded
     assert outcome.slots is None
     assert 0 < outcome.duration_s < LIMIT_S
-    assert ollama.asked[-1][1]["keep_alive"] == 1.5
+    assert ollama.asked[-2][1]["keep_alive"] == 1.5
+    assert outcome.context_tokens == (4096 if runner.digest == DIGEST else 0)
+
+
+async def test_a_load_whose_context_cannot_be_had(backend: OllamaBackend) -> None:
+    """The runner is ready; that /api/ps fails afterwards is no failed load."""
+    ask = backend.loaded
+    seen: list[str] = []
+
+    async def loaded() -> tuple[LoadedRunner, ...]:
+        seen.append("/api/ps")
+        if len(seen) > 1:
+            raise BadAnswerError("broken")
+        return await ask()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "loaded", loaded)
+        assert (await backend.load(RUNNER, keep_alive_s=300)).context_tokens == 0
+    assert len(seen) == 2
 
 
 async def test_an_embedding_model_is_loaded_by_an_empty_embedding(backend: OllamaBackend, ollama: Ollama) -> None:
     """It does not chat."""
     runner = RunnerSpec(backend="here", model="t-emb", digest="e", is_embedding=True)
     await backend.load(runner, keep_alive_s=60)
-    assert ollama.asked[-1] == ("/api/embed", {"model": "t-emb", "keep_alive": 60})
+    assert ollama.asked[-2] == ("/api/embed", {"model": "t-emb", "keep_alive": 60})
 
 
 async def test_a_model_whose_capabilities_nobody_knew(backend: OllamaBackend, ollama: Ollama) -> None:
     """One that turns out not to chat is loaded by an embedding after all; an embedding model is not asked twice."""
     ollama.answers["/api/chat"] = (400, recording("error_embedding_chat").body)
     await backend.load(RUNNER, keep_alive_s=60)
-    assert [path for path, _ in ollama.asked] == ["/api/ps", "/api/chat", "/api/embed"]
+    assert [path for path, _ in ollama.asked] == ["/api/ps", "/api/chat", "/api/embed", "/api/ps"]
     ollama.answers["/api/embed"] = (501, recording("embed_unsupported").body)
     with pytest.raises(ModelLacksCapabilityError):
         await backend.load(RunnerSpec(backend="here", model="x", digest="e", is_embedding=True), keep_alive_s=60)

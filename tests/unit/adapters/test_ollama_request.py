@@ -191,6 +191,21 @@ def test_all_options() -> None:
     assert set(json.loads(text)["options"]) == named
 
 
+@pytest.mark.parametrize("num_ctx", [None, 2048, 8192])
+@pytest.mark.parametrize(
+    "request_", [ChatRequest(messages=HI), GenerateRequest(prompt="p"), EmbedRequest(input=("a",))]
+)
+def test_every_item_of_a_group_asks_for_the_groups_context(
+    request_: ChatRequest | GenerateRequest | EmbedRequest, num_ctx: int | None
+) -> None:
+    """Whatever an item asks for itself: one that differs would load the model anew, and so would one without."""
+    runner = RunnerSpec(backend="here", model="m:1", digest="d", options=RunnerOptions(num_ctx=4096))
+    options = Options(runner=RunnerOptions(num_ctx=num_ctx))
+    assert json.loads(body_of(request_, options, runner))["options"] == {"num_ctx": 4096}
+    # The backend's default is asked for by silence, also where an item asks for as much.
+    assert "options" not in json.loads(body_of(request_, options, RUNNER))
+
+
 def test_extra_options_pass_as_written() -> None:
     """Options that only Ollama knows arrive byte for byte; on a name given twice the typed value wins."""
     options = Options(temperature=0.5, extra_json='{"mirostat": 2, "big": 1e400, "temperature": 1, "num_ctx": 7}')

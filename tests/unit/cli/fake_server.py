@@ -132,6 +132,14 @@ class FakeServer(batch_inference_pb2_grpc.BatchInferenceServicer):
         """Not used by the command line."""
         raise NotImplementedError
 
+    def Infer(self, request: object, context: object) -> AsyncIterator[rpc.InferResponse]:
+        """Not asked for by the command line."""
+        raise NotImplementedError
+
+    def Benchmark(self, request: object, context: object) -> AsyncIterator[rpc.BenchmarkResponse]:
+        """Not asked for by the command line."""
+        raise NotImplementedError
+
     def AttachBatch(self, request: object, context: object) -> AsyncIterator[rpc.AttachBatchResponse]:
         """Not used by the command line."""
         raise NotImplementedError

@@ -70,8 +70,8 @@ def test_everything_is_told() -> None:
         "    Ollama gives embedding models one slot, whatever OLLAMA_NUM_PARALLEL says. Put many texts into one item's"
         " `input`: they are computed together.",
         "  sight",
-        "    Ollama runs the family qwen3vlmoe one request at a time, whatever OLLAMA_NUM_PARALLEL says. Batches are"
-        " answered, but share no passes; a model of another family can.",
+        "    Ollama runs the family qwen3vlmoe one request at a time, whatever OLLAMA_NUM_PARALLEL says. Use a model of"
+        " another family, or several backends.",
     ]  # fmt: skip
 
 
@@ -107,6 +107,14 @@ def test_other_backends_have_their_own_remedy(kind: str, remedy: str) -> None:
     assert remedy in advice.text
     (advice,) = advise(found(info, 'models { backend: "b" name: "m" capabilities: "embedding" }'))
     assert "OLLAMA" not in advice.text
+
+
+def test_the_settings_may_be_why_there_is_one_slot() -> None:
+    """Then the backend is not to blame."""
+    one = 'models { backend: "ollama" name: "m" runners { slots { count: 1 source: SLOT_SOURCE_CONFIGURED } } }'
+    (advice,) = advise(found(INFO, one))
+    assert "UNISONO_SLOTS is 1" in advice.text
+    assert "OLLAMA_NUM_PARALLEL" not in advice.text
 
 
 def test_nothing_to_change() -> None:

@@ -13,6 +13,7 @@ from unisono.edge.cli.lines_out import Ended, to_line
 
 ANSWER = """
 item_id: "a" index: 5 state: ITEM_STATE_COMPLETED attempts: 2 shared_with: 7 passes: 12 group: 0
+release_reason: RELEASE_REASON_PREFIX_HELD disturbed: 1
 completion { model: "tiny" content: "Ünter \\"quotes\\"" thinking: "hm" finish_reason: FINISH_REASON_STOP finish_reason_raw: "stop" }
 usage { prompt_tokens: 10 cached_prompt_tokens: 4 completion_tokens: 12 }
 timings { queued { nanos: 1500000 } slot_wait { nanos: 0 } total { seconds: 2 nanos: 123456789 } }
@@ -46,6 +47,8 @@ def test_plain_answer() -> None:
         "attempts": 2,
         "passes": 12,
         "shared_with": 7,
+        "release_reason": "prefix_held",
+        "disturbed": 1,
     }
 
 
@@ -61,6 +64,11 @@ def test_plain_failure() -> None:
         "shared_with": 0,
         "error": {"reason": "INVALID_REQUEST", "message": "wrong; options.top_p: must be from 0 to 1"},
     }
+
+
+def test_a_reason_of_a_newer_service() -> None:
+    """Is no word that is known here."""
+    assert line("state: ITEM_STATE_COMPLETED release_reason: 99")["release_reason"] == "unknown"  # type: ignore[index]
 
 
 def test_plain_tools_vectors_and_logprobs() -> None:

@@ -17,7 +17,7 @@ def test_version(runner: CliRunner) -> None:
     assert (result.exit_code, result.stdout) == (0, "unisono 1.2.3\n")
 
 
-@pytest.mark.parametrize("command", ["run", "serve", "doctor"])
+@pytest.mark.parametrize("command", ["run", "serve", "doctor", "eval"])
 def test_help_has_examples(runner: CliRunner, command: str) -> None:
     """Each command's help shows how it is used."""
     result, _ = invoke(runner, [command, "--help"])
@@ -35,6 +35,12 @@ def test_help_has_examples(runner: CliRunner, command: str) -> None:
         (["run", "x", "--passes", "²"], "neither a number of rows"),
         (["run", "x", "--order", "random"], "Invalid value"),
         (["run", "x", "--num-predict", "9999999999"], "too large"),
+        (["run", "x", "--co-scheduling", "required"], "Invalid value"),
+        (["run", "x", "--max-concurrency", "0"], "greater than or equal to 1"),
+        (["run", "x", "--items-per-second", "0"], "no number above 0"),
+        (["run", "x", "--items-per-second", "many"], "no number above 0"),
+        (["run", "x", "--weight", "101"], "less than or equal to 100"),
+        (["run", "x", "--priority", "highest"], "Invalid value"),
         (["run", "x", "--unknown"], "No such option"),
         (["serve", "--embedded", "--ollama", "http://x"], "exclude each other"),
         (["serve", "--log-level", "loud"], "Invalid value"),

@@ -3,7 +3,7 @@
 from google.protobuf import text_format
 
 from unisono._generated.unisono.v1 import event_pb2
-from unisono.edge.cli.report import Failure, Tally, draw_report
+from unisono.edge.cli.report import Failure, Tally, describe_slots, draw_report
 
 WHOLE = """
 batch_id: "b-7" duration { seconds: 8 nanos: 400000000 }
@@ -102,3 +102,11 @@ def test_only_the_first_failures_are_told() -> None:
     drawn = draw_report(tally, None)
     assert drawn[-1] == "  … and 990 more"
     assert len(drawn) < 40
+
+
+def test_what_is_known_of_slots() -> None:
+    """A number with where it comes from, or what is known without one."""
+    known = event_pb2.SlotCount(count=8, source=event_pb2.SLOT_SOURCE_REMEMBERED, at_least=3)
+    assert describe_slots(known) == "8 (remembered, and not confirmed yet)"
+    assert describe_slots(event_pb2.SlotCount(at_least=3)).startswith("at least 3: ")
+    assert describe_slots(event_pb2.SlotCount(at_least=1)).startswith("not known yet")

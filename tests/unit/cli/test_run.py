@@ -182,7 +182,8 @@ def test_options_apply_to_the_batch(runner: CliRunner, tmp_path: Path) -> None:
     result, (server,) = invoke(
         runner,
         ["run", file, "--model", "m", "--num-predict", "5", "--temperature", "0", "--seed", "9",
-         "--timeout", "10m", "--item-timeout", "1m30s", "--embedded"],
+         "--timeout", "10m", "--item-timeout", "1m30s", "--embedded", "--co-scheduling", "together",
+         "--max-concurrency", "3", "--items-per-second", "0.5", "--priority", "low", "--weight", "7"],
     )  # fmt: skip
     assert result.exit_code == 0
     config = server.config
@@ -191,6 +192,8 @@ def test_options_apply_to_the_batch(runner: CliRunner, tmp_path: Path) -> None:
     assert config.options.HasField("temperature")
     assert config.batch_deadline.seconds == 600
     assert config.item_timeout.seconds == 90
+    assert (config.co_scheduling, config.priority) == (rpc.CO_SCHEDULING_TOGETHER, rpc.PRIORITY_LOW)
+    assert (config.max_concurrency, config.items_per_second, config.weight) == (3, 0.5, 7)
     assert "using the embedded engine" in result.stderr
     assert "no service at" not in result.stderr
 

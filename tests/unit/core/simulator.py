@@ -8,6 +8,7 @@ command against the promises that are never to be broken, so each scenario check
 from __future__ import annotations
 
 import heapq
+import math
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -93,9 +94,9 @@ class Audit:
                     self._alive(ticket)
                     assert self.open.get(ticket) == serial, "only a connection that is open is closed"
                     self._close(Staging(ticket, serial), "aborted")
-                case Retry(ticket=ticket, again_in_s=again_in_s):
+                case Retry(ticket=ticket, again_in_s=again_in_s, is_free=is_free):
                     self._alive(ticket)
-                    assert again_in_s > 0
+                    assert again_in_s == 0 if is_free else again_in_s > 0
                 case End(ticket=ticket):
                     self._alive(ticket)
                     assert ticket not in self.open, "who ended holds no connection"
@@ -388,8 +389,15 @@ class Simulator:
     def _finish(self, call: _Call) -> None:
         assert call.began_at_s is not None
         began_at_s, ended_at_s = call.began_at_s + self._clock_error_s(), self.now + self._clock_error_s()
-        held = Held(start_s=began_at_s, end_s=ended_at_s, waited_s=max(0.0, began_at_s - call.came_at_s))
         self._leave(call)
+        held = Held(
+            start_s=began_at_s,
+            end_s=ended_at_s,
+            waited_s=max(0.0, began_at_s - call.came_at_s),
+            settled_s=min(
+                (one.came_at_s for one in (*self._host.busy.values(), *self._host.queue)), default=math.inf
+            ),
+        )
         self.audit.was_closed(call.staging, "released")
         self.do(self.machine.finished(*call.staging, self.now, held if self._tells_held else None))
 

@@ -17,6 +17,8 @@ from unisono.core.limits import (
     check_item,
     check_model,
     check_options,
+    check_shared,
+    messages_bytes,
     text_bytes,
 )
 from unisono.core.model import (
@@ -419,3 +421,64 @@ def test_default_limits_are_the_documented_ones() -> None:
     assert (limits.max_items, limits.max_open_items, limits.max_messages) == (50_000, 10_000, 1024)
     assert limits.max_item_text_bytes == 4 * 1024 * 1024
     assert replace(limits, max_items=1).max_items == 1
+
+
+# -- Several answers, and what a batch puts in front ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("checked", "paths"),
+    [
+        (item(n=64), []),
+        (item(n=0), ["n"]),
+        (item(n=65), ["n"]),
+        (item(EmbedRequest(input=("a",))), []),
+        (item(EmbedRequest(input=("a",)), n=2), ["n"]),
+        # "#64" has three bytes, and ids eight.
+        (item(item_id="x" * 5, n=64), []),
+        (item(item_id="x" * 6, n=64), ["n"]),
+        (item(item_id="x" * 6, n=9), []),
+        (item(item_id="x" * 8, n=1), []),
+        (item(item_id="x" * 9, n=9), ["item_id"]),
+    ],
+)
+def test_the_number_of_answers(checked: Item, paths: list[str]) -> None:
+    """1 to 64, of what can have more than one, with room for the ids."""
+    assert wrong(checked) == paths
+
+
+def test_shared_messages_count_as_the_item_s_own() -> None:
+    """Their number and their text; the paths are those of the item as it was sent."""
+    two = item(chat(user("x" * 60), user()))
+    assert check_item(two, SMALL, shared_count=1, shared_bytes=38) == []
+    (many,) = check_item(two, SMALL, shared_count=2, shared_bytes=38)
+    assert (many.field, many.description) == (
+        "chat.messages",
+        "has 4 messages (2 of them in shared_context); at most 3 are taken",
+    )
+    (long,) = check_item(two, SMALL, shared_count=1, shared_bytes=39)
+    assert long.field == "chat.messages[0].content"
+    assert "101 bytes of text (39 of them in shared_context)" in long.description
+
+
+@pytest.mark.parametrize(
+    ("request_", "path"), [(GenerateRequest(prompt="p"), "generate"), (EmbedRequest(input=("a",)), "embed")]
+)
+def test_shared_messages_go_with_conversations(request_: GenerateRequest | EmbedRequest, path: str) -> None:
+    """Nothing else can have them in front."""
+    (violation,) = check_item(item(request_), SMALL, shared_count=1, shared_bytes=1)
+    assert violation.field == path
+    assert "shared_context goes with chat items only" in violation.description
+
+
+def test_shared_messages_are_judged_once() -> None:
+    """As an item's are, with paths of their own; and room for one more message is left."""
+    call = ToolCall(name="f", arguments_json='{"a": "é"}')
+    messages = (user("abc"), Message(role=Role.ASSISTANT, thinking="d", tool_calls=(call,)))
+    assert messages_bytes(messages) == 3 + 1 + 11
+    assert list(check_shared(messages, SMALL)) == []
+    assert [one.field for one in check_shared((*messages, user("")), SMALL)] == [
+        "shared_context.messages",
+        "shared_context.messages[2].content",
+    ]
+    assert [one.field for one in check_shared([user("x" * 101)], SMALL)] == ["shared_context.messages"]

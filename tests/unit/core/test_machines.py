@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import count
 
 import pytest
@@ -13,7 +14,7 @@ from tests.unit.core.simulator import Audit, Staging
 from unisono.core.arbiter import Arbiter, ArbiterSettings, Load, Probe, Unload
 from unisono.core.arbiter import Command as AnyCommand
 from unisono.core.capacity import Capacity, Held
-from unisono.core.commands import Release, Stage, Work
+from unisono.core.commands import Priority, Release, Stage, Terms, Work
 from unisono.core.conductor import Conductor, ConductorSettings
 from unisono.core.errors import (
     BackendBusyError,
@@ -26,7 +27,8 @@ from unisono.core.errors import (
     RunnerDiedError,
 )
 from unisono.core.lifecycle import Phase
-from unisono.core.model import ItemState, RunnerSpec
+from unisono.core.model import ItemState, RunnerSpec, Usage
+from unisono.core.prefixes import Prefix
 
 ERRORS = st.sampled_from(
     [
@@ -42,6 +44,19 @@ LIMITS = st.none() | st.sampled_from([0.05, 0.7, 5.0, 100.0])
 PATIENCE = ConductorSettings(hold_patience_s=0.25, hold_limit_s=20.0, stall_s=60.0)
 CANCELLED = CancelledItemError("cancelled")
 
+# Batches of all kinds; and families: two that begin alike, one by itself, and items that share nothing.
+TERMS = [
+    partial(Terms),
+    partial(Terms, priority=Priority.HIGH, max_concurrency=2, items_per_second=3.0),
+    partial(Terms, weight=3, is_together=True),
+]
+PREFIXES = [
+    None,
+    Prefix(1, (10, 11), (600, 1_200)),
+    Prefix(2, (10, 12), (600, 2_400)),
+    Prefix(3, (30,), (2_000,)),
+]
+
 # More steps for one item than these is an endless loop.
 MANY = 5000
 
@@ -54,6 +69,8 @@ class Machine(RuleBasedStateMachine):
         self.now = 1.1
         self.audit = Audit()
         self.tickets = count()
+        self.terms: dict[int, Terms] = {}
+        self.sizes = 0
         self.machine: Conductor | Arbiter
 
     # -- To be said by each
@@ -81,9 +98,14 @@ class Machine(RuleBasedStateMachine):
                 silence_s=silence_s,
                 max_attempts=attempts,
                 num_predict=3 if batch else None,
+                terms=self.terms.setdefault(batch, TERMS[batch]()),
+                prefix=PREFIXES[(self.sizes + place) % len(PREFIXES)],
+                prompt_bytes=4_000,
+                is_single=batch == 2 and place == 0,
             )
-            for _ in range(number)
+            for place in range(number)
         ]
+        self.sizes += number
         self.audit.added |= {work.ticket for work in made}
         return made
 
@@ -119,7 +141,8 @@ class Machine(RuleBasedStateMachine):
         held = None if waited_s is None else Held(start_s=self.now - 0.5, end_s=self.now, waited_s=waited_s)
         if self.audit.outcomes.get(staging) == "released":
             self.audit.was_closed(staging, "released")
-        self.do(list(self.machine.finished(*staging, self.now, held)))
+        usage = None if waited_s is None else Usage(prompt_tokens=900, completion_tokens=3)
+        self.do(list(self.machine.finished(*staging, self.now, held, usage)))
 
     @rule(data=st.data(), error=ERRORS)
     def fails(self, data: st.DataObject, error: BaseException) -> None:
@@ -173,11 +196,12 @@ class Machine(RuleBasedStateMachine):
     # -- The end
 
     def go(self) -> bool:
-        """Lets every item that has a connection take its next step, and succeed; False where there is none."""
-        open_now = [Staging(*pair) for pair in self.audit.open.items()]
-        for staging in open_now:
+        """Lets every item that has a connection take its next step, and succeed; False where none has one to take."""
+        has_gone = False
+        for staging in [Staging(*pair) for pair in self.audit.open.items()]:
             if self.audit.open.get(staging.ticket) != staging.serial:
                 continue
+            has_gone = has_gone or staging not in self.audit.held
             if self.audit.outcomes.get(staging) == "released":
                 self.do(list(self.machine.spoke(*staging, self.now)))
                 self.audit.was_closed(staging, "released")
@@ -185,7 +209,7 @@ class Machine(RuleBasedStateMachine):
             elif staging not in self.audit.held:
                 self.audit.was_staged(staging)
                 self.do(list(self.machine.staged(*staging, self.now)))
-        return bool(open_now)
+        return has_gone
 
     def finish(self) -> None:
         """Lets everything end well: nobody may be lost."""
@@ -198,6 +222,7 @@ class Machine(RuleBasedStateMachine):
                 self.do(list(self.machine.tick(self.now)))
         self.audit.check_finished()
         assert self.machine.queued == self.machine.in_flight == 0
+        assert all(terms.in_flight == 0 for terms in self.terms.values())
 
 
 class ConductorMachine(Machine):
@@ -234,7 +259,7 @@ class ConductorMachine(Machine):
     def shut(self) -> None:
         """Another's turn has come."""
         self.is_open = False
-        self.do(list(self.conductor.shut()))
+        self.do(list(self.conductor.shut(self.now)))
         assert self.audit.held == set()
 
     @rule(batch=st.integers(0, 2))
@@ -295,8 +320,8 @@ class ArbiterMachine(Machine):
         self.runner_of: dict[int, RunnerSpec] = {}
         self.loading: list[RunnerSpec] = []
         self.probing = 0
-        # The runner that the backend holds, as far as it was told to.
-        self.memory: RunnerSpec | None = None
+        # The runners that the backend holds.
+        self.memory: set[RunnerSpec] = set()
         # Items that were at the backend when it was last away.
         self.left_over: set[int] = set()
 
@@ -310,13 +335,12 @@ class ArbiterMachine(Machine):
                     self.loading.append(runner)
                 case Unload(runner=runner):
                     assert runner not in {self.runner_of[ticket] for ticket in self.alive()}
-                    if self.memory == runner:
-                        self.memory = None
+                    self.memory.discard(runner)
                 case Probe():
                     self.probing += 1
                     assert self.probing == 1, "one probe at a time"
                 case Stage(ticket=ticket):
-                    assert self.memory == self.runner_of[ticket], "nothing is staged before its runner was loaded"
+                    assert self.runner_of[ticket] in self.memory, "nothing is staged before its runner was loaded"
                 case _:
                     pass
         if self.arbiter.is_away:
@@ -324,11 +348,10 @@ class ArbiterMachine(Machine):
         self.left_over &= set(self.flying())
 
     def check_release(self, release: Release) -> None:
-        """One runner at a time, and loaded."""
+        """One runner at a time, or several that are in memory side by side."""
         theirs = {self.runner_of[ticket] for ticket in release.tickets}
-        assert theirs == {self.memory}
         others = [ticket for ticket in self.flying() if ticket not in self.left_over]
-        assert {self.runner_of[ticket] for ticket in others} <= theirs
+        assert theirs | {self.runner_of[ticket] for ticket in others} <= self.memory
         runner = theirs.pop()
         mine = sum(1 for ticket in self.flying() if self.runner_of[ticket] == runner)
         assert mine <= 2 * self.arbiter.capacity(runner).limit
@@ -346,7 +369,6 @@ class ArbiterMachine(Machine):
         runner=st.sampled_from(RUNNERS),
         limits=st.tuples(LIMITS, LIMITS, LIMITS),
         attempts=st.integers(1, 3),
-        is_loaded=st.booleans(),
         unload_after=st.booleans(),
     )
     def submit(
@@ -356,21 +378,22 @@ class ArbiterMachine(Machine):
         limits: tuple[float | None, ...],
         attempts: int,
         *,
-        is_loaded: bool,
         unload_after: bool,
     ) -> None:
         """Items come."""
         made = self.make_works(number, RUNNERS.index(runner), limits, attempts)
         self.runner_of.update({work.ticket: runner for work in made})
+        is_loaded = runner in self.memory
         self.do(self.arbiter.submit(runner, made, self.now, is_loaded=is_loaded, unload_after=unload_after))
 
     @precondition(lambda self: self.loading)
-    @rule()
-    def is_loaded(self) -> None:
-        """A load comes to its end."""
+    @rule(has_room=st.booleans())
+    def is_loaded(self, *, has_room: bool) -> None:
+        """A load comes to its end; where there is no room, all others had to go."""
         runner = self.loading.pop(0)
-        self.memory = runner
-        self.do(self.arbiter.loaded(runner, self.now))
+        was_loaded = runner in self.memory
+        self.memory = {*(self.memory if has_room or was_loaded else ()), runner}
+        self.do(self.arbiter.loaded(runner, self.now, was_loaded=was_loaded))
 
     @precondition(lambda self: self.loading)
     @rule(error=st.sampled_from([LoadFailedError("no"), ModelNotFoundError("none"), BackendUnavailableError("away")]))
@@ -406,7 +429,7 @@ class ArbiterMachine(Machine):
         """Lets loads and probes succeed as well."""
         has_moved = bool(self.loading or self.probing)
         while self.loading:
-            self.is_loaded()
+            self.is_loaded(has_room=False)
         if self.probing:
             self.is_probed(answers=True)
         return super().go() or has_moved
@@ -423,7 +446,7 @@ class ArbiterMachine(Machine):
         ticket = next(self.tickets)
         self.audit.added.add(ticket)
         self.runner_of[ticket] = RUNNERS[0]
-        self.memory = None
+        self.memory = set()
         self.do(self.arbiter.submit(RUNNERS[0], [Work(ticket=ticket, batch=9)], self.now))
         self.finish()
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from unisono.core.errors import ModelLacksCapabilityError, ModelNotFoundError, UnisonoError
+from unisono.core.batch import ContextPolicy
+from unisono.core.errors import ContextConflictError, ModelLacksCapabilityError, ModelNotFoundError, UnisonoError
+from unisono.core.harmonise import Standing
 from unisono.core.model import (
     ChatRequest,
     EmbedRequest,
@@ -79,8 +81,8 @@ def test_same_digest_on_two_backends_is_two_runners() -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        {"options": Options(runner=RunnerOptions(num_ctx=2048))},
         {"options": Options(runner=RunnerOptions(use_mmap=False))},
+        {"options": Options(runner=RunnerOptions(num_batch=16, num_ctx=2048))},
         {"request": ChatRequest(messages=CHAT.messages, shift=False)},
         {"request": GenerateRequest(prompt="p", shift=True)},
     ],
@@ -104,10 +106,16 @@ def test_loaded_goes_first_then_larger() -> None:
 
 @pytest.mark.parametrize(
     ("num_ctx", "backend", "is_loaded"),
-    [(None, "ollama", True), (4096, "ollama", True), (2048, "ollama", False), (None, "x", False)],
+    [
+        (None, "ollama", True),
+        (4096, "ollama", True),
+        (2048, "ollama", True),
+        (8192, "ollama", False),
+        (None, "x", False),
+    ],
 )
 def test_loaded_means_with_that_context(num_ctx: int | None, backend: str, *, is_loaded: bool) -> None:
-    """A model in memory with another context, or on another backend, is not this runner."""
+    """A model in memory with too small a context, or on another backend, is not this runner."""
     there = {backend: [LoadedRunner(model="m", digest="sha256:m", context_length=4096)]}
     planned = plan([item(options=Options(runner=RunnerOptions(num_ctx=num_ctx)))], {"m": model()}, there)
     assert planned.groups[0].is_loaded is is_loaded
@@ -116,7 +124,7 @@ def test_loaded_means_with_that_context(num_ctx: int | None, backend: str, *, is
 def test_told_slots_come_with_the_runner_that_is_loaded() -> None:
     """Where a backend tells the slots of what it holds, the plan says them; for another runner it says nothing."""
     there = {"ollama": [LoadedRunner(model="m", digest="sha256:m", context_length=4096, slots=6)]}
-    for num_ctx, slots in ((4096, 6), (2048, None)):
+    for num_ctx, slots in ((4096, 6), (8192, None)):
         planned = plan([item(options=Options(runner=RunnerOptions(num_ctx=num_ctx)))], {"m": model()}, there)
         assert planned.groups[0].told_slots == slots
 
@@ -127,6 +135,165 @@ def test_embeddings_are_loaded_as_such() -> None:
     assert runner_for(item(request=EmbedRequest(input=("a",))), embedder, "m").is_embedding
     assert runner_for(item(request=EmbedRequest(input=("a",))), model(), "m").is_embedding
     assert not runner_for(item(), model(), "m").is_embedding
+
+
+def test_what_it_takes_comes_with_the_runner_that_is_loaded() -> None:
+    """What a backend says of the memory of what it holds is the plan's to tell."""
+    there = {"ollama": [LoadedRunner(model="m", digest="sha256:m", context_length=4096, size_bytes=123)]}
+    assert plan([item()], {"m": model()}, there).groups[0].measured_bytes == 123
+    assert plan([item()], {"m": model()}, {}).groups[0].measured_bytes == 0
+
+
+def test_groups_of_a_model_are_neighbours() -> None:
+    """Models go by how many items they have in all; what is loaded is the first of its model, which is the first."""
+    batched = Options(runner=RunnerOptions(num_batch=16))
+    models = {name: model(name) for name in "abc"}
+    items = [
+        item(0, model="a"),
+        *(item(n, model="b") for n in (1, 2)),
+        item(3, model="a", options=batched),
+        item(4, model="a", options=batched),
+        *(item(n, model="c", options=batched) for n in (5, 6)),
+        item(7, model="c"),
+    ]
+    assert indexes(plan(items, models, {})) == [[3, 4], [0], [5, 6], [7], [1, 2]]
+    loaded = {"ollama": [LoadedRunner(model="c", digest="sha256:c", context_length=4096)]}
+    assert indexes(plan(items, models, loaded))[:2] == [[5, 6], [7]]
+
+
+def test_chats_and_embeddings_of_one_model_share_its_context() -> None:
+    """They are groups of their own, but loading one for the other would cost a load."""
+    items = [item(0, options=context(2048)), item(1, EmbedRequest(input=("a",)), options=context(512))]
+    planned = plan(items, {"m": model()}, {})
+    assert [group.runner.is_embedding for group in planned.groups] == [False, True]
+    assert [group.runner.options.num_ctx for group in planned.groups] == [2048, 2048]
+
+
+def test_each_group_knows_what_its_prompts_have_in_common() -> None:
+    """Families are found within a group: what another runner computed is of no use."""
+    long = GenerateRequest(prompt="p" * 600)
+    batched = Options(runner=RunnerOptions(num_batch=16))
+    planned = plan([item(0, long), item(1, long), item(2), item(3, long, options=batched)], {"m": model()}, {})
+    first, second = planned.groups
+    assert [one and one.size for one in first.prefixes] == [600, 600, None]
+    assert second.prefixes == (None,)
+
+
+# -- Contexts ----------------------------------------------------------------------------------------------------
+
+
+def context(num_ctx: int | None, **more: Any) -> Options:
+    """Options that ask for a context."""
+    return Options(runner=RunnerOptions(num_ctx=num_ctx), **more)
+
+
+def contexts(planned: Plan) -> list[tuple[int | None, int]]:
+    """What each group's runner is asked for, and how many items it has."""
+    return [(group.runner.options.num_ctx, len(group.items)) for group in planned.groups]
+
+
+MIXED = [item(0, options=context(2048)), item(1, options=context(4096)), item(2), item(3, options=context(2048))]
+
+
+def test_one_context_for_all() -> None:
+    """By default items that differ in their context alone share a runner, which has the largest."""
+    planned = plan(MIXED, {"m": model()}, {})
+    assert contexts(planned) == [(4096, 4)]
+    assert planned.groups[0].context_tokens == 4096
+    assert planned.groups[0].context_reason == "4,096 tokens: the most that an item asks for"
+    assert planned.warnings == ()
+
+
+def test_each_context_for_itself() -> None:
+    """SEPARATE leaves every item what it asks for."""
+    planned = plan(MIXED, {"m": model()}, {}, policy=ContextPolicy.SEPARATE)
+    assert contexts(planned) == [(2048, 2), (4096, 1), (None, 1)]
+    assert [group.context_tokens for group in planned.groups] == [2048, 4096, 0]
+    assert planned.groups[0].context_reason == "2,048 tokens: asked for"
+    assert "default" in planned.groups[2].context_reason
+    there = {"ollama": [LoadedRunner(model="m", digest="sha256:m", context_length=4096)]}
+    planned = plan(MIXED, {"m": model()}, there, policy=ContextPolicy.SEPARATE)
+    assert contexts(planned) == [(4096, 1), (None, 1), (2048, 2)]
+    assert [group.is_loaded for group in planned.groups] == [True, True, False]
+
+
+def test_differing_contexts_refused() -> None:
+    """REJECT refuses all items of the model, whatever else tells its runners apart, and nobody else's."""
+    batched = Options(runner=RunnerOptions(num_batch=16))
+    items = [*MIXED, item(4, options=batched), item(5, model="other", options=context(512)), item(6, model="other")]
+    planned = plan(items, {"m": model(), "other": model("other")}, {}, policy=ContextPolicy.REJECT)
+    assert contexts(planned) == [(512, 2)]
+    assert [one.index for one, _ in planned.refused] == [0, 1, 2, 3, 4]
+    error = planned.refused[0][1]
+    assert isinstance(error, ContextConflictError)
+    assert "2,048, 4,096" in error.message
+    assert error.metadata == {"model": "m", "backend": "ollama"}
+
+
+def test_one_context_is_no_conflict() -> None:
+    """Items that ask for nothing contradict nobody."""
+    planned = plan([MIXED[0], MIXED[2]], {"m": model()}, {}, policy=ContextPolicy.REJECT)
+    assert contexts(planned) == [(2048, 2)]
+
+
+def test_who_gets_less_is_warned() -> None:
+    """The model was trained for less than an item asks for."""
+    planned = plan([item(0, options=context(9000)), *MIXED[1:]], {"m": model(context_length=8192)}, {})
+    assert contexts(planned) == [(8192, 4)]
+    (warned,) = planned.warnings
+    assert (warned.item_id, warned.reason, warned.field) == ("0", "CONTEXT_CLAMPED", "options.runner.num_ctx")
+    assert warned.message == (
+        "asks for a context of 9,000 tokens, and gets 8,192 tokens: the model was trained for no more"
+    )
+
+
+@pytest.mark.parametrize(
+    ("slots", "told", "num_ctx"), [({}, None, 3840), ({None: 2}, None, 2048 - 128), ({4096: 2}, None, 2048 - 128)]
+)
+def test_no_more_than_memory_allows(slots: dict[int | None, int], told: int | None, num_ctx: int) -> None:
+    """With a limit of so many bytes; slots are known by the runner itself, or by one of another context."""
+    found = plan(
+        [item(0, options=context(8192))],
+        {"m": model(size_bytes=1000, kv_bytes_per_token=10)},
+        {},
+        memory_limit_bytes=1000 + 40_000,
+        standing={"ollama": [Standing(runner=runner_for(item(options=context(4096)), model(), "m"))]},
+        slots_of=lambda runner: slots.get(runner.options.num_ctx, 0),
+    )
+    assert contexts(found) == [(num_ctx // 256 * 256, 1)]
+    assert [one.reason for one in found.warnings] == ["CONTEXT_CLAMPED"]
+
+
+def test_slots_that_a_backend_tells_count_for_memory() -> None:
+    """A runner that is loaded with four slots would be loaded with four again."""
+    found = plan(
+        [item(0, options=context(8192))],
+        {"m": model(size_bytes=1000, kv_bytes_per_token=10)},
+        {"ollama": [LoadedRunner(model="m", digest="sha256:m", context_length=512, slots=4)]},
+        memory_limit_bytes=1000 + 40_960,
+    )
+    assert contexts(found) == [(1024, 1)]
+
+
+def test_what_is_at_work_is_joined() -> None:
+    """Another batch's runner that is large enough, by its own name; those of other models are not."""
+    busy = [
+        Standing(runner=runner_for(item(options=context(8192)), model("x"), "x"), is_busy=True),
+        Standing(runner=runner_for(item(options=context(4096)), model(), "m"), is_busy=True),
+    ]
+    assert contexts(plan([MIXED[0]], {"m": model()}, {}, standing={"ollama": busy})) == [(4096, 1)]
+    assert contexts(plan([MIXED[0]], {"m": model()}, {}, standing={"elsewhere": busy})) == [(2048, 1)]
+
+
+def test_fixed_contexts_are_not_asked_for() -> None:
+    """Whoever asks for no more than there is shares the one runner; who asks for more is apart, and fails alone."""
+    fixed = {"m": model(fixed_context=2048)}
+    there = {"ollama": [LoadedRunner(model="m", digest="sha256:m", context_length=2048, slots=8)]}
+    planned = plan(MIXED, fixed, there)
+    assert contexts(planned) == [(None, 3), (4096, 1)]
+    assert [group.is_loaded for group in planned.groups] == [True, False]
+    assert planned.groups[0].context_reason == "2,048 tokens: the backend was started with them"
+    assert contexts(plan([MIXED[1]], fixed, there)) == [(4096, 1)]
 
 
 # -- Refusals ----------------------------------------------------------------------------------------------------
@@ -270,4 +437,4 @@ def test_one_slot_of_an_embedding_model_has_its_own_reason() -> None:
     texts = [item(n, EmbedRequest(input=("a",))) for n in range(2)]
     warned = warn_of_slots(group_of(*texts), Slots(count=1, source=SlotSource.TOLD))
     assert warned is not None
-    assert "it is an embedding model" in warned.message
+    assert "Ollama gives embedding models one slot" in warned.message

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from array import array
 
-from unisono.core import events, model, passes, plan, report
+from unisono.core import events, memory, model, passes, plan, report
+from unisono.core.commands import ReleaseReason
 from unisono.core.errors import BackendBusyError, InvalidRequestError, LoadFailedError, Violation
+from unisono.core.prefixes import Prefix
 
 NOW_NS = 1_700_000_000_123_456_789
 MIB = 1024 * 1024
@@ -15,7 +17,18 @@ OPTIONS = model.RunnerOptions(
 )
 RUNNER = model.RunnerSpec(backend="local", model="m:1b", digest="sha", options=OPTIONS, shift=False)
 SLOTS = model.Slots(count=8, source=model.SlotSource.LEARNED)
-PLANNED = report.GroupPlanned(group=2, runner=RUNNER, item_count=16, is_loaded=True, slots=SLOTS)
+STATE = model.SlotState(slots=SLOTS, at_least=7, limit=6, reason="it is shared", remedy="ask the others")
+PLANNED = report.GroupPlanned(
+    group=2,
+    runner=RUNNER,
+    item_count=16,
+    is_loaded=True,
+    slots=SLOTS,
+    state=STATE,
+    context_reason="4,096 tokens: asked for",
+    memory=memory.MemoryEstimate(weights_bytes=2**31, kv_cache_bytes=2**28, context_tokens=4096, slots=8),
+    measured_bytes=2**32,
+)
 LOGPROBS = (
     model.TokenLogprob(
         token="Hi", logprob=-0.25, bytes=b"Hi", top=(model.TokenLogprob(token="Ho", logprob=-2.5, bytes=b"Ho"),)
@@ -53,6 +66,9 @@ RESULT = events.Result(
     passes=12,
     group=0,
     parts=4,
+    variant_of="whole",
+    release_reason=ReleaseReason.TAIL,
+    disturbed=1,
 )
 FAILED = events.Result(item_id="b", index=4, state=model.ItemState.FAILED, error=BackendBusyError("full"))
 PROGRESS = report.Progress(
@@ -77,6 +93,15 @@ GROUP_REPORT = report.GroupReport(
     duration_s=30.0,
     prompt_tokens=1000,
     completion_tokens=700,
+    cached_prompt_tokens=300,
+    idle_s=((report.IdleReason.REFILL, 0.25), (report.IdleReason.NO_ITEMS, 12.0)),
+    costs=report.Costs(
+        pass_s=0.02, token_s=0.001, prompt_token_s=0.0005, passes_measured=77, single_stream_token_s=0.021
+    ),
+    one_at_a_time_s=90.0,
+    families=(report.FamilyReport(prefix_tokens=620, item_count=16, computed=2),),
+    context_used=0.625,
+    runner_deaths=3,
 )
 REPORT = report.Report(
     batch_id="batch-1",
@@ -109,7 +134,7 @@ DELTAS = events.Deltas(
 )
 GROUP = plan.Group(
     runner=RUNNER,
-    model=model.ModelInfo(backend="local", name="m:1b", digest="sha"),
+    model=model.ModelInfo(backend="local", name="m:1b", digest="sha", size_bytes=2**31, kv_bytes_per_token=2**16),
     items=tuple(
         model.Item(
             item_id=f"i{index}",
@@ -121,6 +146,10 @@ GROUP = plan.Group(
     ),
     is_loaded=True,
     reason="it is loaded",
+    measured_bytes=2**32,
+    context_tokens=4096,
+    context_reason="4,096 tokens: asked for",
+    prefixes=(Prefix(7, (7,), (2480,)), None, Prefix(7, (7,), (2480,))),
 )
 WARNED = plan.Warned(
     item_id="i1", field="options.runner.num_ctx", reason="CONTEXT_MAY_BE_TOO_SMALL", message="raise it"

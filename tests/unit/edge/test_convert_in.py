@@ -20,6 +20,7 @@ from unisono.core.batch import BadItem
 from unisono.core.errors import InvalidRequestError
 from unisono.core.limits import Limits, check_item
 from unisono.edge.grpc import convert_in
+from unisono.edge.grpc.found import MAX_VIOLATIONS
 
 USER = it.Message(role=it.ROLE_USER, content="hello")
 # Numbers that no enum of the contract has.
@@ -300,17 +301,35 @@ def test_a_refused_item_keeps_its_name() -> None:
     assert converted.item_id == "mine"
 
 
+@pytest.mark.parametrize(("asked", "kept"), [(None, 1), (0, 1), (1, 1), (64, 64), (65, 1)])
+def test_a_refused_item_keeps_the_number_of_its_answers(asked: int | None, kept: int) -> None:
+    """So that each can be told of its failure; a number that is none stands for one."""
+    converted = convert_in.item(it.Item(item_id="mine", n=asked))
+    assert isinstance(converted, BadItem)
+    assert converted.n == kept
+
+
+def test_no_number_of_answers_is_one() -> None:
+    """Zero is kept apart from absent, and judged by the limits."""
+    assert taken(chat()).n == 1
+    none = chat()
+    none.n = 0
+    assert taken(none).n == 0
+
+
 def test_what_is_allowed_is_not_judged_here() -> None:
     """Ranges, sizes and JSON are for the limits that all doors share, with the same paths."""
     converted = taken(
         it.Item(
             item_id="",
+            n=65,
             options=it.Options(top_p=2.0, runner=it.RunnerOptions(num_ctx=1), extra_options_json="["),
             chat=it.ChatRequest(messages=[], logprobs=it.Logprobs(top=21), format=it.ResponseFormat(json_schema="")),
         )
     )
     assert {one.field for one in check_item(converted, Limits())} == {
         "item_id",
+        "n",
         "options.top_p",
         "options.runner.num_ctx",
         "options.extra_options_json",
@@ -345,7 +364,7 @@ def test_lists_without_end_are_refused_unread() -> None:
     texts = it.EmbedRequest(input=[""] * 2049)
     assert refused(it.Item(item_id="a", embed=texts)) == ["embed.input"]
     bad = [it.Message()] * 1024
-    assert len(refused(it.Item(item_id="a", chat=it.ChatRequest(messages=bad)))) == convert_in.MAX_VIOLATIONS
+    assert len(refused(it.Item(item_id="a", chat=it.ChatRequest(messages=bad)))) == MAX_VIOLATIONS
 
 
 def test_items_are_counted_before_they_are_read() -> None:

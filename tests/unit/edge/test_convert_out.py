@@ -24,7 +24,7 @@ from tests.unit.edge.samples import (
     PLANNED,
     PROGRESS,
     RESULT,
-    SLOTS,
+    STATE,
     WARNED,
     WRONG,
 )
@@ -32,11 +32,14 @@ from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
 from unisono._generated.unisono.v1 import event_pb2 as ev
 from unisono._generated.unisono.v1 import item_pb2 as it
 from unisono._generated.unisono.v1 import server_pb2 as srv
-from unisono.core import events, model, passes
+from unisono.app.benchmark import Measured, Verdict
+from unisono.core import events, model, passes, report
 from unisono.core.batch import Ack
+from unisono.core.benchmark import BatchRun, steps_of
+from unisono.core.commands import ReleaseReason
 from unisono.core.errors import DuplicateItemError
 from unisono.core.limits import Limits
-from unisono.edge.grpc import convert_out
+from unisono.edge.grpc import convert_benchmark, convert_figures, convert_out, convert_server
 
 
 def event(lasting: events.LastingEvent) -> ev.BatchEvent:
@@ -52,12 +55,37 @@ def everything() -> list[Message]:
         convert_out.batch_event(events.Heartbeat(), NOW_NS),
         convert_out.acknowledgement(Ack(item_id="a", index=0)),
         convert_out.acknowledgement(Ack(item_id="a", refusal=DuplicateItemError("twice"))),
-        convert_out.group_plan(1, GROUP, SLOTS, ["i0"]),
-        convert_out.plan_warning(WARNED),
-        convert_out.plan_refusal("a", 5, WRONG),
-        convert_out.forward_pass(1, passes.ForwardPass(number=7, at_ns=NOW_NS, members=(2, 1))),
-        convert_out.model(INFO, [convert_out.runner_status(LOADED, SLOTS)]),
-        convert_out.server_limits(Limits(), max_receive_bytes=32 * MIB, max_send_bytes=4 * MIB),
+        convert_server.group_plan(1, GROUP, STATE, ["i0"]),
+        convert_server.plan_warning(WARNED),
+        convert_server.plan_refusal("a", 5, WRONG),
+        convert_figures.forward_pass(1, passes.ForwardPass(number=7, at_ns=NOW_NS, members=(2, 1))),
+        convert_server.model(INFO, [convert_server.runner_status(LOADED, STATE)]),
+        convert_benchmark.response(
+            Measured(
+                model="m",
+                size=4,
+                run=2,
+                duration_s=1.5,
+                completion_tokens=64,
+                passes=16,
+                failed=1,
+                failure_reason="BACKEND_BUSY",
+            )
+        ),
+        convert_benchmark.response(
+            Verdict(
+                model="m",
+                steps=steps_of(
+                    BatchRun(items=size, duration_s=2.0, latencies_s=(1.0,), completion_tokens=64, passes=64 // size)
+                    for size in (1, 4)
+                ),
+                sample_answer="Once",
+                slots=STATE,
+                best_size=4,
+                advice="nothing",
+            )
+        ),
+        convert_server.server_limits(Limits(), max_receive_bytes=32 * MIB, max_send_bytes=4 * MIB),
     ]
 
 
@@ -97,6 +125,7 @@ def test_every_field_of_the_contract_is_filled() -> None:
         srv.PlanRefusal,
         srv.Model,
         srv.ServerLimits,
+        pb.BenchmarkResponse,
     )
     promised = set().union(*(fields_of(kind.DESCRIPTOR) for kind in kinds))
     filled = {name for message in everything() for name in set_fields(message)}
@@ -117,8 +146,10 @@ def test_what_is_sent_can_be_sent() -> None:
         (convert_out._BATCH_STATES, events.BatchState),
         (convert_out._LOAD_STATES, events.LoadState),
         (convert_out._FINISH_REASONS, model.FinishReason),
-        (convert_out._SLOT_SOURCES, model.SlotSource),
-        (convert_out._PASS_METHODS, model.PassMethod),
+        (convert_figures._SLOT_SOURCES, model.SlotSource),
+        (convert_figures._PASS_METHODS, model.PassMethod),
+        (convert_figures._IDLE_REASONS, report.IdleReason),
+        (convert_out._RELEASE_REASONS, ReleaseReason),
     ],
     ids=lambda one: one.__name__ if isinstance(one, type) else "",
 )
@@ -208,7 +239,11 @@ def test_a_result_is_told_as_it_is() -> None:
         passes=12,
         group=0,
         parts=4,
+        variant_of="whole",
+        release_reason=ev.RELEASE_REASON_TAIL,
+        disturbed=1,
     )
+    assert event(FAILED).result.release_reason == ev.RELEASE_REASON_UNSPECIFIED
 
 
 def test_what_a_result_does_not_know_is_absent() -> None:
@@ -258,7 +293,7 @@ def test_an_id_of_megabytes_does_not_make_a_message_of_megabytes() -> None:
     long = "x" * MIB
     failed = replace(FAILED, item_id=long)
     acknowledged = convert_out.acknowledgement(Ack(item_id=long, refusal=WRONG))
-    planned = convert_out.plan_refusal(long, 0, WRONG)
+    planned = convert_server.plan_refusal(long, 0, WRONG)
     for message in (event(failed), acknowledged, planned):
         assert message.ByteSize() < 1024
     allowed = "x" * 256
@@ -277,12 +312,26 @@ def test_a_group_says_how_its_runner_is_loaded() -> None:
         ),
         item_count=16,
         loaded=True,
-        slots=ev.SlotCount(count=8, source=ev.SLOT_SOURCE_LEARNED),
+        slots=ev.SlotCount(
+            count=8,
+            source=ev.SLOT_SOURCE_LEARNED,
+            at_least=7,
+            limit=6,
+            reason="it is shared",
+            remedy="ask the others",
+        ),
         shift=False,
+        context_reason="4,096 tokens: asked for",
+        memory=ev.MemoryEstimate(
+            weights_bytes=2**31, kv_cache_bytes=2**28, context_length=4096, slots=8, measured_bytes=2**32
+        ),
     )
     bare = model.RunnerSpec(backend="local", model="m", digest="m")
-    made = convert_out.group_planned(replace(PLANNED, runner=bare))
+    made = convert_figures.group_planned(replace(PLANNED, runner=bare, memory=None))
     assert made.HasField("runner")
     assert made.runner == it.RunnerOptions()
     assert made.digest == ""
     assert not made.HasField("shift")
+    assert not made.HasField("memory")
+    unloaded = convert_figures.group_planned(replace(PLANNED, measured_bytes=0))
+    assert not unloaded.memory.HasField("measured_bytes")

@@ -112,7 +112,7 @@ def test_violations_become_a_bad_request_with_the_prefix() -> None:
 def test_invalid_argument_names_a_field_also_where_the_backend_named_none(kind: type[UnisonoError]) -> None:
     """The contract promises a BadRequest with every INVALID_ARGUMENT."""
     (one,) = only(to_status(kind("too long"), "items[3]."), error_details_pb2.BadRequest).field_violations
-    assert (one.field, one.description) == ("items[3].request", "too long")
+    assert (one.field, one.description) == (f"items[3].{TABLE[kind].field}", "too long")
 
 
 def test_no_invalid_argument_is_without_a_field() -> None:

@@ -209,7 +209,10 @@ class LlamaServerBackend:
         refuse_other_runner(runner.options, self._slot_context)
         refuse_shift(runner.shift, "shift")
         return LoadOutcome(
-            was_loaded=was_loaded, duration_s=time.monotonic() - began, slots=props.total_slots or None
+            was_loaded=was_loaded,
+            duration_s=time.monotonic() - began,
+            slots=props.total_slots or None,
+            context_tokens=self._slot_context,
         )
 
     async def unload(self, runner: RunnerSpec) -> None:

@@ -82,6 +82,7 @@ def model_info(model: Model, props: Props, *, backend: str, embeds: bool) -> Mod
         context_length=meta.n_ctx_train or 0,
         capabilities=capabilities(props, embeds=embeds),
         size_bytes=meta.size or 0,
+        fixed_context=props.default_generation_settings.n_ctx,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import httpx
@@ -13,7 +14,7 @@ from unisono.adapters.held import ExchangeCall, HeldExchange, HeldTransport, rea
 from unisono.adapters.ollama.answer import AnswerReader, EmbeddingReader, TextReader, arrival_ns
 from unisono.adapters.ollama.failures import failure
 from unisono.adapters.ollama.host import normalised, parse_host
-from unisono.adapters.ollama.models import read_runners, read_show, read_tags, read_version
+from unisono.adapters.ollama.models import read_kv_bytes, read_runners, read_show, read_tags, read_version
 from unisono.adapters.ollama.request import build_load, build_request
 from unisono.app.ports import HeldCall, LoadOutcome, ReleaseTimes
 from unisono.core.errors import (
@@ -21,6 +22,7 @@ from unisono.core.errors import (
     ConnectionLostError,
     ModelLacksCapabilityError,
     ModelNotFoundError,
+    UnisonoError,
 )
 from unisono.core.model import EmbedRequest, PassMethod
 
@@ -38,6 +40,8 @@ _T = TypeVar("_T")
 _LONGEST_ERROR: Final = 1 << 20
 # A load that found its runner there answers within this; starting a runner takes longer, even for a tiny model.
 _QUICK_LOAD_S: Final = 0.25
+# Models of which something is remembered.
+_MOST_REMEMBERED: Final = 1000
 
 
 class OllamaCall(ExchangeCall):
@@ -112,6 +116,8 @@ class OllamaBackend:
         self._name = name
         self._now_ns = now_ns
         self._load_timeout_s = load_timeout_s
+        # By digest, what a token of context takes; None where /api/show does not tell.
+        self._kv_bytes: dict[str, int | None] = {}
         self._transport = HeldTransport(
             self._endpoint,
             backend=name,
@@ -166,7 +172,7 @@ class OllamaBackend:
         known = await self.models()
         if not name.strip():
             if len(known) == 1:
-                return known[0]
+                return await self._with_memory(known[0])
             names = ", ".join(model.name for model in known[:10]) or "none"
             raise ModelNotFoundError(
                 f"no model was named, and backend {self._name} does not have exactly one; it has: {names}",
@@ -175,10 +181,26 @@ class OllamaBackend:
         wanted = normalised(name)
         for model in known:
             if normalised(model.name) == wanted:
+                return await self._with_memory(model)
+        return self._read(lambda t: read_show(t, self._name, name), await self._show(name))
+
+    async def _with_memory(self, model: ModelInfo) -> ModelInfo:
+        """The model with what only /api/show tells of it, which is asked once for each digest.
+
+        Nothing depends on it but an estimate: where it is not told, the model is as good without.
+        """
+        if model.digest not in self._kv_bytes:
+            try:
+                told = self._read(read_kv_bytes, await self._show(model.name))
+            except UnisonoError:
                 return model
-        body = msgspec.json.encode({"model": name})
-        text = await self._call("POST", "/api/show", body, model=name)
-        return self._read(lambda t: read_show(t, self._name, name), text)
+            if len(self._kv_bytes) >= _MOST_REMEMBERED:
+                self._kv_bytes.clear()
+            self._kv_bytes[model.digest] = told
+        return replace(model, kv_bytes_per_token=self._kv_bytes[model.digest])
+
+    async def _show(self, name: str) -> bytes:
+        return await self._call("POST", "/api/show", msgspec.json.encode({"model": name}), model=name)
 
     async def loaded(self) -> tuple[LoadedRunner, ...]:
         """See the port."""
@@ -198,7 +220,15 @@ class OllamaBackend:
                 raise
             await self._load(runner, keep_alive_s, as_embedding=True)
         took_s = time.monotonic() - began
-        return LoadOutcome(was_loaded=seen and took_s < _QUICK_LOAD_S, duration_s=took_s)
+        return LoadOutcome(
+            was_loaded=seen and took_s < _QUICK_LOAD_S, duration_s=took_s, context_tokens=await self._context(runner)
+        )
+
+    async def _context(self, runner: RunnerSpec) -> int:
+        """Tokens of context that a runner was given; 0 where that cannot be had, which is no reason to fail."""
+        with contextlib.suppress(UnisonoError):
+            return next((held.context_length for held in await self.loaded() if held.digest == runner.digest), 0)
+        return 0
 
     async def _load(self, runner: RunnerSpec, keep_alive_s: float, *, as_embedding: bool) -> None:
         path, body = build_load(runner, keep_alive_s=keep_alive_s, as_embedding=as_embedding)

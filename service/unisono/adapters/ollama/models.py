@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
 
 from unisono.adapters.ollama.answer import parse_time_ns
+from unisono.core.memory import kv_bytes_per_token
 from unisono.core.model import LoadedRunner, ModelInfo
 
 
@@ -89,7 +91,13 @@ def read_show(text: bytes, backend: str, name: str) -> ModelInfo:
     if not details.context_length:
         length = facts.get(f"{facts.get('general.architecture')}.context_length", 0)
         details.context_length = length if isinstance(length, int) else 0
-    return _info(backend=backend, name=name, digest=name, details=details, capabilities=shown.capabilities)
+    info = _info(backend=backend, name=name, digest=name, details=details, capabilities=shown.capabilities)
+    return replace(info, kv_bytes_per_token=kv_bytes_per_token(facts))
+
+
+def read_kv_bytes(text: bytes) -> int | None:
+    """Reads from /api/show what a token of context takes in memory; None where it does not tell."""
+    return kv_bytes_per_token(_decode_show(text).model_info or {})
 
 
 def read_runners(text: bytes) -> tuple[LoadedRunner, ...]:

@@ -79,6 +79,19 @@ RUNNER_PREFIX: Final = "unisono.runner."
 IS_LOADED: Final = "unisono.is_loaded"
 SLOTS: Final = "unisono.slots"
 SLOT_SOURCE: Final = "unisono.slot_source"
+# So many items held a slot at one time; so many of ours may now; and where there is only one, why, and what to do.
+SLOTS_AT_LEAST: Final = "unisono.slots_at_least"
+SLOTS_LIMIT: Final = "unisono.slots_limit"
+SLOTS_REASON: Final = "unisono.slots_reason"
+SLOTS_REMEDY: Final = "unisono.slots_remedy"
+# Why the context is as large as it is.
+CONTEXT_REASON: Final = "unisono.context_reason"
+# What a runner takes in memory: derived from the model's shape, and as the backend says.
+MEMORY_ESTIMATE_BYTES: Final = "unisono.memory_estimate_bytes"
+MEMORY_MEASURED_BYTES: Final = "unisono.memory_measured_bytes"
+# Groups of items whose prompts begin alike, and the items of the largest; in a report at most 100 are listed.
+FAMILIES: Final = "unisono.families"
+LARGEST_FAMILY: Final = "unisono.largest_family"
 WAVES: Final = "unisono.waves"
 LOADS: Final = "unisono.loads"
 
@@ -89,7 +102,27 @@ PASSES_IMPUTED_SHARE: Final = "unisono.pass_imputed_share"
 FEWEST_PASSES: Final = "unisono.fewest_passes"
 PASSES_ITEMS_MEAN: Final = "unisono.items_per_pass"
 
+# From a group's first release to its last end; how long its items would have taken one at a time; the quotient.
+DURATION_S: Final = "unisono.duration_s"
+ONE_AT_A_TIME_S: Final = "unisono.one_at_a_time_s"
+GAIN: Final = "unisono.gain"
+# Slots × seconds that were not used: the first, the reason's name, the last.
+IDLE_PREFIX: Final = "unisono.idle_"
+IDLE_SUFFIX: Final = "_s"
+# What things cost on the runner, in seconds, and on how many passes that rests.
+PASSES_COST_S: Final = "unisono.pass_cost_s"
+TOKENS_COST_S: Final = "unisono.token_cost_s"
+PROMPT_TOKENS_COST_S: Final = "unisono.prompt_token_cost_s"
+SINGLE_STREAM_TOKENS_COST_S: Final = "unisono.single_stream_token_cost_s"
+PASSES_MEASURED: Final = "unisono.passes_measured"
+# Of all the context of all slots, the largest share that was used at one time.
+CONTEXT_USED: Final = "unisono.context_used"
+RUNNER_DEATHS: Final = "unisono.runner_deaths"
+
 WAVE: Final = "unisono.wave"
+# Why the item was the next to go, and the lane that it was meant for.
+RELEASE_REASON: Final = "unisono.release_reason"
+LANE: Final = "unisono.lane"
 # Requests of other batches in the same wave.
 OTHERS: Final = "unisono.others"
 # From the first to the last final byte.
@@ -101,6 +134,10 @@ INDEX: Final = "unisono.index"
 ATTEMPT: Final = "unisono.attempt"
 ATTEMPTS: Final = "unisono.attempts"
 AGAIN_IN_S: Final = "unisono.again_in_s"
+# Times that it was broken off because another item ended the runner; and how such an attempt ended. No error.type:
+# the item has made no error.
+DISTURBED: Final = "unisono.disturbed"
+BROKEN_OFF_BY: Final = "unisono.broken_off_by"
 SHARED_WITH: Final = "unisono.shared_with"
 QUEUED_S: Final = "unisono.queued_s"
 SLOT_WAIT_S: Final = "unisono.slot_wait_s"

@@ -84,6 +84,8 @@ def result_attributes(result: Result, *, capture_content: bool) -> Attributes:
         names.PASSES: result.passes,
         names.SHARED_WITH: result.shared_with,
     }
+    if result.disturbed:
+        attributes[names.DISTURBED] = result.disturbed
     if result.completion is not None:
         _add_completion(attributes, result.completion, capture_content=capture_content)
     if result.usage is not None:

@@ -1,4 +1,4 @@
-"""What a batch's trace is made of while it grows: spans that others hang under, and items on their way."""
+"""What traces are made of while they grow: parents of spans, items on their way, waves of several batches."""
 
 from __future__ import annotations
 
@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from unisono.adapters.telemetry.items import Attributes
     from unisono.core.model import Item
 
-# What is remembered of an item that has no span, should it fail.
+# What is remembered of an item that has no span, should it fail: events, and links.
 MAX_REMEMBERED_EVENTS = 32
+_MAX_REMEMBERED_LINKS = 8
+# Releases of several batches whose span is remembered. All batches hear of a release in one go, so the last one would
+# do; a watch that is told later must not make memory grow.
+_MAX_SHARED_WAVES = 1000
 
 # Not the process's propagator (OTEL_PROPAGATORS): what is in front of Ollama and behind this service's callers
 # speaks W3C.
@@ -39,6 +43,9 @@ class Parent:
         self.model = ""
         # What every item's span says of where it ran.
         self.item_attributes: Attributes = {}
+        # What was last said of it, which is written when it ends: an attribute of a span can be replaced, but not
+        # taken back.
+        self.latest: Attributes = {}
         self.items_left_out = 0
         self.waves_left_out = 0
         self._unsampled_headers: dict[str, str] | None = None
@@ -74,7 +81,7 @@ class Parent:
 class ItemTrace:
     """An item on its way: its span, or what would be needed to make one."""
 
-    __slots__ = ("attempt", "events", "headers", "item", "parent", "span", "start_ns")
+    __slots__ = ("attempt", "events", "headers", "item", "links", "parent", "released", "span", "start_ns")
 
     def __init__(self, item: Item, parent: Parent, start_ns: int) -> None:
         self.item = item
@@ -84,6 +91,9 @@ class ItemTrace:
         self.span: Span | None = None
         self.headers: dict[str, str] = {}
         self.events: list[tuple[str, Attributes, int]] = []
+        self.links: list[tuple[SpanContext, Attributes]] = []
+        # Of its last release: why it was the next, and for which lane.
+        self.released: Attributes = {}
 
     def add_event(self, name: str, attributes: Attributes, at_ns: int) -> None:
         """Says that something happened to it in its present attempt."""
@@ -92,3 +102,46 @@ class ItemTrace:
             self.span.add_event(name, attributes, at_ns)
         elif len(self.events) < MAX_REMEMBERED_EVENTS:
             self.events.append((name, attributes, at_ns))
+
+    def add_link(self, context: SpanContext) -> None:
+        """Says that its present attempt belongs to something in another batch's trace."""
+        attributes: Attributes = {names.ATTEMPT: self.attempt}
+        if self.span is not None:
+            self.span.add_link(context, attributes)
+        elif len(self.links) < _MAX_REMEMBERED_LINKS:
+            self.links.append((context, attributes))
+
+    def begin_late(self, span: Span) -> None:
+        """It has a span after all: what is remembered goes into it."""
+        self.span = span
+        for name, attributes, event_ns in self.events:
+            span.add_event(name, attributes, event_ns)
+        for context, attributes in self.links:
+            span.add_link(context, attributes)
+
+
+class SharedWaves:
+    """The spans of releases that held items of several batches: one a release, that of the first batch that has one.
+
+    Only where it will be exported: a link to a span that nobody can find says nothing.
+    """
+
+    def __init__(self) -> None:
+        self._contexts: dict[int, SpanContext] = {}
+
+    def __len__(self) -> int:
+        return len(self._contexts)
+
+    def begin(self, wave_key: int, span: Span) -> None:
+        """A batch has made a span for this release."""
+        context = span.get_span_context()
+        if wave_key in self._contexts or not context.trace_flags.sampled:
+            return
+        self._contexts[wave_key] = context
+        if len(self._contexts) > _MAX_SHARED_WAVES:
+            # Of a dict, the first is the oldest.
+            del self._contexts[next(iter(self._contexts))]
+
+    def get(self, wave_key: int) -> SpanContext | None:
+        """The span of this release; None: no batch has made one so far, or it is too long ago."""
+        return self._contexts.get(wave_key)

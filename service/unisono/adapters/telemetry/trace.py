@@ -11,7 +11,7 @@ Theory of operation. One batch is one trace:
     └── item                             an item that ended before it had a group
 
 Every time is the one that the caller of the watch gives, so the tree is right however late a span object is made.
-Four decisions:
+Six decisions:
 
 1. A group's span ends when the last thing in it ended, so that its length is the group's own. It is closed only
    with the batch, since on a stream items may join a group that had fallen silent, and since its figures come with
@@ -22,8 +22,13 @@ Four decisions:
 3. An item that never ran made no call: its span is `item`, INTERNAL and without length.
 4. Where the trace is not sampled (the caller's word, or OTEL_TRACES_SAMPLER), nothing is kept of any item; the
    context still goes on to the backend.
+5. A wave that crosses batches has a `release` span in the trace of each. That of the batch which is told first stands
+   for the wave, and the items of the others link to it, so that each leads to the wave that it went out with. The
+   link stands on the item's side: its span is still open when the wave's has ended.
+6. An attempt that another item's ended (its runner died) is an event `broken_off`, without an error type: it is not
+   charged to the item, and whoever searches for errors should find the one that caused it.
 
-Nothing is referenced after `ended` but by the exporter's queue, which is bounded too.
+Nothing is referenced after `ended` but by the exporter's queue and, as names, in `SharedWaves`; both are bounded.
 """
 
 from __future__ import annotations
@@ -41,9 +46,10 @@ from unisono.adapters.telemetry.groups import (
     group_attributes,
     group_figures,
     place_of,
+    plan_attributes,
 )
 from unisono.adapters.telemetry.items import failure_of, operation, request_attributes, result_attributes
-from unisono.adapters.telemetry.spans import W3C, W3C_HEADERS, ItemTrace, Parent
+from unisono.adapters.telemetry.spans import W3C, W3C_HEADERS, ItemTrace, Parent, SharedWaves
 from unisono.core.errors import BatchDeadlineError, CancelledItemError, UnisonoError
 from unisono.core.events import BatchState
 from unisono.core.model import ItemState
@@ -56,6 +62,7 @@ if TYPE_CHECKING:
     from unisono.adapters.telemetry.groups import KnownBackend
     from unisono.adapters.telemetry.items import Attributes
     from unisono.app.ports import LoadOutcome, ReleaseTimes
+    from unisono.core.commands import ReleaseReason
     from unisono.core.events import Result, Summary
     from unisono.core.model import Item
     from unisono.core.report import GroupPlanned
@@ -83,6 +90,7 @@ class TraceListener:
         self._backends = {backend.name: backend for backend in backends}
         self._item_limit = item_limit
         self._capture_content = capture_content
+        self._shared_waves = SharedWaves()
 
     def batch_accepted(self, *, batch_id: str, method: str, carrier: Mapping[str, str], at_ns: int) -> BatchTrace:
         """Begins the batch's trace, within the caller's own where `carrier` names one."""
@@ -99,6 +107,7 @@ class TraceListener:
             self._tracer,
             Parent(root, context, at_ns),
             backends=self._backends,
+            shared_waves=self._shared_waves,
             item_limit=self._item_limit,
             capture_content=self._capture_content,
         )
@@ -113,12 +122,15 @@ class BatchTrace:
         root: Parent,
         *,
         backends: Mapping[str, KnownBackend],
+        shared_waves: SharedWaves,
         item_limit: int,
         capture_content: bool,
     ) -> None:
         self._tracer = tracer
         self._root = root
         self._backends = backends
+        # Of all batches.
+        self._shared_waves = shared_waves
         self._capture_content = capture_content
         self._is_recording = root.span.is_recording()
         self._groups: dict[int, Parent] = {}
@@ -133,23 +145,18 @@ class BatchTrace:
 
     # -- The batch and its groups --------------------------------------------------------------------------------
 
-    def planned(self, *, started_ns: int, ended_ns: int, groups: Sequence[GroupPlanned]) -> None:
+    def planned(self, *, started_ns: int, ended_ns: int, groups: Sequence[GroupPlanned], families: int) -> None:
         """Adds a `plan` span, and a `group` span for each group that is new."""
         if self._has_ended:
             return
         self._plans_left -= 1
         if self._plans_left >= 0:
-            attributes: Attributes = {
-                names.GROUPS: len(groups),
-                names.ITEMS: sum(group.item_count for group in groups),
-            }
-            self._child(self._root, "plan", attributes, started_ns).end(ended_ns)
+            self._child(self._root, "plan", plan_attributes(groups, families), started_ns).end(ended_ns)
         for planned in groups:
             parent = self._groups.get(planned.group)
             if parent is None:
                 parent = self._groups[planned.group] = self._begin_group(planned, started_ns)
-            else:
-                parent.span.set_attributes(changing_attributes(planned))
+            parent.latest = changing_attributes(planned)
             parent.reaches(ended_ns)
 
     def _begin_group(self, planned: GroupPlanned, at_ns: int) -> Parent:
@@ -189,7 +196,9 @@ class BatchTrace:
         span.end(ended_ns)
         parent.reaches(ended_ns)
 
-    def wave_released(self, *, group: int, wave: int, item_count: int, others: int, times: ReleaseTimes) -> None:
+    def wave_released(
+        self, *, group: int, wave: int, wave_key: int, item_count: int, others: int, times: ReleaseTimes
+    ) -> None:
         """Adds a `release` span, from the first final byte to the last."""
         if self._has_ended:
             return
@@ -204,7 +213,10 @@ class BatchTrace:
             names.OTHERS: others,
             names.SPREAD_S: times.spread_s,
         }
-        self._child(parent, "release", attributes, times.first_ns).end(times.last_ns)
+        span = self._child(parent, "release", attributes, times.first_ns)
+        if others:
+            self._shared_waves.begin(wave_key, span)
+        span.end(times.last_ns)
         parent.reaches(times.last_ns)
 
     def ended(self, *, summary: Summary, at_ns: int) -> None:
@@ -215,14 +227,14 @@ class BatchTrace:
         for known in self._items.values():
             if known.span is not None:
                 # Nobody has told how it ended, which the application promises to do.
+                known.span.set_attributes(known.released)
                 self._fail(known.span, UnisonoError.reason)
                 known.span.end(at_ns)
         self._items.clear()
         reports = {report.group.group: report for report in summary.report.groups}
         for number, parent in self._groups.items():
             report = reports.get(number)
-            if report is not None:
-                parent.span.set_attributes(group_figures(report))
+            parent.span.set_attributes(parent.latest if report is None else group_figures(report))
             _say_left_out(parent)
             parent.span.end(min(parent.last_ns, at_ns))
         self._groups.clear()
@@ -281,11 +293,21 @@ class BatchTrace:
         if known is not None:
             known.add_event("staged", {}, at_ns)
 
-    def item_released(self, *, index: int, wave: int, at_ns: int) -> None:
-        """Adds the event `released`."""
+    def item_released(
+        self, *, index: int, wave: int, wave_key: int, at_ns: int, reason: ReleaseReason, lane: int | None
+    ) -> None:
+        """Adds the event `released`, with why the item was the next and for which lane; links it to others' wave."""
         known = self._items.get(index)
-        if known is not None:
-            known.add_event("released", {names.WAVE: wave}, at_ns)
+        if known is None:
+            return
+        known.released = {names.RELEASE_REASON: reason.value}
+        if lane is not None:
+            known.released[names.LANE] = lane
+        known.add_event("released", {names.WAVE: wave, **known.released}, at_ns)
+        # There is one where another batch was told of this release before: items come before their own wave.
+        shared = self._shared_waves.get(wave_key)
+        if shared is not None:
+            known.add_link(shared)
 
     def item_first_token(self, *, index: int, at_ns: int) -> None:
         """Adds the event `first_token`."""
@@ -293,12 +315,17 @@ class BatchTrace:
         if known is not None:
             known.add_event("first_token", {}, at_ns)
 
-    def item_retried(self, *, index: int, attempt: int, error: UnisonoError, again_in_s: float, at_ns: int) -> None:
-        """Adds the event `retry`, with the reason for which the attempt failed."""
+    def item_retried(
+        self, *, index: int, attempt: int, error: UnisonoError, again_in_s: float, is_free: bool, at_ns: int
+    ) -> None:
+        """Adds the event `retry`, with the reason for which the attempt failed; or `broken_off` (see decision 6)."""
         known = self._items.get(index)
         if known is None:
             return
         known.attempt = attempt
+        if is_free:
+            known.add_event("broken_off", {names.BROKEN_OFF_BY: error.reason}, at_ns)
+            return
         attributes: Attributes = {names.ERROR_TYPE: error.reason, names.AGAIN_IN_S: again_in_s}
         if self._capture_content:
             attributes[names.ERROR_MESSAGE] = encodable(error.message)
@@ -315,8 +342,7 @@ class BatchTrace:
             span = known.span
             if span is None and _is_always_kept(result):
                 span = self._begin_item(known)
-                for name, attributes, event_ns in known.events:
-                    span.add_event(name, attributes, event_ns)
+                known.begin_late(span)
         else:
             # It never ran. Its group is told where it had one.
             parent = self._root if result.group is None else self._groups.get(result.group, self._root)
@@ -326,6 +352,8 @@ class BatchTrace:
         if span is None:
             parent.items_left_out += 1
             return
+        if known is not None:
+            span.set_attributes(known.released)
         span.set_attributes(result_attributes(result, capture_content=self._capture_content))
         reason = failure_of(result)
         if reason is not None:

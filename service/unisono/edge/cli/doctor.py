@@ -11,6 +11,7 @@ from google.protobuf.json_format import MessageToDict
 
 from unisono._generated.unisono.v1 import batch_inference_pb2 as rpc
 from unisono._generated.unisono.v1 import event_pb2, server_pb2
+from unisono.core.advice import MORE_SLOTS, forced_one_slot
 from unisono.edge.cli.connect import Wish, connect
 from unisono.edge.cli.errors import ExitCode, problem_of_status, stop_for_call
 from unisono.edge.cli.ports import StartServer
@@ -20,17 +21,6 @@ from unisono.edge.cli.terminal import Terminal, paint, printable
 # Asking a backend that is away takes as long as its connect timeout.
 _PATIENCE_S = 30.0
 
-# Families for which Ollama forces one slot; variants carry the name in front ("qwen3vlmoe").
-# Source: Ollama 0.32, server/sched.go.
-SINGLE_SLOT_FAMILIES = ("mllama", "qwen3vl", "qwen35", "qwen3next", "lfm2", "nemotron_h")
-
-_MORE_SLOTS = {
-    "ollama": (
-        "start Ollama with OLLAMA_NUM_PARALLEL=8 in its environment (each slot needs memory for its own context)"
-    ),
-    "llama-server": "start llama-server with --parallel 8 (the context given by -c is divided among the slots)",
-    "embedded": "configure the embedded engine with 8 slots",
-}
 _WHEN_AWAY = {
     "ollama": "Start it with `ollama serve`, or say where it is with --ollama URL or OLLAMA_HOST. "
     "Without any Ollama, --embedded runs a small model in this process's care.",
@@ -107,24 +97,19 @@ def _advise_backend(backend: server_pb2.BackendStatus, models: Iterable[server_p
 
 
 def _advise_model(model: server_pb2.Model, kind: str) -> list[Advice]:
-    """1. Ollama forces one slot. 2. One slot was seen, or told. 3. Nobody knows yet. 4. There are several: fine."""
+    """1. Ollama forces one slot. 2. The settings do. 3. One was seen, or told. 4. Nobody knows. 5. Several: fine."""
     slots = best_slots(model)
-    if kind == "ollama" and is_embedding(model):
-        text = (
-            "Ollama gives embedding models one slot, whatever OLLAMA_NUM_PARALLEL says. "
-            "Put many texts into one item's `input`: they are computed together."
-        )
-    elif kind == "ollama" and model.family.startswith(SINGLE_SLOT_FAMILIES):
-        text = (
-            f"Ollama runs the family {model.family} one request at a time, whatever OLLAMA_NUM_PARALLEL says. "
-            "Batches are answered, but share no passes; a model of another family can."
-        )
+    forced = forced_one_slot(kind, model.family, is_embedding=is_embedding(model))
+    if forced is not None:
+        text = f"{forced.reason}. {forced.remedy[:1].upper()}{forced.remedy[1:]}."
+    elif slots.count == 1 and slots.source == event_pb2.SLOT_SOURCE_CONFIGURED:
+        text = "UNISONO_SLOTS is 1, so no passes are shared: unset it, or set it to the backend's number of slots."
     elif slots.count == 1:
-        text = f"It has one slot, so no passes are shared: {_MORE_SLOTS.get(kind, 'give it more slots')}."
+        text = f"It has one slot, so no passes are shared: {MORE_SLOTS.get(kind, 'give it more slots')}."
     elif not slots.count:
         text = "How many slots it has is learned from the first batch that is larger."
         if kind == "ollama":
-            text += f" Ollama's default is one, which shares no passes: {_MORE_SLOTS[kind]}."
+            text += f" Ollama's default is one, which shares no passes: {MORE_SLOTS[kind]}."
     else:
         return []
     return [Advice(subject=model.name, text=text)]

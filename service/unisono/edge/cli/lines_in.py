@@ -80,7 +80,7 @@ class LineReader:
     def _read_line(self, line: Line) -> GoodLine | BadLine:
         item_id = ""
         try:
-            fields = Fields(_parse(line))
+            fields = Fields(parse_object(line))
             is_openai = any(fields.has(name) for name in ("body", "url", "method"))
             if is_openai and self._form is Form.PLAIN:
                 self._form = Form.CHAT  # until the url is known
@@ -134,7 +134,8 @@ class LineReader:
         return read_body(body, kind, system_beside_messages=False)
 
 
-def _parse(line: Line) -> object:
+def parse_object(line: Line) -> dict[str, object]:
+    """The JSON object of a line. Raises FieldError."""
     if line.text is None:
         raise FieldError("", f"is longer than {MAX_LINE_BYTES:,} bytes")
     try:

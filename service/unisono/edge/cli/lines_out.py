@@ -67,6 +67,10 @@ def _plain(ended: Ended) -> dict[str, object]:
         "passes": result.passes,
         "shared_with": result.shared_with,
     }
+    if result.release_reason:
+        value["release_reason"] = release_reason(result)
+    if result.disturbed:
+        value["disturbed"] = result.disturbed
     if result.HasField("error"):
         problem = problem_of_status(result.error)
         value["error"] = {"reason": problem.reason, "message": problem.text}
@@ -213,6 +217,12 @@ def _openai_usage(usage: item_pb2.Usage) -> dict[str, object]:
 
 def _reason(completion: item_pb2.Completion) -> str:
     return _REASONS.get(completion.finish_reason) or completion.finish_reason_raw or "unknown"
+
+
+def release_reason(result: event_pb2.Result) -> str:
+    """Why an item was the next to go, as a word: "prefix_held"."""
+    names = {number: name for name, number in event_pb2.ReleaseReason.items()}
+    return names.get(result.release_reason, "unknown").removeprefix("RELEASE_REASON_").lower()
 
 
 def _usage(usage: item_pb2.Usage) -> dict[str, int]:

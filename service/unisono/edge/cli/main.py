@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import re
 from collections.abc import Callable, Coroutine
 from enum import StrEnum
 from typing import Annotated
@@ -11,11 +13,13 @@ import typer
 
 from unisono.core.durations import parse_duration
 from unisono.core.errors import UnisonoError
+from unisono.edge.cli.bench_command import add_bench
 from unisono.edge.cli.connect import DEFAULT_SERVER, Wish
 from unisono.edge.cli.doctor import diagnose
 from unisono.edge.cli.errors import ExitCode, StopError
+from unisono.edge.cli.eval import ANSWER, EXPECTED, EvalOptions, evaluate
 from unisono.edge.cli.passmap import DEFAULT_ROWS
-from unisono.edge.cli.ports import Serve, StartServer
+from unisono.edge.cli.ports import Serve, StartEngine, StartServer
 from unisono.edge.cli.run import RunOptions, run
 from unisono.edge.cli.terminal import Terminal
 
@@ -25,6 +29,21 @@ class Order(StrEnum):
 
     FINISHED = "finished"
     INPUT = "input"
+
+
+class Togetherness(StrEnum):
+    """How closely together items run. A file is read as it is sent, so nobody can promise one wave for all."""
+
+    FASTEST = "fastest"
+    TOGETHER = "together"
+
+
+class Rank(StrEnum):
+    """Which batches go first."""
+
+    LOW = "low"
+    NORMAL = "normal"
+    HIGH = "high"
 
 
 class LogLevel(StrEnum):
@@ -79,6 +98,27 @@ Examples:
 Exit codes: 0 items can be answered; 1 they cannot, and why is told; 2 wrong usage; 3 no service.
 """
 
+_EVAL_HELP = """Runs a data set of questions with known answers, and scores it.
+
+FILE holds one question a line, as JSON; - reads standard input. GSM8K's test
+file is such a one:
+
+    {"question": "… How much is it?", "answer": "16 - 7 = 9 …\\n#### 18"}
+
+A line's answer is right where the last thing that --answer-regex finds in it
+(its first group, where it has one) equals what the line expects. Numbers are
+compared as numbers: 1,000 is 1000. and 1000.0. Temperature is 0.
+
+Examples:
+
+    unisono eval gsm8k_test.jsonl --model llama3.2 --num-predict 300
+    unisono eval test.jsonl --limit 100 --answer-regex '(-?[\\d,]+)'
+    unisono eval capitals.jsonl --field prompt --expect city -o verdicts.jsonl
+
+Exit codes: 0 every question answered, rightly or not; 1 some were not; 2
+wrong usage or a bad file; 3 no service; 130 interrupted.
+"""
+
 _SERVE_HELP = """Runs the service until it is interrupted.
 
 Examples:
@@ -94,6 +134,23 @@ def _seconds(text: str) -> float:
         return parse_duration(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def _regex(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise typer.BadParameter(f"{text!r} is no regular expression: {error}") from None
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise typer.BadParameter(f"{text!r} is no number above 0")
+    return rate
 
 
 def _rows(text: str) -> str:
@@ -115,8 +172,10 @@ _Embedded = Annotated[
 ]
 
 
-def build_cli(start: StartServer, serve: Serve, *, version: str) -> typer.Typer:
-    """The command line of this version; `start` and `serve` are what it cannot do by itself."""
+def build_cli(
+    start: StartServer, serve: Serve, *, version: str, start_engine: StartEngine | None = None
+) -> typer.Typer:
+    """The command line of this version; `start`, `serve` and `start_engine` are what it cannot do by itself."""
     cli = typer.Typer(
         name="unisono",
         help=_HELP,
@@ -159,6 +218,22 @@ def build_cli(start: StartServer, serve: Serve, *, version: str) -> typer.Typer:
             float | None,
             typer.Option(parser=_seconds, metavar="TIME", help="For the silence of an item that has begun to speak."),
         ] = None,
+        co_scheduling: Annotated[
+            Togetherness | None,
+            typer.Option(help="As fast as possible, or in waves that fill all slots at once. [fastest]"),
+        ] = None,
+        max_concurrency: Annotated[
+            int | None, typer.Option(min=1, max=2**32 - 1, metavar="N", help="At most so many items at a time.")
+        ] = None,
+        items_per_second: Annotated[
+            float | None,
+            typer.Option(parser=_rate, metavar="N", help="At most so many items released in a second."),
+        ] = None,
+        priority: Annotated[Rank | None, typer.Option(help="Which batches go first. [normal]")] = None,
+        weight: Annotated[
+            int | None,
+            typer.Option(min=1, max=100, metavar="N", help="The share beside other batches of the priority. [1]"),
+        ] = None,
         order: Annotated[
             Order, typer.Option(help="Results as they finish, or in the order of the file.")
         ] = Order.FINISHED,
@@ -178,12 +253,17 @@ def build_cli(start: StartServer, serve: Serve, *, version: str) -> typer.Typer:
             seed=_within("--seed", seed, 63),
             timeout_s=timeout,
             item_timeout_s=item_timeout,
+            co_scheduling=co_scheduling.value if co_scheduling else None,
+            priority=priority.value if priority else None,
+            max_concurrency=max_concurrency,
+            items_per_second=items_per_second,
+            weight=weight,
             is_in_order=order is Order.INPUT,
             draw_map=not no_map,
             map_rows=None if passes == "all" else int(passes),
             is_strict=strict,
         )
-        _finish(lambda terminal: run(options, start, terminal))
+        finish(lambda terminal: run(options, start, terminal))
 
     @cli.command("serve", help=_SERVE_HELP)
     def serve_command(
@@ -211,6 +291,54 @@ def build_cli(start: StartServer, serve: Serve, *, version: str) -> typer.Typer:
         except KeyboardInterrupt:
             raise typer.Exit(ExitCode.INTERRUPTED) from None
 
+    if start_engine is not None:
+        add_bench(cli, start_engine, finish)
+
+    @cli.command("eval", help=_EVAL_HELP)
+    def eval_command(
+        file: Annotated[str, typer.Argument(metavar="FILE", help="A JSONL file, or - for standard input.")],
+        *,
+        server: _Server = None,
+        answer_regex: Annotated[
+            re.Pattern[str],
+            typer.Option(parser=_regex, metavar="REGEX", help="Finds the answer in what was said."),
+        ] = ANSWER,  # type: ignore[assignment]  # typer parses it
+        field: Annotated[str, typer.Option(metavar="NAME", help="The field with the question.")] = "question",
+        expect: Annotated[str, typer.Option(metavar="NAME", help="The field with the right answer.")] = "answer",
+        expect_regex: Annotated[
+            re.Pattern[str] | None,
+            typer.Option(
+                parser=_regex,
+                metavar="REGEX",
+                help=f"Finds the right answer in its field; else {EXPECTED} where that is there, or all of it.",
+            ),
+        ] = None,
+        system: Annotated[str, typer.Option(metavar="TEXT", help="What every conversation begins with.")] = "",
+        model: Annotated[str | None, typer.Option(help="The model.")] = None,
+        limit: Annotated[int | None, typer.Option(min=1, help="Only so many lines.")] = None,
+        num_predict: Annotated[int | None, typer.Option(help="The most tokens of an answer; -1: no limit.")] = None,
+        output: Annotated[
+            str | None,
+            typer.Option("--output", "-o", metavar="FILE", help="Where each line's verdict goes, as JSONL."),
+        ] = None,
+        embedded: _Embedded = False,
+        ollama: _Ollama = None,
+    ) -> None:
+        options = EvalOptions(
+            file=file,
+            wish=Wish(server=server, embedded=embedded, ollama_url=ollama),
+            answer_regex=answer_regex,
+            expect_regex=expect_regex,
+            field=field,
+            expect=expect,
+            system=system,
+            model=model,
+            limit=limit,
+            num_predict=_within("--num-predict", num_predict, 31),
+            output=output,
+        )
+        finish(lambda terminal: evaluate(options, start, terminal))
+
     @cli.command("doctor", help=_DOCTOR_HELP)
     def doctor_command(
         *,
@@ -220,12 +348,12 @@ def build_cli(start: StartServer, serve: Serve, *, version: str) -> typer.Typer:
         as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     ) -> None:
         wish = Wish(server=server, embedded=embedded, ollama_url=ollama)
-        _finish(lambda terminal: diagnose(wish, start, terminal, as_json=as_json))
+        finish(lambda terminal: diagnose(wish, start, terminal, as_json=as_json))
 
     return cli
 
 
-def _finish(command: Callable[[Terminal], Coroutine[object, object, int]]) -> None:
+def finish(command: Callable[[Terminal], Coroutine[object, object, int]]) -> None:
     """Runs a command to its end and ends the process as it says."""
     terminal = Terminal.standard()
     try:

@@ -44,6 +44,34 @@ class StartServer(Protocol):
         ...
 
 
+class StartedEngine(Protocol):
+    """The embedded engine by itself, until its context is left: a llama.cpp server."""
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        ...
+
+    @property
+    def token(self) -> str:
+        """What every request to it bears."""
+        ...
+
+
+class StartEngine(Protocol):
+    """Starts the embedded engine, for a bench that asks it directly and through a service."""
+
+    def __call__(
+        self,
+        *,
+        # How many requests it computes side by side; None: as configured.
+        slots: int | None,
+        on_progress: Callable[[str], None],
+    ) -> AbstractAsyncContextManager[StartedEngine]:
+        """Entering waits until it answers; raises a `core.errors.UnisonoError` where it cannot be had."""
+        ...
+
+
 class Serve(Protocol):
     """Runs the service until it is told to stop."""
 

@@ -12,6 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from unisono._generated.unisono.v1 import event_pb2
 from unisono.core.durations import format_duration
+from unisono.edge.cli.schedule import draw_schedule, explain_runner, explain_slots
 from unisono.edge.cli.terminal import printable
 
 # Failures that are told one by one; the rest are counted.
@@ -22,6 +23,7 @@ _SLOT_SOURCES = {
     event_pb2.SLOT_SOURCE_CONFIGURED: "stated in the configuration",
     event_pb2.SLOT_SOURCE_TOLD: "told by the backend",
     event_pb2.SLOT_SOURCE_LEARNED: "learned: items were seen waiting while so many ran",
+    event_pb2.SLOT_SOURCE_REMEMBERED: "remembered, and not confirmed yet",
 }
 _METHODS = {
     event_pb2.PASS_METHOD_CREATED_AT: "counted by when the backend made each token",
@@ -117,8 +119,10 @@ def draw_group(report: event_pb2.GroupReport) -> list[str]:
     lines = [name_group(report.group)]
     lines.append(_line("items", f"{report.group.item_count:,}"))
     lines.append(_line("slots", describe_slots(report.group.slots)))
+    lines += [_line(label, printable(text, one_line=True)) for label, text in explain_slots(report.group.slots)]
     if runner := describe_runner(report.group):
         lines.append(_line("loaded with", runner))
+    lines += [_line(label, printable(text, one_line=True)) for label, text in explain_runner(report.group)]
     if report.HasField("passes") and report.passes.count:
         lines.append(_line("passes", f"{report.passes.count:,}, {_METHODS.get(report.passes.method, 'estimated')}"))
         lines.append(_line("", _describe_certainty(report.passes)))
@@ -130,6 +134,7 @@ def draw_group(report: event_pb2.GroupReport) -> list[str]:
         lines.append(_line("fewest possible", "not known until the slots are"))
     if report.HasField("items_per_pass"):
         lines.append(_line("items per pass", f"{report.items_per_pass:.1f}"))
+    lines += [_line(label, text) for label, text in draw_schedule(report)]
     lines += _draw_waves(report)
     if report.loads:
         times = "once" if report.loads == 1 else f"{report.loads:,} times"
@@ -163,6 +168,8 @@ def describe_slots(slots: event_pb2.SlotCount) -> str:
     """How many sequences run side by side, and how that is known."""
     source = _SLOT_SOURCES.get(slots.source)
     if not slots.count or source is None:
+        if slots.at_least > 1:
+            return f"at least {slots.at_least:,}: the number is learned once items have to wait"
         return "not known yet: learned once items have to wait"
     return f"{slots.count:,} ({source})"
 

@@ -56,6 +56,13 @@ class RunOptions:
     # For the whole batch, and for the silence of an item that has begun to speak.
     timeout_s: float | None = None
     item_timeout_s: float | None = None
+    # How the batch is run: names of the contract's enums without their beginnings, in small letters; None: as usual.
+    co_scheduling: str | None = None
+    priority: str | None = None
+    # At the backends at one time, released in a second, and the share beside other batches.
+    max_concurrency: int | None = None
+    items_per_second: float | None = None
+    weight: int | None = None
     # Results in the order of the file instead of as they finish.
     is_in_order: bool = False
     draw_map: bool = True
@@ -88,7 +95,7 @@ async def run(options: RunOptions, start: StartServer, terminal: Terminal) -> in
             paint(terminal.err, draw_report(collector.tally, None))
             return ExitCode.ITEMS_FAILED
         async with connect(options.wish, start, display.say) as connection:
-            job = _Job(options, connection, feed=feed, collector=collector, display=display)
+            job = Job(options, connection, feed=feed, collector=collector, display=display)
             await job.run()
             outlet.close()
             await job.conclude(terminal)
@@ -96,7 +103,7 @@ async def run(options: RunOptions, start: StartServer, terminal: Terminal) -> in
     return code
 
 
-class _Job:
+class Job:
     """One batch, from the first message to the last line of its report."""
 
     def __init__(
@@ -215,6 +222,13 @@ def _config(options: RunOptions) -> rpc.BatchConfig:
     defaults = item_pb2.Options(num_predict=options.num_predict, temperature=options.temperature, seed=options.seed)
     if defaults.ByteSize():
         config.options.CopyFrom(defaults)
+    if options.co_scheduling is not None:
+        config.co_scheduling = rpc.CoScheduling.Value(f"CO_SCHEDULING_{options.co_scheduling.upper()}")
+    if options.priority is not None:
+        config.priority = rpc.Priority.Value(f"PRIORITY_{options.priority.upper()}")
+    for name in ("max_concurrency", "items_per_second", "weight"):
+        if (value := getattr(options, name)) is not None:
+            setattr(config, name, value)
     if options.timeout_s is not None:
         config.batch_deadline.FromNanoseconds(round(options.timeout_s * 1e9))
     if options.item_timeout_s is not None:

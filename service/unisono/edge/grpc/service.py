@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc.aio
@@ -18,7 +18,9 @@ from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
 from unisono._generated.unisono.v1 import batch_inference_pb2_grpc as pb_grpc
 from unisono._generated.unisono.v1 import server_pb2
 from unisono.app import intake
+from unisono.app.benchmark import measure
 from unisono.app.follow import follow
+from unisono.core.batch import CoScheduling
 from unisono.core.errors import (
     BackendUnavailableError,
     InternalError,
@@ -26,7 +28,16 @@ from unisono.core.errors import (
     UnisonoError,
     Violation,
 )
-from unisono.edge.grpc import convert_in, convert_out, pages
+from unisono.core.plan import order_of
+from unisono.edge.grpc import (
+    convert_benchmark,
+    convert_config,
+    convert_figures,
+    convert_in,
+    convert_out,
+    convert_server,
+    pages,
+)
 from unisono.edge.grpc.stream import BatchStream
 from unisono.edge.status import to_status
 
@@ -35,17 +46,19 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-    from unisono._generated.unisono.v1 import item_pb2
+    from unisono._generated.unisono.v1 import event_pb2, item_pb2
     from unisono.app.batches import Batches
     from unisono.app.driver import BackendDriver
     from unisono.app.ports import Clock
     from unisono.app.run_batch import RunningBatch
-    from unisono.core.batch import BadItem
+    from unisono.core.batch import BadItem, BatchConfig, DeltaSettings
     from unisono.core.model import Item
 
     _Context = grpc.aio.ServicerContext[Any, Any]
 
 _SERVICE = "unisono.v1.BatchInference"
+# The item of an Infer call that names none.
+_ONLY_ITEM = "0"
 # A call's deadline is met this much earlier, or by a tenth of it if that is less, so that the end is still heard.
 _DEADLINE_MARGIN_S = 0.5
 _DEADLINE_SHARE = 0.1
@@ -97,24 +110,28 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
     ) -> None:
         """See the contract."""
         async with self._refused(context):
-            config = convert_in.config(request.config)
-            deltas = convert_in.delta_settings(request.config)
+            config = convert_config.config(request.config, bounds=self._batches.limits)
+            deltas = convert_config.delta_settings(request.config)
             items = await self._batches.check(await self._converted(request.items), config)
-            batch, is_new = self._batches.open(
-                config,
-                method=f"{_SERVICE}/RunBatch",
-                carrier=_carrier(context),
-                fingerprint=_fingerprint(request) if config.request_id else b"",
-                item_count=len(items),
-            )
-            async with self._calling(batch, context, is_new=is_new):
-                if is_new:
-                    batch.run_whole(items)
+            async with self._whole(items, config, request, context, method="RunBatch") as batch:
                 del items, request
-                async with aclosing(follow(batch, self._clock, deltas=deltas)) as events:
-                    async for event in events:
-                        message = convert_out.batch_event(event, self._clock.time_ns())
-                        await context.write(pb.RunBatchResponse(event=message))
+                await self._send(batch, context, lambda event: pb.RunBatchResponse(event=event), deltas=deltas)
+
+    async def Infer(  # type: ignore[override]  # a coroutine that writes; the stub knows generators alone
+        self, request: pb.InferRequest, context: _Context
+    ) -> None:
+        """See the contract."""
+        async with self._refused(context):
+            config = convert_config.config(request.config, bounds=self._batches.limits)
+            config = replace(config, is_single=True, is_strict=True)
+            deltas = convert_config.delta_settings(request.config)
+            _refuse_required(config, "config")
+            item = convert_in.item(request.item, bounds=self._batches.limits)
+            item = replace(item, item_id=item.item_id or _ONLY_ITEM)
+            items = await self._batches.check([item], config, path="item")
+            async with self._whole(items, config, request, context, method="Infer") as batch:
+                del items, item, request
+                await self._send(batch, context, lambda event: pb.InferResponse(event=event), deltas=deltas)
 
     async def StreamBatch(  # type: ignore[override]  # a coroutine that writes; the stub knows generators alone
         self,
@@ -131,10 +148,11 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
             if is_reopened:
                 batch = self._batches.get(opened.reopen.batch_id)
                 after = opened.reopen.after_sequence
-                deltas = convert_in.delta_settings(opened.reopen, path="open.reopen")
+                deltas = convert_config.delta_settings(opened.reopen, path="open.reopen")
             elif opened.WhichOneof("batch") == "config":
-                config = convert_in.config(opened.config, path="open.config")
-                after, deltas = 0, convert_in.delta_settings(opened.config, path="open.config")
+                config = convert_config.config(opened.config, path="open.config", bounds=self._batches.limits)
+                _refuse_required(config, "open.config")
+                after, deltas = 0, convert_config.delta_settings(opened.config, path="open.config")
                 batch, is_new = self._batches.open(
                     config,
                     method=f"{_SERVICE}/StreamBatch",
@@ -164,17 +182,33 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
         """See the contract."""
         async with self._refused(context):
             batch = self._batches.get(request.batch_id)
-            deltas = convert_in.delta_settings(request)
-            async with aclosing(follow(batch, self._clock, after=request.after_sequence, deltas=deltas)) as events:
-                async for event in events:
-                    message = convert_out.batch_event(event, self._clock.time_ns())
-                    await context.write(pb.AttachBatchResponse(event=message))
+            deltas = convert_config.delta_settings(request)
+            await self._send(
+                batch,
+                context,
+                lambda event: pb.AttachBatchResponse(event=event),
+                deltas=deltas,
+                after=request.after_sequence,
+            )
 
     async def CancelBatch(self, request: pb.CancelBatchRequest, context: _Context) -> pb.CancelBatchResponse:
         """See the contract."""
         async with self._refused(context):
             cancelled, ended = self._batches.get(request.batch_id).cancel(list(request.item_ids))
             return pb.CancelBatchResponse(cancelled=cancelled, already_ended=ended)
+
+    async def Benchmark(  # type: ignore[override]  # a coroutine that writes; the stub knows generators alone
+        self, request: pb.BenchmarkRequest, context: _Context
+    ) -> None:
+        """See the contract."""
+        async with self._refused(context):
+            asked = convert_benchmark.benchmark(request, bounds=self._batches.limits)
+            found = measure(
+                asked, self._batches, self._clock, method=f"{_SERVICE}/Benchmark", carrier=_carrier(context)
+            )
+            async with aclosing(found) as measured:
+                async for each in measured:
+                    await context.write(convert_benchmark.response(each))
 
     # -- Questions -----------------------------------------------------------------------------------------
 
@@ -183,27 +217,27 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
         async with self._refused(context):
             size = pages.size(request.page_size, default=_PLAN_PAGE, most=_MAX_PLAN_PAGE)
             start = pages.place(request.page_token)
-            config = convert_in.config(request.config)
+            config = convert_config.config(request.config, bounds=self._batches.limits)
             plan = await self._batches.plan(await self._converted(request.items), config)
             response = pb.PlanBatchResponse()
-            total = sum(len(group.items) for group, _ in plan.groups)
-            end = _page_end([item.item_id for group, _ in plan.groups for item in group.items], start, size)
+            ids = [group.items[place].item_id for group, _ in plan.groups for place in order_of(group)]
+            end = _page_end(ids, start, size)
             before = 0
-            for number, (group, slots) in enumerate(plan.groups):
+            for number, (group, state) in enumerate(plan.groups):
                 # This page's share of the ids, which are numbered through all groups.
-                ids = [item.item_id for item in group.items][max(0, start - before) : max(0, end - before)]
-                response.groups.append(convert_out.group_plan(number, group, slots, ids))
+                share = ids[max(before, start) : min(before + len(group.items), end)]
+                response.groups.append(convert_server.group_plan(number, group, state, share))
                 before += len(group.items)
             places = {item.item_id: item.index for group, _ in plan.groups for item in group.items}
             response.warnings.extend(
-                convert_out.plan_warning(warning, f"items[{places.get(warning.item_id, 0)}].")
+                convert_server.plan_warning(warning, f"items[{places.get(warning.item_id, 0)}].")
                 for warning in plan.warnings[:_MAX_LISTED]
             )
             response.refusals.extend(
-                convert_out.plan_refusal(item_id, index, error)
+                convert_server.plan_refusal(item_id, index, error)
                 for item_id, index, error in plan.refused[:_MAX_LISTED]
             )
-            if end < total:
+            if end < len(ids):
                 response.next_page_token = pages.token(end)
             return response
 
@@ -222,7 +256,7 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
                 if len(response.passes) == size or (response.passes and members > _PAGE_MEMBERS):
                     response.next_page_token = pages.token(place)
                     break
-                response.passes.append(convert_out.forward_pass(group, each))
+                response.passes.append(convert_figures.forward_pass(group, each))
             return response
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: _Context) -> pb.GetServerInfoResponse:
@@ -230,7 +264,7 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
         async with self._refused(context):
             response = pb.GetServerInfoResponse(
                 version=self._facts.version,
-                limits=convert_out.server_limits(
+                limits=convert_server.server_limits(
                     self._batches.limits,
                     max_receive_bytes=self._facts.max_receive_bytes,
                     max_send_bytes=self._facts.max_send_bytes,
@@ -258,8 +292,10 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
                     response.unreachable.append(await self._status(driver))
                     continue
                 for model in sorted(models, key=lambda model: model.name):
-                    runners = convert_out.runners(model.digest, loaded, driver.known_slots)
-                    response.models.append(convert_out.model(model, runners))
+                    own = [runner for runner in driver.known_slots if runner.digest == model.digest]
+                    states = {runner: driver.slot_state(runner, model) for runner in own}
+                    runners = convert_server.runners(model.digest, loaded, states)
+                    response.models.append(convert_server.model(model, runners))
             return response
 
     async def _status(self, driver: BackendDriver) -> server_pb2.BackendStatus:
@@ -275,7 +311,7 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
         try:
             async with asyncio.timeout(_STATUS_TIMEOUT_S):
                 status.version = await backend.version()
-                status.runners.extend(convert_out.runners(None, await backend.loaded(), driver.known_slots))
+                status.runners.extend(convert_server.runners(None, await backend.loaded(), driver.known_slots))
                 status.reachable = True
         except UnisonoError as error:
             status.error.CopyFrom(to_status(error))
@@ -294,6 +330,45 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
         return items
 
     # -- What all calls share ------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _whole(
+        self,
+        items: list[intake.Checked],
+        config: BatchConfig,
+        request: pb.RunBatchRequest | pb.InferRequest,
+        context: _Context,
+        *,
+        method: str,
+    ) -> AsyncGenerator[RunningBatch, None]:
+        """A batch whose items came in one message: a new one, or the one that the same request opened before."""
+        batch, is_new = self._batches.open(
+            config,
+            method=f"{_SERVICE}/{method}",
+            carrier=_carrier(context),
+            fingerprint=_fingerprint(request) if config.request_id else b"",
+            item_count=len(items),
+        )
+        del request
+        async with self._calling(batch, context, is_new=is_new):
+            if is_new:
+                batch.run_whole(items)
+            del items
+            yield batch
+
+    async def _send(
+        self,
+        batch: RunningBatch,
+        context: _Context,
+        response: Callable[[event_pb2.BatchEvent], object],
+        *,
+        deltas: DeltaSettings | None,
+        after: int = 0,
+    ) -> None:
+        """Writes the batch's events, up to its end."""
+        async with aclosing(follow(batch, self._clock, after=after, deltas=deltas)) as events:
+            async for event in events:
+                await context.write(response(convert_out.batch_event(event, self._clock.time_ns())))
 
     @asynccontextmanager
     async def _refused(self, context: _Context) -> AsyncGenerator[None, None]:
@@ -338,6 +413,12 @@ def _wrong(field: str, description: str) -> InvalidRequestError:
     return InvalidRequestError(
         f"{field}: {description}", violations=[Violation(field=field, description=description)]
     )
+
+
+def _refuse_required(config: BatchConfig, path: str) -> None:
+    """Refuses a batch that must run whole on a call which does not give it whole, or has one item anyway."""
+    if config.co_scheduling is CoScheduling.REQUIRED:
+        raise _wrong(f"{path}.co_scheduling", "is REQUIRED, which is for RunBatch only; ask for TOGETHER here")
 
 
 def _page_end(ids: list[str], start: int, size: int) -> int:

@@ -126,7 +126,7 @@ class BatchStream:
                 raise _violation("message", "is required: add_items, release or cancel_items")
 
     def _acknowledge(self, acks: Sequence[Ack]) -> None:
-        entries = [convert_out.acknowledgement(ack, f"add_items.items[{i}].") for i, ack in enumerate(acks)]
+        entries = [convert_out.acknowledgement(ack, f"add_items.items[{ack.place}].") for ack in acks]
         for start in range(0, len(entries), _ACKS_A_MESSAGE):
             self._acks.append(entries[start : start + _ACKS_A_MESSAGE])
         self._ack_count += len(entries)

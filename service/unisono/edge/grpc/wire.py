@@ -1,9 +1,10 @@
-"""Times and vectors as messages hold them."""
+"""Times, vectors, numbers and words of enums as messages hold them."""
 
 from __future__ import annotations
 
 import sys
 from array import array
+from enum import Enum
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
@@ -26,6 +27,20 @@ def duration(seconds: float) -> Duration:
     sign = -1 if total < 0 else 1
     whole, nanos = divmod(abs(total), 1_000_000_000)
     return Duration(seconds=sign * whole, nanos=sign * nanos)
+
+
+def maybe(seconds: float | None) -> Duration | None:
+    """A span of time, or none."""
+    return None if seconds is None else duration(seconds)
+
+
+# What a field of 32 bits holds: a backend may tell any number.
+MOST: Final = 2**32 - 1
+
+
+def word(one: Enum) -> str:
+    """The contract's word for a value of an enum: the same, but for what is not known."""
+    return "UNSPECIFIED" if one.name == "UNKNOWN" else one.name
 
 
 # The tag of Embedding.values: field 1, packed.

@@ -45,8 +45,8 @@ class _CoSchedulingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CoSchedu
     """
     CO_SCHEDULING_REQUIRED: _CoScheduling.ValueType  # 3
     """All items in one wave. FAILED_PRECONDITION (NOT_ENOUGH_SLOTS), with the
-    remedy, unless as many slots as items are configured, told or proven. Not
-    for StreamBatch.
+    remedy, unless as many slots as items are configured, told or proven. For
+    RunBatch only.
     """
 
 class CoScheduling(_CoScheduling, metaclass=_CoSchedulingEnumTypeWrapper):
@@ -64,8 +64,8 @@ item of the wave before has ended.
 """
 CO_SCHEDULING_REQUIRED: CoScheduling.ValueType  # 3
 """All items in one wave. FAILED_PRECONDITION (NOT_ENOUGH_SLOTS), with the
-remedy, unless as many slots as items are configured, told or proven. Not
-for StreamBatch.
+remedy, unless as many slots as items are configured, told or proven. For
+RunBatch only.
 """
 Global___CoScheduling: _TypeAlias = CoScheduling  # noqa: Y015
 

@@ -122,6 +122,7 @@ class BatchInferenceServicer:
         `request_id` leaves the batch's deadline as it is.
         Codes: INVALID_ARGUMENT (nothing was sent to a backend), ALREADY_EXISTS
         (`request_id` used with other content), RESOURCE_EXHAUSTED (a limit),
+        FAILED_PRECONDITION (`co_scheduling` REQUIRED without as many slots),
         UNAVAILABLE (shutting down).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -212,9 +213,9 @@ class BatchInferenceServicer:
         """Measures models: latency, tokens a second and the gain over one at a time,
         with 1, 2, 4, 8 … items at a time, a sample answer, and the best setting.
         The items run like any other batch's, so other callers' work disturbs the
-        figures, and is disturbed.
-        Codes: INVALID_ARGUMENT, NOT_FOUND (a model), RESOURCE_EXHAUSTED,
-        UNAVAILABLE.
+        figures, and is disturbed. Cancelling the call ends it.
+        Codes: INVALID_ARGUMENT, NOT_FOUND (a model), FAILED_PRECONDITION (a model
+        that cannot chat), RESOURCE_EXHAUSTED, UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

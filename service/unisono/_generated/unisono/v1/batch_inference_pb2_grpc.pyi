@@ -40,6 +40,7 @@ class BatchInferenceStub:
     `request_id` leaves the batch's deadline as it is.
     Codes: INVALID_ARGUMENT (nothing was sent to a backend), ALREADY_EXISTS
     (`request_id` used with other content), RESOURCE_EXHAUSTED (a limit),
+    FAILED_PRECONDITION (`co_scheduling` REQUIRED without as many slots),
     UNAVAILABLE (shutting down).
     """
     StreamBatch: _aio.StreamStreamMultiCallable[_batch_inference_pb2.StreamBatchRequest, _batch_inference_pb2.StreamBatchResponse]
@@ -97,9 +98,9 @@ class BatchInferenceStub:
     """Measures models: latency, tokens a second and the gain over one at a time,
     with 1, 2, 4, 8 … items at a time, a sample answer, and the best setting.
     The items run like any other batch's, so other callers' work disturbs the
-    figures, and is disturbed.
-    Codes: INVALID_ARGUMENT, NOT_FOUND (a model), RESOURCE_EXHAUSTED,
-    UNAVAILABLE.
+    figures, and is disturbed. Cancelling the call ends it.
+    Codes: INVALID_ARGUMENT, NOT_FOUND (a model), FAILED_PRECONDITION (a model
+    that cannot chat), RESOURCE_EXHAUSTED, UNAVAILABLE.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_batch_inference_pb2.ListModelsRequest, _batch_inference_pb2.ListModelsResponse]
     """The models that the backends can run. A backend that is away is named in
@@ -136,6 +137,7 @@ class BatchInferenceServicer(metaclass=_abc_1.ABCMeta):
         `request_id` leaves the batch's deadline as it is.
         Codes: INVALID_ARGUMENT (nothing was sent to a backend), ALREADY_EXISTS
         (`request_id` used with other content), RESOURCE_EXHAUSTED (a limit),
+        FAILED_PRECONDITION (`co_scheduling` REQUIRED without as many slots),
         UNAVAILABLE (shutting down).
         """
 
@@ -241,9 +243,9 @@ class BatchInferenceServicer(metaclass=_abc_1.ABCMeta):
         """Measures models: latency, tokens a second and the gain over one at a time,
         with 1, 2, 4, 8 … items at a time, a sample answer, and the best setting.
         The items run like any other batch's, so other callers' work disturbs the
-        figures, and is disturbed.
-        Codes: INVALID_ARGUMENT, NOT_FOUND (a model), RESOURCE_EXHAUSTED,
-        UNAVAILABLE.
+        figures, and is disturbed. Cancelling the call ends it.
+        Codes: INVALID_ARGUMENT, NOT_FOUND (a model), FAILED_PRECONDITION (a model
+        that cannot chat), RESOURCE_EXHAUSTED, UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod

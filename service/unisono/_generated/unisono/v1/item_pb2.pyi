@@ -148,9 +148,10 @@ class Item(_message.Message):
     """
     n: _builtins.int
     """How many answers. Each is an item of its own, "ID#1" to "ID#n", with its own
-    result and acknowledgement, and counts towards every limit. With a `seed`,
-    the k-th has seed + k - 1; without, each has a seed made of its id. 1 to 64.
-    Absent: one answer, under the item's own id.
+    result and acknowledgement, and counts towards every limit; only where the
+    item is refused, that is acknowledged once, under its own id. With a `seed`,
+    the k-th has seed + k - 1; without, each has a seed made of its id. 1 to 64;
+    embeddings have one. Absent: one answer, under the item's own id.
     """
     @_builtins.property
     def chat(self) -> Global___ChatRequest:

@@ -1,0 +1,1 @@
+"""What outlives the service, in files of its own."""

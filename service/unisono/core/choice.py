@@ -1,0 +1,173 @@
+"""Which item goes next into a free slot, and why; or why the slot is better left idle.
+
+Theory of operation. All slots share one processor: time is about a · passes + c · tokens + p · prompt tokens computed
+(`costs.py`). The tokens are what they are; the passes are as many as the fullest lane has tokens to do, and the
+prompt tokens computed depend on which slot gets which prompt. So for a free lane, in this order:
+
+1. *Held*: the longest of the family whose prefix the lane holds: its prefix costs nothing here.
+2. *New*: a family of which no lane holds anything, or an item that shares nothing; whichever has most to do.
+3. *Join*: a family that other lanes hold. Its prefix is computed once more, for fewer passes: where
+   a · passes saved > p · prefix tokens. Several families that are equally far behind are looked at together, since
+   helping only one of them saves nothing.
+4. *Idle*: joining would cost more than it saves; or what it costs is not known yet, because the first of the family
+   is still having the prefix computed. That tells the price before the others are spread.
+
+Before all these comes the *tail*: an item as long as all the remaining work per lane, wherever its family is held.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from unisono.core.commands import ReleaseReason
+from unisono.core.prefixes import MIN_SHARED_BYTES, common_bytes
+from unisono.core.report import IdleReason
+from unisono.core.waiting import ALONE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from unisono.core.costs import CostMeter
+    from unisono.core.lanes import Lane, Lanes
+    from unisono.core.prefixes import Prefix
+    from unisono.core.waiting import Batch, Family, Waiting, WaitingRoom
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """An item, and why it is the next."""
+
+    item: Waiting
+    reason: ReleaseReason
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is looked at for one free lane."""
+
+    lane: Lane
+    lanes: Lanes
+    room: WaitingRoom
+    # Batches that may go now; at least one item of theirs waits.
+    allowed: list[Batch]
+    meter: CostMeter
+    # For each lane that is taken, by its number: the tokens that it still has to do. Of this one they do not count.
+    left: Mapping[int, float]
+
+    def extra_bytes(self, prefix: Prefix | None) -> int:
+        """Bytes that this lane would compute of a prefix, and another lane would not."""
+        return self.lanes.best_held(prefix) - common_bytes(self.lane.holds, prefix)
+
+    def load(self, lane: Lane) -> float:
+        """The tokens that another lane still has to do."""
+        return 0.0 if lane is self.lane else self.left.get(lane.number, 0.0)
+
+
+@dataclass(slots=True)
+class _Behind:
+    """A family that other lanes hold: how many passes these have to do for it, and what one lane more would cost."""
+
+    family: Family
+    # Its longest item that may go.
+    item: Waiting
+    lanes: list[int]
+    cost_bytes: int
+
+
+def choose(look: Look) -> Choice | IdleReason:
+    """The next for a free lane, or why there is none."""
+    choice = _held(look) or _new(look) or _join(look)
+    longest = look.room.longest(look.allowed)
+    if longest is None or (isinstance(choice, Choice) and choice.item is longest):
+        return choice
+    work_left = look.room.work + sum(look.left.values()) - look.left.get(look.lane.number, 0.0)
+    if longest.length * len(look.lanes.all) >= work_left and _is_worth(longest, look):
+        return Choice(longest, ReleaseReason.TAIL)
+    return choice
+
+
+def _held(look: Look) -> Choice | None:
+    """The family that the lane holds; else the one of which it holds most, if no other lane holds more."""
+    lane, room = look.lane, look.room
+    if lane.holds is None:
+        return None
+    own = room.families.get(lane.holds.key)
+    if own is not None and (item := room.top(own, look.allowed)) is not None:
+        return Choice(item, ReleaseReason.PREFIX_HELD)
+    best: tuple[int, float] = (MIN_SHARED_BYTES - 1, 0.0)
+    found: Waiting | None = None
+    for family in room.compared():
+        held = common_bytes(lane.holds, family.prefix)
+        if (held, family.work) > best and not look.extra_bytes(family.prefix):
+            item = room.top(family, look.allowed)
+            if item is not None:
+                best, found = (held, family.work), item
+    return Choice(found, ReleaseReason.PREFIX_HELD) if found is not None else None
+
+
+def _new(look: Look) -> Choice | None:
+    """A family of which no lane holds anything worth it, or an item that shares nothing: the one with most to do."""
+    room = look.room
+    best, reason = 0.0, ReleaseReason.LONGEST
+    found: Waiting | None = None
+    alone = room.families.get(ALONE)
+    if alone is not None and (item := room.top(alone, look.allowed)) is not None:
+        best, found = item.length, item
+    for family in room.compared():
+        if look.extra_bytes(family.prefix) >= MIN_SHARED_BYTES or (family.work <= best and found is not None):
+            continue
+        item = room.top(family, look.allowed)
+        if item is not None:
+            best, found = family.work, item
+            reason = ReleaseReason.NEW_FAMILY if family.count > 1 else ReleaseReason.LONGEST
+    return Choice(found, reason) if found is not None else None
+
+
+def _join(look: Look) -> Choice | IdleReason:
+    """One lane more for a family that others hold, where that is worth it.
+
+    1. The load of each lane: what it has to do, and its part of the families that it holds.
+    2. For the family of the fullest lane, the two fullest, … as many as lanes are free: the passes that are saved by
+       one lane more for each, against the prefixes that are computed for it.
+    """
+    lanes, costs, prompt_token_s = look.lanes.all, look.meter.costs, look.meter.prompt_token_s
+    if costs is None or prompt_token_s is None:
+        return IdleReason.PREFIX_PRICE
+    load = {each.number: look.load(each) for each in lanes}
+    behind: list[_Behind] = []
+    for family in look.room.compared():
+        held = look.lanes.best_held(family.prefix)
+        holders = [one.number for one in lanes if common_bytes(one.holds, family.prefix) > held - MIN_SHARED_BYTES]
+        for number in holders:
+            load[number] += family.work / len(holders)
+        item = look.room.top(family, look.allowed)
+        if item is not None:
+            behind.append(_Behind(family, item, holders, look.extra_bytes(family.prefix)))
+    behind.sort(key=lambda one: max(load[number] for number in one.lanes), reverse=True)
+    most = max(load.values())
+    free = 1 + sum(1 for each in lanes if each.is_open and each is not look.lane)
+    cost_s, after = 0.0, dict(load)
+    for helped in behind[:free]:
+        part = helped.family.work / len(helped.lanes) / (len(helped.lanes) + 1)
+        for number in helped.lanes:
+            after[number] -= part
+        added = part * len(helped.lanes)
+        cost_s += prompt_token_s * look.meter.tokens(helped.cost_bytes)
+        if costs.pass_s * (most - max(added, *after.values())) > cost_s:
+            return Choice(behind[0].item, ReleaseReason.JOINS_FAMILY)
+    return IdleReason.PREFIX_COST
+
+
+def _is_worth(item: Waiting, look: Look) -> bool:
+    """Whether an item of the tail should go into this lane now, though others hold more of its prefix."""
+    extra = look.extra_bytes(item.prefix)
+    if extra < MIN_SHARED_BYTES:
+        return True
+    costs, prompt_token_s = look.meter.costs, look.meter.prompt_token_s
+    if costs is None or prompt_token_s is None:
+        return False
+    held = look.lanes.best_held(item.prefix)
+    holders = (lane for lane in look.lanes.all if common_bytes(lane.holds, item.prefix) == held)
+    until = min(look.load(lane) for lane in holders)
+    return costs.pass_s * until > prompt_token_s * look.meter.tokens(extra)

@@ -1,0 +1,230 @@
+"""What things cost on one runner: learned from when its tokens come.
+
+Theory of operation. All slots of a runner share one processor, so the time of a batch is about
+
+    a · passes  +  c · tokens of answers  +  p · prompt tokens computed
+
+*a* and *c*: while no prompt is being computed and nobody comes or goes, passes follow each other evenly. Such a
+stretch tells how long a pass with so many members takes; a straight line through all of them gives both. Until
+stretches with different numbers of members were seen, half of a pass is taken for its fixed part.
+
+*p*: from the release of a request to its first token the runner computes its prompt. Requests overlap there, so one
+*episode* is taken as a whole, from when the first prompt is begun until no prompt is left: its time, less that of
+the passes in between, ÷ the prompt tokens that were computed.
+
+Lengths of answers are predicted by how much of its `num_predict` an answer used so far, or by the mean where there
+is no bound. Everything fades, so that a change is followed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import exp
+
+from unisono.core.report import Costs
+
+# Bytes of text a token, until prompts were counted: English prose has about four.
+BYTES_PER_TOKEN = 4.0
+# Pass intervals, and prompt tokens, after which what was seen before counts for a third.
+_PASS_MEMORY = 500.0
+_PROMPT_MEMORY = 8_192.0
+# An episode of fewer prompt tokens tells more of everything else than of prompts.
+_LEAST_PROMPT_TOKENS = 64.0
+# Answers after which their lengths are believed; and how much a former one counts beside the next.
+_LEAST_ANSWERS = 4
+_ANSWER_FADING = 0.98
+# Families whose lengths are remembered.
+_MOST_FAMILIES = 1_000
+# Passes of a stretch that are taken into account at one time.
+_STRETCH_PASSES = 8
+# The length of an answer of which nothing is known.
+UNKNOWN_LENGTH = 256.0
+
+
+@dataclass(slots=True)
+class _Lengths:
+    """How long answers were, and how much of their bounds they used; what is older fades."""
+
+    answers: int = 0
+    weight: float = 0.0
+    tokens: float = 0.0
+    bounded: float = 0.0
+    bounds: float = 0.0
+
+    def add(self, tokens: int, bound: int | None) -> None:
+        self.answers += 1
+        self.weight = self.weight * _ANSWER_FADING + 1
+        self.tokens = self.tokens * _ANSWER_FADING + tokens
+        if bound is not None and bound > 0:
+            self.bounded = self.bounded * _ANSWER_FADING + min(tokens, bound)
+            self.bounds = self.bounds * _ANSWER_FADING + bound
+
+
+@dataclass(slots=True)
+class _Stretch:
+    """Passes that followed each other evenly."""
+
+    members: int = 0
+    passes: int = 0
+    began_s: float = 0.0
+    ended_s: float = 0.0
+
+
+class CostMeter:
+    """Learns the costs of one runner. All times are seconds by one clock."""
+
+    def __init__(self) -> None:
+        # Of stretches: weight, members, members², time of a pass, members × time; and of single streams.
+        self._w = self._wm = self._wmm = self._wt = self._wmt = 0.0
+        self._single_w = self._single_wt = 0.0
+        self._passes = 0
+        # The pass under way: who spoke in it, and when it began (None: not known); the stretch that it goes on.
+        self._spoken: set[int] = set()
+        self._mark_s: float | None = None
+        self._stretch = _Stretch()
+        # The episode under way: prompts being computed, when it began, its prompt tokens, its passes' time.
+        self._prefilling = 0
+        self._episode_s = 0.0
+        self._episode_tokens = 0.0
+        self._episode_passes_s = 0.0
+        self._prompt_tokens = self._prompt_s = 0.0
+        self._bytes = self._told_tokens = 0.0
+        self._all = _Lengths()
+        self._by_family: dict[int, _Lengths] = {}
+
+    # -- What it has learned -----------------------------------------------------------------------------------
+
+    @property
+    def costs(self) -> Costs | None:
+        """The costs so far; None until a pass was timed."""
+        if self._w == 0:
+            return None
+        mean_m, mean_t = self._wm / self._w, self._wt / self._w
+        spread = self._wmm / self._w - mean_m**2
+        if spread > 0.05:
+            slope = (self._wmt / self._w - mean_m * mean_t) / spread
+            token_s = min(max(slope, 0.0), mean_t / mean_m)
+        else:
+            token_s = mean_t / 2 / mean_m
+        return Costs(
+            pass_s=mean_t - token_s * mean_m,
+            token_s=token_s,
+            prompt_token_s=self._prompt_s / self._prompt_tokens if self._prompt_tokens else None,
+            passes_measured=self._passes,
+            single_stream_token_s=self._single_wt / self._single_w if self._single_w else None,
+        )
+
+    @property
+    def prompt_token_s(self) -> float | None:
+        """Seconds for one prompt token; None until measured."""
+        return self._prompt_s / self._prompt_tokens if self._prompt_tokens else None
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes of text a token of the prompts so far."""
+        return self._bytes / self._told_tokens if self._told_tokens >= 1 else BYTES_PER_TOKEN
+
+    def tokens(self, text_bytes: float) -> float:
+        """About how many tokens a text of so many bytes has."""
+        return text_bytes / self.bytes_per_token
+
+    def expected_length(self, bound: int | None, family: int) -> float:
+        """About how many tokens an answer will have, at least 1. `bound`: its num_predict, where it has one."""
+        own = self._by_family.get(family)
+        seen = own if own is not None and own.answers >= _LEAST_ANSWERS else self._all
+        is_known = seen.answers >= _LEAST_ANSWERS
+        if bound is not None and bound > 0:
+            return max(1.0, bound * seen.bounded / seen.bounds) if is_known and seen.bounds else float(bound)
+        return max(1.0, seen.tokens / seen.weight) if is_known else UNKNOWN_LENGTH
+
+    # -- What happens ------------------------------------------------------------------------------------------
+
+    def prompt_begun(self, computed_bytes: float, now: float) -> None:
+        """A request got a slot, and so many bytes of its prompt are not in that slot's cache."""
+        self._disturb()
+        if self._prefilling == 0:
+            self._episode_s, self._episode_tokens, self._episode_passes_s = now, 0.0, 0.0
+        self._prefilling += 1
+        self._episode_tokens += self.tokens(computed_bytes)
+
+    def prompt_done(self, now: float) -> None:
+        """A request spoke its first token."""
+        self._prefilling -= 1
+        if self._prefilling:
+            return
+        if self._episode_tokens >= _LEAST_PROMPT_TOKENS:
+            took_s = max(0.0, now - self._episode_s - self._episode_passes_s)
+            fading = exp(-self._episode_tokens / _PROMPT_MEMORY)
+            self._prompt_s = self._prompt_s * fading + took_s
+            self._prompt_tokens = self._prompt_tokens * fading + self._episode_tokens
+        self._disturb()
+
+    def prompt_lost(self) -> None:
+        """A request went away before it spoke: the episode tells nothing any more."""
+        self._prefilling -= 1
+        self._episode_tokens = 0.0
+
+    def spoke(self, ticket: int, now: float) -> None:
+        """A token came. Who speaks again begins the next pass."""
+        if ticket not in self._spoken:
+            self._spoken.add(ticket)
+            if self._mark_s is None:
+                self._mark_s = now
+            return
+        members, began_s = len(self._spoken), self._mark_s
+        self._spoken, self._mark_s = {ticket}, now
+        if self._prefilling:
+            costs = self.costs
+            self._episode_passes_s += costs.pass_s + costs.token_s * members if costs else 0.0
+            return
+        stretch = self._stretch
+        if stretch.passes and stretch.members != members:
+            self._end_stretch()
+        if not stretch.passes:
+            stretch.members, stretch.began_s = members, now if began_s is None else began_s
+        stretch.passes += 1
+        stretch.ended_s = now
+        if stretch.passes >= _STRETCH_PASSES or not self._passes:
+            self._end_stretch()
+
+    def left(self) -> None:
+        """Somebody stopped speaking."""
+        self._disturb()
+
+    def counted(self, *, prompt_tokens: int, prompt_bytes: int) -> None:
+        """The backend said how many tokens a prompt of so many bytes had."""
+        if prompt_tokens > 0 and prompt_bytes > 0:
+            self._told_tokens = self._told_tokens * 0.99 + prompt_tokens
+            self._bytes = self._bytes * 0.99 + prompt_bytes
+
+    def answered(self, tokens: int, bound: int | None, family: int) -> None:
+        """An answer of so many tokens is whole."""
+        if family not in self._by_family and len(self._by_family) >= _MOST_FAMILIES:
+            self._by_family.clear()
+        self._all.add(tokens, bound)
+        self._by_family.setdefault(family, _Lengths()).add(tokens, bound)
+
+    def _disturb(self) -> None:
+        """The passes do not follow each other evenly any more."""
+        self._end_stretch()
+        self._spoken.clear()
+        self._mark_s = None
+
+    def _end_stretch(self) -> None:
+        """Takes the stretch into account."""
+        stretch = self._stretch
+        passes, members = stretch.passes, stretch.members
+        if not passes:
+            return
+        stretch.passes = 0
+        took_s = (stretch.ended_s - stretch.began_s) / passes
+        fading = exp(-passes / _PASS_MEMORY)
+        self._w = self._w * fading + passes
+        self._wm = self._wm * fading + passes * members
+        self._wmm = self._wmm * fading + passes * members**2
+        self._wt = self._wt * fading + passes * took_s
+        self._wmt = self._wmt * fading + passes * members * took_s
+        if members == 1:
+            self._single_w = self._single_w * fading + passes
+            self._single_wt = self._single_wt * fading + passes * took_s
+        self._passes += passes

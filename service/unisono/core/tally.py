@@ -1,0 +1,105 @@
+"""What is added up for the report of a group: families, context, and how long one at a time would have taken."""
+
+from __future__ import annotations
+
+import heapq
+from array import array
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from unisono.core.prefixes import MIN_SHARED_BYTES
+from unisono.core.report import FamilyReport
+
+if TYPE_CHECKING:
+    from unisono.core.prefixes import Prefix
+    from unisono.core.report import Costs
+
+# Families that a report lists, and that are counted at most.
+MOST_REPORTED = 100
+_MOST_COUNTED = 10_000
+
+
+@dataclass(slots=True)
+class _Family:
+    """What happened to the items of one family."""
+
+    prefix_bytes: int
+    items: int = 0
+    computed: int = 0
+
+
+class FamilyTally:
+    """How many items each family has, and how often its prefix was computed."""
+
+    def __init__(self) -> None:
+        self._families: dict[int, _Family] = {}
+
+    def joined(self, prefix: Prefix | None) -> None:
+        """An item of the family is part of the group."""
+        if prefix is None:
+            return
+        known = self._families.get(prefix.key)
+        if known is None and len(self._families) < _MOST_COUNTED:
+            known = self._families[prefix.key] = _Family(prefix.size)
+        if known is not None:
+            known.items += 1
+
+    def released(self, prefix: Prefix | None, held_bytes: int | None) -> None:
+        """One was released, into a lane that held so much of its beginning; None: it waits for any lane."""
+        if prefix is None or held_bytes is None or held_bytes > prefix.size - MIN_SHARED_BYTES:
+            return
+        known = self._families.get(prefix.key)
+        if known is not None:
+            known.computed += 1
+
+    def report(self, bytes_per_token: float) -> tuple[FamilyReport, ...]:
+        """The largest families of two items or more."""
+        largest = heapq.nlargest(
+            MOST_REPORTED, self._families.values(), key=lambda one: (one.items, one.prefix_bytes)
+        )
+        return tuple(
+            FamilyReport(
+                prefix_tokens=round(one.prefix_bytes / bytes_per_token), item_count=one.items, computed=one.computed
+            )
+            for one in largest
+            if one.items > 1
+        )
+
+
+class ContextTally:
+    """The most tokens of context that items in flight used at one time, each counted with its final size."""
+
+    def __init__(self) -> None:
+        # Of each answered item: when it was released and when it ended, in nanoseconds, and its tokens.
+        self._spans = array("q")
+
+    def answered(self, released_ns: int, ended_ns: int, tokens: int) -> None:
+        """An item with so many tokens of prompt and answer was in flight from then till then."""
+        self._spans.extend((released_ns, ended_ns, tokens))
+
+    @property
+    def most(self) -> int:
+        """The most tokens at one time."""
+        spans = self._spans
+        steps = [
+            step
+            for place in range(0, len(spans), 3)
+            for step in ((spans[place], spans[place + 2]), (spans[place + 1], -spans[place + 2]))
+        ]
+        # At one moment an end comes before a beginning.
+        steps.sort()
+        most = now = 0
+        for _, tokens in steps:
+            now += tokens
+            most = max(most, now)
+        return most
+
+
+def one_at_a_time_s(costs: Costs | None, *, prompt_tokens: int, completion_tokens: int) -> float | None:
+    """How long these tokens would take one item after the other; None where a single stream was not measured.
+
+    `prompt_tokens` are the ones that were computed: those in a cache would be in a cache then too.
+    """
+    if costs is None or costs.single_stream_token_s is None or costs.prompt_token_s is None:
+        return None
+    return completion_tokens * costs.single_stream_token_s + prompt_tokens * costs.prompt_token_s

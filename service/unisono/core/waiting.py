@@ -1,0 +1,264 @@
+"""What waits for a slot of one runner: by batch, for the callers' shares, and by family, for the slots' caches.
+
+Theory of operation. *Batches*: of those that may go at all, the highest priority goes first. Among these, a batch
+that has nothing in a slot goes before one that has; otherwise the one that has had least for its weight, in
+expected tokens. One that was idle does not save up: it begins where the others are. So a lone request beside a
+batch of 5,000 starts with the next slot that falls free.
+
+*Families*: the items of a batch whose prompts begin alike stand in one line, the longest expected answer first; at
+one length, in the order in which they came. Items that share nothing stand in the line of family 0.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+from itertools import count, islice
+from typing import TYPE_CHECKING
+
+from unisono.core.commands import Terms
+from unisono.core.report import IdleReason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from unisono.core.prefixes import Prefix
+
+# Of items that share nothing.
+ALONE = 0
+# A batch may be ahead of another by as much as so many of its items, for the sake of what a slot holds.
+_AHEAD_ITEMS = 2.0
+# Families that are looked at for one decision.
+MOST_COMPARED = 128
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """An item that waits."""
+
+    ticket: int
+    batch: int
+    prefix: Prefix | None
+    prompt_bytes: int
+    # What its batch allows and asks for; None: nothing.
+    terms: Terms | None
+    # Expected tokens of its answer.
+    length: float
+    # Its place among equals, which it keeps whatever happens to it; and how often it was put into its line: an entry
+    # of an older time counts no more.
+    rank: int = 0
+    version: int = 0
+    # Of its present attempt: tokens so far, and whether it is about to reach its num_predict.
+    tokens: int = 0
+    is_near_end: bool = False
+
+    @property
+    def family(self) -> int:
+        """The key of its family."""
+        return self.prefix.key if self.prefix is not None else ALONE
+
+    @property
+    def left(self) -> float:
+        """Expected tokens that it has yet to be given."""
+        return max(1.0, self.length - self.tokens)
+
+
+# Heaps of what waits, by length and rank; whoever has left since is passed over.
+_Entry = tuple[float, int, int, Waiting]
+_Line = list[_Entry]
+
+
+@dataclass(slots=True, eq=False)
+class Family:
+    """Items that begin alike, of all batches."""
+
+    prefix: Prefix | None
+    lines: dict[int, _Line] = field(default_factory=dict)
+    # Items that wait, and the tokens expected of them.
+    count: int = 0
+    work: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """A batch that has items on this runner."""
+
+    number: int
+    terms: Terms
+    waiting: int = 0
+    # In a slot, or on the way to one that is free.
+    seated: int = 0
+    is_parked: bool = False
+    # Expected tokens released so far ÷ weight.
+    served: float = 0.0
+    # All that waits of it, for the longest; and the families in which it has a line.
+    line: _Line = field(default_factory=list)
+    families: set[int] = field(default_factory=set)
+
+
+class WaitingRoom:
+    """All that waits."""
+
+    def __init__(self) -> None:
+        self.batches: dict[int, Batch] = {}
+        self.families: dict[int, Family] = {}
+        self.work = 0.0
+        self._items: dict[int, Waiting] = {}
+        self._ranks = count(1)
+        self._served = 0.0
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def get(self, ticket: int) -> Waiting | None:
+        """The item, if it waits."""
+        return self._items.get(ticket)
+
+    # -- Coming and going --------------------------------------------------------------------------------------
+
+    def batch(self, number: int, terms: Terms | None = None) -> Batch:
+        """The batch; a new one begins where the others are."""
+        known = self.batches.get(number)
+        if known is None:
+            known = self.batches[number] = Batch(number, terms or Terms(), served=self._served)
+        elif terms is not None:
+            known.terms = terms
+        if not known.waiting and not known.seated:
+            known.served = max(known.served, self._served)
+        return known
+
+    def put(self, item: Waiting) -> None:
+        """It waits from now on, behind its equals; or again, in its old place."""
+        item.rank = item.rank or next(self._ranks)
+        batch = self.batch(item.batch, item.terms)
+        family = self.families.get(item.family)
+        if family is None:
+            family = self.families[item.family] = Family(item.prefix)
+        item.version += 1
+        entry = (-item.length, item.rank, item.version, item)
+        heapq.heappush(family.lines.setdefault(item.batch, []), entry)
+        batch.families.add(item.family)
+        heapq.heappush(batch.line, entry)
+        batch.waiting += 1
+        family.count += 1
+        family.work += item.length
+        self.work += item.length
+        self._items[item.ticket] = item
+
+    def take(self, item: Waiting) -> None:
+        """It does not wait any more."""
+        del self._items[item.ticket]
+        item.version += 1
+        batch, family = self.batches[item.batch], self.families[item.family]
+        batch.waiting -= 1
+        family.count -= 1
+        family.work -= item.length
+        self.work -= item.length
+        if not batch.waiting:
+            batch.line.clear()
+            for key in batch.families & self.families.keys():
+                self.families[key].lines.pop(batch.number, None)
+            batch.families.clear()
+        if not family.count:
+            del self.families[item.family]
+        self.forget(batch)
+
+    def forget(self, batch: Batch) -> None:
+        """Forgets the batch if nothing is left of it."""
+        if not batch.waiting and not batch.seated and not batch.is_parked:
+            self.batches.pop(batch.number, None)
+
+    def served(self, batch: Batch, length: float) -> None:
+        """An item of it was released."""
+        batch.served += length / batch.terms.weight
+        self._served = max(self._served, batch.served - length / batch.terms.weight)
+
+    # -- Who may be next ---------------------------------------------------------------------------------------
+
+    def allowed(
+        self, now: float, flying: int, *, together: int | None = None, is_ahead: bool = False
+    ) -> list[Batch] | IdleReason:
+        """The batches of which an item may go now, or why none may.
+
+        1. Parked ones, and ones at their own limits, may not.
+        2. Only the highest priority.
+        3. One that has nothing in a slot goes first; of these, the one that has had least.
+        4. Else those that have had about as much as the one that has had least.
+        5. A batch that runs in waves goes when nothing else is in flight: until then, nobody goes.
+
+        `flying`: items at the backend. `together`: the batch whose wave is being made up. `is_ahead`: it is to be
+        made ready for later, so that limits of the moment do not count.
+        """
+        waiting = [batch for batch in self.batches.values() if batch.waiting and not batch.is_parked]
+        if not waiting:
+            return IdleReason.NO_ITEMS
+        free = waiting if is_ahead else [batch for batch in waiting if self.is_free(batch, now, together)]
+        if together is not None:
+            return [batch for batch in free if batch.number == together] or IdleReason.TOGETHER
+        if not free:
+            is_wave = all(batch.terms.is_together for batch in waiting)
+            return IdleReason.TOGETHER if is_wave else IdleReason.BATCH_LIMIT
+        if len(free) > 1:
+            highest = max(batch.terms.priority for batch in free)
+            free = [batch for batch in free if batch.terms.priority == highest]
+            least = min(free, key=lambda batch: (batch.seated > 0, batch.served, batch.number))
+            if least.seated == 0:
+                free = [least]
+            else:
+                mean = self.work / len(self._items)
+                free = [each for each in free if each.served <= least.served + _AHEAD_ITEMS * mean]
+            free = [each for each in free if not each.terms.is_together]
+            free = [least] if least.terms.is_together else free
+        if free[0].terms.is_together and flying and not is_ahead:
+            return IdleReason.TOGETHER
+        return free
+
+    def is_free(self, batch: Batch, now: float, together: int | None = None) -> bool:
+        """Whether the batch's own limits let an item go now."""
+        terms = batch.terms
+        if terms.max_concurrency is not None and terms.in_flight >= terms.max_concurrency:
+            return False
+        if terms.items_per_second is not None and now < terms.next_release_s:
+            return False
+        return not terms.is_together or batch.seated == 0 or batch.number == together
+
+    def next_moment(self, now: float) -> float | None:
+        """When a batch's items_per_second, or another runner's items, may let one go that may not now."""
+        moments = []
+        for batch in self.batches.values():
+            terms = batch.terms
+            if not batch.waiting or batch.is_parked:
+                continue
+            if terms.items_per_second is not None and now < terms.next_release_s:
+                moments.append(terms.next_release_s)
+            elif terms.max_concurrency is not None and terms.in_flight >= terms.max_concurrency > batch.seated:
+                # What it waits for ends on another backend, of which nobody tells this one.
+                moments.append(now + 0.02)
+        return min(moments, default=None)
+
+    def top(self, family: Family, allowed: list[Batch]) -> Waiting | None:
+        """The first of a family, of these batches."""
+        found: _Line = []
+        for batch in allowed:
+            line = family.lines.get(batch.number)
+            if line is not None and (first := _first(line)) is not None:
+                found.append(first)
+            elif line is not None:
+                del family.lines[batch.number]
+        return min(found)[-1] if found else None
+
+    def longest(self, allowed: list[Batch]) -> Waiting | None:
+        """The longest of these batches."""
+        found = [first for batch in allowed if (first := _first(batch.line)) is not None]
+        return min(found)[-1] if found else None
+
+    def compared(self) -> Iterator[Family]:
+        """Families with a common prefix; at most some."""
+        return islice((family for key, family in self.families.items() if key != ALONE), MOST_COMPARED)
+
+
+def _first(line: _Line) -> _Entry | None:
+    """The first that has not left."""
+    while line and line[0][3].version != line[0][2]:
+        heapq.heappop(line)
+    return line[0] if line else None

@@ -1,0 +1,69 @@
+"""Items that ask for contexts of different sizes, through the real port."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.integration.service import House, chat, chats, config, house
+from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
+from unisono._generated.unisono.v1 import item_pb2
+
+
+def asking(item_id: str, num_ctx: int | None, **options: Any) -> item_pb2.Item:
+    """A conversation that asks for a context, or for none."""
+    if num_ctx is not None:
+        options["runner"] = item_pb2.RunnerOptions(num_ctx=num_ctx)
+    return chat(item_id, num_predict=2, **options)
+
+
+def sent(h: House) -> list[int | None]:
+    """The contexts that the backend was asked for, in the order of the requests."""
+    return [request.body.get("options", {}).get("num_ctx") for request in h.work]
+
+
+MIXED = [asking(f"i{n}", size) for n, size in enumerate([2048, 1024, None, 2048, 512])]
+
+
+async def test_one_load_for_all() -> None:
+    """Whatever items ask for, each request carries the group's context: another value would load the model anew."""
+    async with house() as h:
+        seen = await h.run(MIXED)
+        (planned,) = seen.of("group_planned")
+        assert planned.runner.num_ctx == 2048
+        assert sent(h) == [2048] * 5
+        assert h.loads == ["fake:latest"]
+
+
+async def test_each_for_itself_where_the_caller_wants_that() -> None:
+    """SEPARATE makes a group of each, and a load."""
+    async with house() as h:
+        seen = await h.run(MIXED, context_policy=pb.CONTEXT_POLICY_SEPARATE)
+        assert sorted(planned.runner.num_ctx for planned in seen.of("group_planned")) == [0, 512, 1024, 2048]
+        assert len(h.loads) == 4
+
+
+async def test_a_conflict_is_refused_where_the_caller_wants_that() -> None:
+    """REJECT fails each item of the model."""
+    async with house() as h:
+        seen = await h.run(MIXED, context_policy=pb.CONTEXT_POLICY_REJECT)
+        assert len(seen.results) == 5
+        assert all("num_ctx" in result.error.message for result in seen.results.values())
+        assert h.loads == []
+
+
+async def test_the_next_batch_takes_what_is_loaded() -> None:
+    """What was loaded by default is joined by the same name, also by items that ask for no more than that."""
+    async with house() as h:
+        await h.run(chats(3, num_predict=2))
+        await h.run([asking("a", 1024), asking("b", 4096), asking("c", None)])
+        assert set(sent(h)) == {None}
+        await h.run([asking("a", 1024), asking("b", 5000)])
+        await h.run(chats(2, num_predict=2))
+        assert sent(h)[6:] == [5000] * 4
+
+
+async def test_no_more_than_memory_allows() -> None:
+    """With a limit, a larger context is not asked for, and the plan says so."""
+    async with house(settings={"memory_limit": 1}) as h:
+        answer = await h.stub.PlanBatch(pb.PlanBatchRequest(config=config(), items=[asking("a", 4000)]))
+        assert [warning.reason for warning in answer.warnings] == ["CONTEXT_CLAMPED"]
