@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import structlog
+from pydantic import AliasChoices, ValidationError
 
 # First: it keeps gRPC's core, which is imported with the rest, from writing to standard error.
 from unisono.edge.cli.main import build_cli  # isort: split
 
 from unisono import __version__
 from unisono.bootstrap import running, running_engine, usable_model
-from unisono.config import Settings
+from unisono.config import SettingError, Settings
+from unisono.edge.cli.errors import ExitCode
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Generator
 
     from unisono.bootstrap import RunningEngine, RunningService
 
@@ -35,18 +38,19 @@ def main() -> None:
 async def _start(
     *, embedded: bool | None, ollama_url: str | None, on_progress: Callable[[str], None]
 ) -> AsyncGenerator[RunningService, None]:
-    """A service for one command: the configured backend, or the embedded engine where no Ollama answers."""
+    """A service for one command: what is configured; the embedded engine where nothing is, and no Ollama answers."""
     _configure_log("warning")
     settings = _settings(listen="127.0.0.1:0", ollama_url=ollama_url, embedded=embedded)
-    if not settings.embedded and not settings.llama_server_url:
-        model = await usable_model(settings)
-        if model is not None:
-            settings = settings.model_copy(update={"default_model": model})
-            on_progress(f"items that name no model are answered by {model}")
-        elif embedded is None and not ollama_url:
-            settings = settings.model_copy(update={"embedded": True})
-    async with running(settings.model_copy(update={"drain": 0.0}), on_progress=on_progress) as service:
-        yield service
+    with _settings_told():
+        if settings.backends or not (settings.embedded or settings.llama_server_url):
+            model = await usable_model(settings)
+            if model is not None:
+                settings = settings.model_copy(update={"default_model": model})
+                on_progress(f"items that name no model are answered by {model}")
+            elif embedded is None and not ollama_url and not settings.backends:
+                settings = settings.model_copy(update={"embedded": True})
+        async with running(settings.model_copy(update={"drain": 0.0}), on_progress=on_progress) as service:
+            yield service
 
 
 @asynccontextmanager
@@ -63,7 +67,8 @@ def _serve(*, listen: str | None, ollama_url: str | None, embedded: bool, log_le
     """Runs the service until SIGINT or SIGTERM; a second one ends it at once."""
     settings = _settings(listen=listen, ollama_url=ollama_url, embedded=embedded or None, log_level=log_level)
     _configure_log(settings.log_level)
-    asyncio.run(_serve_until_told(settings))
+    with _settings_told():
+        asyncio.run(_serve_until_told(settings))
 
 
 async def _serve_until_told(settings: Settings) -> None:
@@ -85,8 +90,38 @@ async def _serve_until_told(settings: Settings) -> None:
 
 
 def _settings(**values: Any) -> Settings:
-    """What was said on the command line, and for the rest the environment."""
-    return Settings(**{name: value for name, value in values.items() if value is not None})
+    """What was said on the command line, and for the rest the environment.
+
+    A backend that is named on the command line is the only one.
+    """
+    if values.get("ollama_url") or values.get("embedded"):
+        values["backends"] = ()
+    with _settings_told():
+        return Settings(**{name: value for name, value in values.items() if value is not None})
+
+
+@contextmanager
+def _settings_told() -> Generator[None]:
+    """Ends the process where a setting cannot be what it is, and says which: nobody needs a traceback for that."""
+    try:
+        yield
+    except ValidationError as error:
+        for one in error.errors():
+            what = one["msg"].removeprefix("Value error, ")
+            sys.stderr.write(f"unisono: {_variable(str(one['loc'][0]))}: {what}\n")
+        sys.exit(ExitCode.USAGE)
+    except SettingError as error:
+        sys.stderr.write(f"unisono: {error}\n")
+        sys.exit(ExitCode.USAGE)
+
+
+def _variable(place: str) -> str:
+    """The variable of a field, which is called by its name; or the one that is set, of a field that has several."""
+    for field in Settings.model_fields.values():
+        names = field.validation_alias
+        if isinstance(names, AliasChoices) and place in names.choices:
+            return next((str(name) for name in names.choices if name in os.environ), place)
+    return f"UNISONO_{place.upper()}"
 
 
 def _configure_log(level: str) -> None:

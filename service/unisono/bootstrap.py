@@ -30,18 +30,21 @@ from unisono.adapters.telemetry.trace import TraceListener
 from unisono.app.batches import Batches, BatchesSettings
 from unisono.app.driver import BackendDriver
 from unisono.app.resolve import Resolver
+from unisono.config import EMBEDDED, LLAMA_SERVER, SettingError, configured_backends
 from unisono.core.arbiter import ArbiterSettings
 from unisono.core.conductor import ConductorSettings
 from unisono.core.errors import UnisonoError
 from unisono.core.limits import Limits
+from unisono.core.schedule import WindowSettings
 from unisono.edge.grpc.server import MAX_RECEIVE_BYTES, MAX_SEND_BYTES, GrpcServer
 from unisono.edge.grpc.service import BatchInferenceServicer, ServerFacts
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
     from unisono.app.ports import Backend
-    from unisono.config import Settings
+    from unisono.config import BackendSettings, Settings
+    from unisono.core.model import ModelInfo
 
 log = structlog.get_logger("unisono")
 # Where Ollama listens when nobody says otherwise, and how long a look whether it is there may take.
@@ -70,10 +73,16 @@ class RunningService:
 
     # Where it listens, "127.0.0.1:50051".
     target: str
-    # Which backend it uses, for people.
+    # Which backends it uses, for people.
     backend_description: str
-    backend: Backend
+    # In the order of the configuration; never empty.
+    backends: tuple[Backend, ...]
     batches: Batches
+
+    @property
+    def backend(self) -> Backend:
+        """The first, which as a rule is the only one."""
+        return self.backends[0]
 
 
 @asynccontextmanager
@@ -82,44 +91,52 @@ async def running(
 ) -> AsyncGenerator[RunningService, None]:
     """Runs the service until the context is left; then drains it.
 
-    Raises OSError where it cannot listen, and UnisonoError where the embedded engine cannot be had.
+    A backend that is away does not keep it from starting. Raises OSError where it cannot listen, UnisonoError where
+    the embedded engine cannot be had, and SettingError where backends are not configured as they must be.
     """
     clock = SystemClock()
     started_at_ns = clock.time_ns()
     async with AsyncExitStack() as stack:
-        backend = build_backend(settings, on_progress)
-        stack.push_async_callback(backend.close)
-        if isinstance(backend, EmbeddedBackend):
-            # Now, so that what is missing is said at once, and not by the first batch.
-            await backend.start()
+        configured = configured_backends(settings, os.environ)
+        backends: list[Backend] = []
+        for one in configured:
+            backend = build_backend(one, settings, on_progress)
+            stack.push_async_callback(backend.close)
+            backends.append(backend)
+        _refuse_twins(backends)
+        for backend in backends:
+            if isinstance(backend, EmbeddedBackend):
+                # Now, so that what is missing is said at once, and not by the first batch.
+                await backend.start()
         telemetry = configure(__version__, os.environ)
         if telemetry is not None:
             # In a thread: a collector that is away must not hold up the loop in which everything else ends.
             stack.push_async_callback(asyncio.to_thread, telemetry.shutdown)
-            listener = telemetry.listener([backend], item_limit=settings.trace_items)
+            listener = telemetry.listener(backends, item_limit=settings.trace_items)
         else:
             listener = TraceListener(NoOpTracerProvider())
         path = state_path(settings, os.environ)
         memory = SlotsFile(path) if path is not None else None
         if memory is not None:
             stack.push_async_callback(memory.close)
-        driver = BackendDriver(
-            backend,
-            clock,
-            slots=settings.slots,
-            max_in_flight=settings.max_in_flight,
-            settings=ArbiterSettings(
-                patience_s=settings.backend_patience,
-                conductor=ConductorSettings(stall_s=settings.stall_timeout),
-            ),
-            memory=memory,
-            report_defect=report_defect,
-        )
-        drivers = {backend.name: driver}
-        await _start_driver(driver, stack)
+        drivers: dict[str, BackendDriver] = {}
+        for one, backend in zip(configured, backends, strict=True):
+            driver = drivers[one.name] = BackendDriver(
+                backend,
+                clock,
+                slots=one.slots,
+                max_in_flight=settings.max_in_flight,
+                memory_factor=settings.memory_factor,
+                settings=_arbiter_settings(settings),
+                memory=memory,
+                report_defect=report_defect,
+            )
+            await _start_driver(driver, stack)
+        resolver = Resolver(drivers, clock, patience_s=settings.backend_patience)
+        stack.push_async_callback(resolver.close)
         batches = Batches(
             drivers=drivers,
-            resolver=Resolver({backend.name: backend}, clock, patience_s=settings.backend_patience),
+            resolver=resolver,
             journal=MemoryJournal(),
             listener=listener,
             clock=clock,
@@ -151,7 +168,10 @@ async def running(
         target = f"{settings.listen.rpartition(':')[0]}:{port}"
         try:
             yield RunningService(
-                target=target, backend_description=await describe(backend), backend=backend, batches=batches
+                target=target,
+                backend_description=await describe_all(backends),
+                backends=tuple(backends),
+                batches=batches,
             )
         finally:
             await server.drain()
@@ -189,31 +209,31 @@ async def running_engine(
         await engine.stop()
 
 
-def build_backend(settings: Settings, on_progress: Callable[[str], None] = lambda _: None) -> Backend:
-    """The backend that the settings name; nothing is opened yet."""
-    token = settings.backend_token.get_secret_value()
+def build_backend(
+    one: BackendSettings, settings: Settings, on_progress: Callable[[str], None] = lambda _: None
+) -> Backend:
+    """A backend of the configuration; nothing is opened yet. Raises SettingError for an address that is none."""
+    token = one.token.get_secret_value()
     headers = {"authorization": f"Bearer {token}"} if token else {}
-    if settings.embedded:
+    if one.kind == EMBEDDED:
         return EmbeddedBackend(
+            name=one.name,
             model_path=settings.embedded_model or None,
             slots=settings.embedded_slots,
             context=settings.embedded_context,
             on_progress=on_progress,
         )
-    if settings.llama_server_url:
-        return LlamaServerBackend(
-            url=settings.llama_server_url,
+    kind = LlamaServerBackend if one.kind == LLAMA_SERVER else OllamaBackend
+    try:
+        return kind(
+            name=one.name,
+            url=one.url,
             headers=headers,
             connect_timeout_s=settings.connect_timeout,
             load_timeout_s=settings.load_timeout,
         )
-    url = settings.ollama_url or os.environ.get("OLLAMA_HOST", "")
-    return OllamaBackend(
-        url=url,
-        headers=headers,
-        connect_timeout_s=settings.connect_timeout,
-        load_timeout_s=settings.load_timeout,
-    )
+    except ValueError as error:
+        raise SettingError(f"the address of backend {one.name}: {error}") from error
 
 
 def state_path(settings: Settings, environ: Mapping[str, str]) -> Path | None:
@@ -233,11 +253,21 @@ def state_path(settings: Settings, environ: Mapping[str, str]) -> Path | None:
 
 
 async def usable_model(settings: Settings) -> str | None:
-    """The model for items that name none, of the Ollama where the settings say; None: it is not there, or has none.
+    """The model for items that name none, where the settings say; None: no backend is there, or none has one.
 
-    The configured one; else one that is loaded; else the smallest that can complete a prompt.
+    The configured one; else one that is loaded; else the smallest that can complete a prompt. An embedded engine,
+    which would have to be started, is not asked.
     """
-    backend = build_backend(settings)
+    configured = [one for one in configured_backends(settings, os.environ) if one.kind != EMBEDDED]
+    looks = await asyncio.gather(*(_look(build_backend(one, settings)) for one in configured))
+    found = [each for look in looks if look is not None for each in look]
+    if settings.default_model and any(look is not None for look in looks):
+        return settings.default_model
+    return min(found, key=lambda each: (not each[1], each[0].size_bytes))[0].name if found else None
+
+
+async def _look(backend: Backend) -> list[tuple[ModelInfo, bool]] | None:
+    """The models that can complete a prompt, and whether each is loaded; None: the backend is not there."""
     try:
         async with asyncio.timeout(_LOOK_S):
             models = [model for model in await backend.models() if not model.is_embedding]
@@ -246,9 +276,15 @@ async def usable_model(settings: Settings) -> str | None:
         return None
     finally:
         await backend.close()
-    if settings.default_model or not models:
-        return settings.default_model or None
-    return min(models, key=lambda model: (model.digest not in loaded, model.size_bytes)).name
+    return [(model, model.digest in loaded) for model in models]
+
+
+async def describe_all(backends: Sequence[Backend]) -> str:
+    """What the backends are, for people."""
+    found = await asyncio.gather(*map(describe, backends))
+    if len(backends) == 1:
+        return found[0]
+    return ", ".join(f"{backend.name} ({what})" for backend, what in zip(backends, found, strict=True))
 
 
 async def describe(backend: Backend) -> str:
@@ -267,6 +303,22 @@ async def describe(backend: Backend) -> str:
 def report_defect(where: str, defect: BaseException) -> None:
     """Tells the log of something that should not have happened, with its trace."""
     log.error("defect", where=where, exc_info=(type(defect), defect, defect.__traceback__))
+
+
+def _refuse_twins(backends: Sequence[Backend]) -> None:
+    """Two drivers of one backend would not know of each other's requests."""
+    names: dict[str, str] = {}
+    for backend in backends:
+        if backend.url and names.setdefault(backend.url, backend.name) != backend.name:
+            raise SettingError(f"UNISONO_BACKENDS: {names[backend.url]} and {backend.name} are one: {backend.url}")
+
+
+def _arbiter_settings(settings: Settings) -> ArbiterSettings:
+    window = WindowSettings(
+        window_s=settings.batch_timeout if settings.batch_enabled else 0.0, size=settings.batch_size
+    )
+    conductor = ConductorSettings(stall_s=settings.stall_timeout, window=window)
+    return ArbiterSettings(patience_s=settings.backend_patience, conductor=conductor)
 
 
 async def _start_driver(driver: BackendDriver, stack: AsyncExitStack) -> None:

@@ -1,20 +1,28 @@
 """Settings: from the environment (UNISONO_…), each with a unit and a default that serves.
 
 Durations are written as people write them ("500ms", "2m", "1h30m"), sizes too ("4MiB", "512 kB").
+
+Several backends stand in one variable, UNISONO_BACKENDS; what only one of them has (a token, a number of slots) in
+variables that end in its name. `configured_backends` puts the two together.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AliasChoices, BeforeValidator, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, TypeAdapter, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from unisono.core.durations import parse_duration
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kKmMgG]?)(i?)[bB]?")
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3}
+_BARE = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+", re.ASCII)
 
 
 def _duration(value: Any) -> Any:
@@ -31,21 +39,112 @@ def _size(value: Any) -> Any:
     return int(float(number) * (1024 if binary else 1000) ** _POWERS[prefix.lower()])
 
 
+def _milliseconds(value: Any) -> Any:
+    """As a duration, but a bare number means milliseconds."""
+    if isinstance(value, str) and _BARE.fullmatch(value.strip()):
+        value = f"{value}ms"
+    return _duration(value)
+
+
 # Seconds, and bytes.
 Duration = Annotated[float, BeforeValidator(_duration)]
+MillisecondsOrDuration = Annotated[float, BeforeValidator(_milliseconds)]
 Size = Annotated[int, BeforeValidator(_size)]
+Slots = Annotated[int, Field(ge=1, le=4096)]
+
+
+class SettingError(ValueError):
+    """A setting cannot be what it is; the message names the variable."""
+
+
+# -- Several backends ------------------------------------------------------------------------------------------
+
+EMBEDDED = "embedded"
+LLAMA_SERVER = "llama-server"
+OLLAMA = "ollama"
+# What may stand before an address, with a plus.
+_KINDS = (OLLAMA, LLAMA_SERVER)
+_BACKEND_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}", re.ASCII)
+_KIND = re.compile(r"([a-z-]+)\+(.*)", re.ASCII)
+_NO_TOKEN = SecretStr("")
+_TOKEN_OF, _SLOTS_OF = "UNISONO_BACKEND_TOKEN_", "UNISONO_SLOTS_"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendSettings:
+    """One backend of the configuration."""
+
+    # Unique; the service calls it so everywhere.
+    name: str
+    # "ollama", "llama-server" or "embedded".
+    kind: str
+    # Its address, which may hold a password; empty for the embedded engine, and for Ollama's usual address.
+    url: str = field(default="", repr=False)
+    # Sent to it as "Authorization: Bearer …".
+    token: SecretStr = _NO_TOKEN
+    # Slots of each of its runners; None: learned.
+    slots: int | None = None
+
+    @property
+    def suffix(self) -> str:
+        """What its own variables end in."""
+        return self.name.upper().replace("-", "_")
+
+
+def parse_backends(text: str) -> tuple[BackendSettings, ...]:
+    """Reads "gpu1=http://10.0.0.1:11434, cpp=llama-server+http://10.0.0.2:8080, emb=embedded".
+
+    Raises ValueError.
+    """
+    found: dict[str, BackendSettings] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, where = (word.strip() for word in part.partition("="))
+        if not _BACKEND_NAME.fullmatch(name) or not where:
+            # Without the address: it may hold a password.
+            raise ValueError(
+                f"{name!r}: each backend is NAME=ADDRESS, several with commas; a name has letters, digits, - and _, "
+                "and begins with a letter"
+            )
+        kind, url = OLLAMA, where
+        if where == EMBEDDED:
+            kind, url = EMBEDDED, ""
+        elif (written := _KIND.fullmatch(where)) is not None:
+            kind, url = written.groups()
+            if kind not in _KINDS or not url:
+                raise ValueError(
+                    f"{name}: write ADDRESS for an Ollama, {LLAMA_SERVER}+ADDRESS for a llama.cpp server, "
+                    f"or {EMBEDDED}"
+                )
+        one = BackendSettings(name=name, kind=kind, url=url)
+        if one.suffix in found:
+            raise ValueError(f"two backends are called {name!r}, by names that differ in case or in - and _ at most")
+        found[one.suffix] = one
+    return tuple(found.values())
+
+
+def _backends(value: Any) -> Any:
+    return parse_backends(value) if isinstance(value, str) else value
 
 
 class Settings(BaseSettings):
     """The service's settings; each field is the variable UNISONO_ with its name in capitals."""
 
-    model_config = SettingsConfigDict(env_prefix="UNISONO_", extra="ignore", frozen=True, populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="UNISONO_",
+        extra="ignore",
+        frozen=True,
+        populate_by_name=True,
+        # An address may hold a password.
+        hide_input_in_errors=True,
+    )
 
     # Where the gRPC service listens. Loopback by default: there is no authentication yet.
     listen: str = "127.0.0.1:50051"
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
 
-    # -- The backend: the first that is set, of these three.
+    # -- The backend: the first that is set, of these four.
+    # Several, each with a name: see `parse_backends`.
+    backends: Annotated[tuple[BackendSettings, ...], NoDecode, BeforeValidator(_backends)] = ()
     # llama.cpp's own server inside this service, with a small model.
     embedded: bool = False
     # A llama.cpp server's address.
@@ -54,7 +153,7 @@ class Settings(BaseSettings):
     ollama_url: str = ""
     # The model of batches and items that name none; empty: the backend's only one.
     default_model: str = ""
-    # Sent to the backend as "Authorization: Bearer …".
+    # Sent to the backend as "Authorization: Bearer …". Of several, each has one of its own, or none.
     backend_token: SecretStr = SecretStr("")
     connect_timeout: Duration = Field(default=5.0, gt=0)
     # How long one load of a model may take; three are tried.
@@ -65,8 +164,9 @@ class Settings(BaseSettings):
     stall_timeout: Duration = Field(default=600.0, gt=0)
 
     # -- How much at a time.
-    # Slots of each runner: set it to OLLAMA_NUM_PARALLEL where you know it. Unset: learned.
-    slots: int | None = Field(default=None, ge=1, le=4096)
+    # Slots of each runner: set it to OLLAMA_NUM_PARALLEL where you know it. Unset: learned. Of several backends, it
+    # is for those that have no number of their own.
+    slots: Slots | None = None
     # The most requests in flight while slots are being learned.
     max_in_flight: int = Field(default=64, ge=1, le=4096)
     # The memory that a runner may take; no larger context is asked for than fits. Unset: not known.
@@ -77,6 +177,20 @@ class Settings(BaseSettings):
         gt=0,
         le=1,
         validation_alias=AliasChoices("UNISONO_MEMORY_FACTOR", "OLLAMA_BATCH_MEMORY_FACTOR"),
+    )
+
+    # -- The window, in which requests of single callers (Infer) gather to go together.
+    # Otherwise each goes at once.
+    batch_enabled: bool = Field(
+        default=True, validation_alias=AliasChoices("UNISONO_BATCH_ENABLED", "OLLAMA_BATCH_ENABLED")
+    )
+    # They go when there are so many. Unset: as many as the runner has slots.
+    batch_size: int | None = Field(
+        default=None, ge=1, validation_alias=AliasChoices("UNISONO_BATCH_SIZE", "OLLAMA_BATCH_SIZE")
+    )
+    # They go after so long at the latest. Under both names, a bare number means milliseconds.
+    batch_timeout: MillisecondsOrDuration = Field(
+        default=0.010, ge=0, validation_alias=AliasChoices("UNISONO_BATCH_TIMEOUT", "OLLAMA_BATCH_TIMEOUT")
     )
 
     # The folder in which learned slots are kept from one run to the next; empty: XDG_STATE_HOME/unisono, and
@@ -109,3 +223,39 @@ class Settings(BaseSettings):
     # -- Traces; where they go is told by the standard OTEL_* variables.
     # Items of one batch that get a span of their own; failures always do.
     trace_items: int = Field(default=1000, ge=0)
+
+
+def configured_backends(settings: Settings, environ: Mapping[str, str]) -> tuple[BackendSettings, ...]:
+    """The backends, in the order of the configuration; one, where UNISONO_BACKENDS is not set.
+
+    Raises SettingError: a variable for a backend that there is not, or a number of slots that is none.
+    """
+    if not settings.backends:
+        kind = EMBEDDED if settings.embedded else LLAMA_SERVER if settings.llama_server_url else OLLAMA
+        url = {OLLAMA: settings.ollama_url or environ.get("OLLAMA_HOST", ""), LLAMA_SERVER: settings.llama_server_url}
+        only = BackendSettings(name=kind, kind=kind, url=url.get(kind, ""))
+        return (replace(only, token=settings.backend_token, slots=settings.slots),)
+    suffixes = {one.suffix for one in settings.backends}
+    for variable in environ:
+        for start in (_TOKEN_OF, _SLOTS_OF):
+            if variable.startswith(start) and variable.removeprefix(start) not in suffixes:
+                raise SettingError(f"{variable}: UNISONO_BACKENDS has no backend of that name")
+    return tuple(
+        replace(
+            one,
+            token=SecretStr(environ.get(_TOKEN_OF + one.suffix, "")),
+            slots=_own_slots(environ, _SLOTS_OF + one.suffix) or settings.slots,
+        )
+        for one in settings.backends
+    )
+
+
+def _own_slots(environ: Mapping[str, str], variable: str) -> int | None:
+    value = environ.get(variable, "").strip()
+    try:
+        return _slots(value) if value else None
+    except ValidationError as error:
+        raise SettingError(f"{variable}: {error.errors()[0]['msg']}") from error
+
+
+_slots = TypeAdapter[int](Slots).validate_python

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
-from unisono.config import Settings
+from unisono.config import SettingError, Settings, configured_backends, parse_backends
 
 
 @pytest.mark.parametrize("name", ["UNISONO_MEMORY_FACTOR", "OLLAMA_BATCH_MEMORY_FACTOR"])
@@ -41,3 +41,132 @@ def test_the_memory_limit_is_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNISONO_MEMORY_LIMIT", "0")
     with pytest.raises(ValidationError):
         Settings()
+
+
+# -- The window --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "written", "value"),
+    [
+        ("BATCH_ENABLED", "batch_enabled", "false", False),
+        ("BATCH_SIZE", "batch_size", "32", 32),
+        ("BATCH_TIMEOUT", "batch_timeout", "100ms", 0.1),
+        ("BATCH_TIMEOUT", "batch_timeout", "25", 0.025),
+        ("BATCH_TIMEOUT", "batch_timeout", " 2.5 ", 0.0025),
+        ("BATCH_TIMEOUT", "batch_timeout", "1s", 1.0),
+        ("BATCH_TIMEOUT", "batch_timeout", "0", 0.0),
+    ],
+)
+def test_the_window_has_two_names(
+    monkeypatch: pytest.MonkeyPatch, name: str, field: str, written: str, value: object
+) -> None:
+    """Ollama's count where ours are not set. A bare number of the time means milliseconds, under both."""
+    usual = getattr(Settings(), field)
+    assert (Settings().batch_enabled, Settings().batch_size, Settings().batch_timeout) == (True, None, 0.01)
+    monkeypatch.setenv(f"OLLAMA_{name}", written)
+    assert getattr(Settings(), field) == pytest.approx(value)
+    monkeypatch.delenv(f"OLLAMA_{name}")
+    monkeypatch.setenv(f"UNISONO_{name}", written)
+    assert getattr(Settings(), field) == pytest.approx(value)
+    assert getattr(Settings(**{field: usual}), field) == usual
+
+
+@pytest.mark.parametrize(
+    ("name", "written"), [("BATCH_SIZE", "0"), ("BATCH_TIMEOUT", "-1ms"), ("BATCH_TIMEOUT", "soon")]
+)
+def test_a_window_that_is_none(monkeypatch: pytest.MonkeyPatch, name: str, written: str) -> None:
+    """No request waits for nobody, or for longer than never."""
+    monkeypatch.setenv(f"UNISONO_{name}", written)
+    with pytest.raises(ValidationError):
+        Settings()
+
+
+# -- Several backends --------------------------------------------------------------------------------------------
+
+SEVERAL = (
+    "gpu1=http://10.0.0.1:11434, gpu2=ollama+http://10.0.0.2:11434,\n"
+    "cpp=llama-server+http://127.0.0.1:8080, e-m_b=embedded,"
+)
+
+
+def test_one_backend_where_no_list_is_given() -> None:
+    """Of the kind that is configured, which is its name."""
+    environ = {"OLLAMA_HOST": "gpu-box"}
+    (one,) = configured_backends(Settings(slots=3, backend_token=SecretStr("t")), environ)
+    assert (one.name, one.kind, one.url, one.slots) == ("ollama", "ollama", "gpu-box", 3)
+    assert one.token.get_secret_value() == "t"
+    (one,) = configured_backends(Settings(ollama_url="http://x"), environ)
+    assert one.url == "http://x"
+    (one,) = configured_backends(Settings(llama_server_url="http://y", ollama_url="http://x"), environ)
+    assert (one.name, one.kind, one.url) == ("llama-server", "llama-server", "http://y")
+    (one,) = configured_backends(Settings(embedded=True, llama_server_url="http://y"), environ)
+    assert (one.name, one.kind, one.url) == ("embedded", "embedded", "")
+
+
+def test_several_backends_in_one_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kind stands before the address, and Ollama is the usual one; the list wins over what names a single one."""
+    monkeypatch.setenv("UNISONO_BACKENDS", SEVERAL)
+    monkeypatch.setenv("UNISONO_OLLAMA_URL", "http://elsewhere")
+    found = configured_backends(Settings(), {})
+    assert [(one.name, one.kind, one.url) for one in found] == [
+        ("gpu1", "ollama", "http://10.0.0.1:11434"),
+        ("gpu2", "ollama", "http://10.0.0.2:11434"),
+        ("cpp", "llama-server", "http://127.0.0.1:8080"),
+        ("e-m_b", "embedded", ""),
+    ]
+
+
+def test_what_only_one_of_several_has() -> None:
+    """A token goes to the one that it is for; a number of slots is for all that have none of their own."""
+    environ = {"UNISONO_BACKEND_TOKEN_GPU2": "secret", "UNISONO_SLOTS_E_M_B": "4", "UNISONO_SLOTS_CPP": ""}
+    settings = Settings(backends=SEVERAL, slots=2, backend_token=SecretStr("nobody's"))  # type: ignore[arg-type]
+    found = configured_backends(settings, environ)
+    assert [one.token.get_secret_value() for one in found] == ["", "secret", "", ""]
+    assert [one.slots for one in found] == [2, 2, 2, 4]
+    assert "secret" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://10.0.0.1:11434",
+        "gpu 1=http://x",
+        "1=http://x",
+        "=http://x",
+        "gpu1=",
+        "gpu1",
+        "gpu1=vllm+http://x",
+        "gpu1=ollama+",
+        "a=http://x, A=http://y",
+        "a-b=http://x, a_b=http://y",
+    ],
+)
+def test_lists_that_are_none(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Refused at the start."""
+    monkeypatch.setenv("UNISONO_BACKENDS", text)
+    with pytest.raises(ValidationError):
+        Settings()
+
+
+def test_a_password_in_a_list_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither by an error nor by the settings' own text."""
+    monkeypatch.setenv("UNISONO_BACKENDS", "a=http://me:pa+ss@x, a=http://y")
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    assert "pa+ss" not in str(caught.value)
+    (one,) = parse_backends("a=http://me:pa+ss@x")
+    assert (one.kind, one.url) == ("ollama", "http://me:pa+ss@x")
+    assert "pa+ss" not in repr(one)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("UNISONO_SLOTS_GPU3", "4"), ("UNISONO_BACKEND_TOKEN_CPP1", "x"), ("UNISONO_SLOTS_GPU1", "0")],
+)
+def test_variables_of_backends_that_are_wrong(variable: str, value: str) -> None:
+    """A slip of the finger is told, and not passed over."""
+    settings = Settings(backends=SEVERAL)  # type: ignore[arg-type]  # as it is written
+    with pytest.raises(SettingError, match=variable):
+        configured_backends(settings, {variable: value})
+    assert configured_backends(Settings(), {variable: value})

@@ -231,16 +231,14 @@ class Batches:
 
     async def _plan(self, items: Sequence[Item], config: BatchConfig) -> Plan:
         """Where items would go at this moment; a backend that is away is not waited for."""
-        models = await self._resolver.models({item.model for item in items}, patience_s=0.0)
-        backends = {model.backend for model in models.values() if not isinstance(model, UnisonoError)}
-        loaded = {backend: await self._resolver.loaded(backend) for backend in backends}
+        found = await self._resolver.resolve((item.model for item in items), patience_s=0.0)
         return plan(
             items,
-            models,
-            loaded,
+            found.models,
+            found.loaded,
             policy=config.context_policy,
             memory_limit_bytes=self.settings.memory_limit_bytes,
-            standing={backend: self._drivers[backend].standing for backend in backends},
+            standing={backend: self._drivers[backend].standing for backend in found.loaded},
             slots_of=lambda runner: self._drivers[runner.backend].slots(runner).count,
         )
 

@@ -7,7 +7,9 @@ from collections import deque
 from itertools import count
 from typing import TYPE_CHECKING
 
+from unisono.app.coalesce import Coalescer
 from unisono.app.group_run import GroupRun
+from unisono.core.advice import forced_one_slot
 from unisono.core.batch import CoScheduling
 from unisono.core.commands import Terms, Work
 from unisono.core.errors import InternalError, UnisonoError
@@ -78,6 +80,8 @@ class Dispatch:
         self._report_defect = report_defect
         self._memory_limit_bytes = memory_limit_bytes
         self._group_of: dict[RunnerSpec, GroupRun] = {}
+        # For groups of embeddings, by their number: how their items get to the driver.
+        self._coalescers: dict[int, Coalescer] = {}
         # Releases that were not planned yet.
         self._to_plan: deque[list[ItemRun]] = deque()
         self._planner: asyncio.Task[None] | None = None
@@ -92,17 +96,22 @@ class Dispatch:
 
     def end(self, indexes: Iterable[int], state: ItemState, error: UnisonoError) -> None:
         """Ends items wherever they are: those at a driver by the driver, the others here."""
-        at_drivers: dict[BackendDriver, list[int]] = {}
+        at_groups: dict[int, list[int]] = {}
         for index in indexes:
             run = self._runs.get(index)
             if run is None:
                 continue
             if run.group is not None and run.ticket is not None:
-                at_drivers.setdefault(self.groups[run.group].driver, []).append(run.ticket)
+                at_groups.setdefault(run.group, []).append(run.ticket)
             else:
                 self._on_result(run.result(state, error=error, attempts=0, at_ns=self._clock.time_ns()))
-        for driver, tickets in at_drivers.items():
-            driver.end(tickets, state, error)
+        at_drivers: dict[BackendDriver, list[int]] = {}
+        for number, tickets in at_groups.items():
+            coalescer = self._coalescers.get(number)
+            theirs = tickets if coalescer is None else coalescer.end(tickets, state, error)
+            at_drivers.setdefault(self.groups[number].driver, []).extend(theirs)
+        for driver, theirs in at_drivers.items():
+            driver.end(theirs, state, error)
 
     def pause(self, is_paused: bool) -> None:  # noqa: FBT001 - the journal's callback
         """Nothing more of this batch goes, or it goes on."""
@@ -142,23 +151,28 @@ class Dispatch:
     async def _plan(self, runs: list[ItemRun]) -> None:
         """Finds the models of items, groups them, and submits the groups in order."""
         started_ns = self._clock.time_ns()
-        models = await self._resolver.models(run.item.model for run in runs)
-        backends = {model.backend for model in models.values() if not isinstance(model, UnisonoError)}
-        loaded = {backend: await self._resolver.loaded(backend) for backend in backends}
+        found = await self._resolver.resolve(run.item.model for run in runs)
         # Some may have been cancelled, or have expired, while the backends were asked.
         runs = [run for run in runs if run.item.index in self._runs]
         planned = plan(
             (run.item for run in runs),
-            models,
-            loaded,
+            found.models,
+            found.loaded,
             policy=self._config.context_policy,
             memory_limit_bytes=self._memory_limit_bytes,
-            standing={backend: self._drivers[backend].standing for backend in backends},
+            standing={backend: self._drivers[backend].standing for backend in found.loaded},
             slots_of=lambda runner: self._drivers[runner.backend].slots(runner).count,
         )
         for group in planned.groups:
-            if group.told_slots is not None:
-                self._drivers[group.runner.backend].tell_slots(group.runner, group.told_slots)
+            driver = self._drivers[group.runner.backend]
+            slots = group.told_slots
+            if slots is None and forced_one_slot(driver.backend.kind, "", is_embedding=group.model.is_embedding):
+                # Embeddings tell no durations from which it could be learned. A search begins with eight at once, and
+                # whoever comes next would wait behind eight bundles. The price: an Ollama that gave these models more
+                # slots would be used as if it had one.
+                slots = 1
+            if slots is not None:
+                driver.tell_slots(group.runner, slots)
         chosen = [(self._join_group(group), group) for group in planned.groups]
         events = [run.planned for run, _ in chosen]
         families = sum(len({prefix.key for prefix in group.prefixes if prefix}) for group in planned.groups)
@@ -187,6 +201,15 @@ class Dispatch:
             )
             self.groups.append(run)
             self._group_of[group.runner] = run
+            if group.runner.is_embedding:
+                self._coalescers[run.number] = Coalescer(
+                    run,
+                    driver=run.driver,
+                    runner=run.runner,
+                    clock=self._clock,
+                    tickets=_tickets,
+                    report_defect=self._report_defect,
+                )
         run.item_count += len(group.items)
         return run
 
@@ -215,6 +238,13 @@ class Dispatch:
                 is_single=config.is_single,
             )
             works.append((work, item))
-        group.driver.submit(group.runner, works, group, is_loaded=planned.is_loaded, keep_alive_s=config.keep_alive_s)
+        coalescer = self._coalescers.get(group.number)
+        submit = coalescer.submit if coalescer is not None else group.submit
+        submit(
+            works,
+            is_loaded=planned.is_loaded,
+            keep_alive_s=config.keep_alive_s,
+            context_tokens=planned.context_tokens,
+        )
         if self._journal.is_full:
             group.driver.park(self._key)

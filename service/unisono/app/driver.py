@@ -19,6 +19,7 @@ from unisono.core.arbiter import Arbiter, ArbiterSettings, Load, Probe, Unload
 from unisono.core.commands import Abort, End, Release, Retry, Stage
 from unisono.core.errors import ConnectionLostError, InternalError, UnisonoError
 from unisono.core.harmonise import Standing
+from unisono.core.memory import tokens_limit
 from unisono.core.model import Finished, ItemState, Slots, SlotState
 
 if TYPE_CHECKING:
@@ -126,6 +127,8 @@ class _Runner:
     # Sinks that have items on it, and how many.
     sinks: Counter[Sink] = field(default_factory=Counter)
     keep_alive_s: float = _DEFAULT_KEEP_ALIVE_S
+    # Tokens of context of each slot as they were planned; 0: not known.
+    context_tokens: int = 0
 
 
 class BackendDriver:
@@ -138,18 +141,21 @@ class BackendDriver:
         *,
         slots: int | None = None,
         max_in_flight: int = 64,
+        memory_factor: float = 1.0,
         settings: ArbiterSettings | None = None,
         memory: SlotMemory | None = None,
         report_defect: Callable[[str, BaseException], None],
     ) -> None:
         """`slots`: the configured number. `memory`: what earlier runs learned of slots.
 
+        `memory_factor`: the share of a runner's context that items in flight may reserve.
         `report_defect` is told what should not have happened, with where.
         """
         self.backend = backend
         self._clock = clock
         self._slot_keeper = SlotKeeper(backend, configured=slots, ceiling=max_in_flight, memory=memory)
         self._arbiter = Arbiter(self._slot_keeper.new, settings)
+        self._memory_factor = memory_factor
         self._report_defect = report_defect
         self._tickets: dict[int, _Ticket] = {}
         # By ticket: an item has one attempt at a time.
@@ -193,8 +199,9 @@ class BackendDriver:
         *,
         is_loaded: bool,
         keep_alive_s: float | None,
+        context_tokens: int = 0,
     ) -> None:
-        """Items of one sink want to be run."""
+        """Items of one sink want to be run. `context_tokens`: of each slot, as planned; 0: not known."""
         place = self._runners.setdefault(runner, _Runner())
         if keep_alive_s:
             # Of those that share a runner, the longest.
@@ -202,6 +209,8 @@ class BackendDriver:
         place.sinks[sink] += len(works)
         for work, item in works:
             self._tickets[work.ticket] = _Ticket(item, runner, sink)
+        place.context_tokens = context_tokens or place.context_tokens
+        self._limit_tokens(runner)
         self._carry_out(
             self._arbiter.submit(
                 runner,
@@ -254,6 +263,11 @@ class BackendDriver:
             Standing(runner=runner, context_tokens=self._contexts.get(runner, 0), is_busy=runner in self._runners)
             for runner in self._arbiter.runners()
         ]
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the backend was last found not to answer."""
+        return self._arbiter.is_away
 
     @property
     def queued(self) -> int:
@@ -415,6 +429,7 @@ class BackendDriver:
                     held = self._held(ticket, piece, now)
                     self._carry_out(self._arbiter.finished(number, serial, now, held, piece.usage))
                     self._slot_keeper.remember(ticket.runner, self._arbiter.capacity(ticket.runner))
+                    self._limit_tokens(ticket.runner)
                     return
                 ticket.sink.item_spoke(number, piece)
                 commands = self._arbiter.spoke(number, serial, now)
@@ -442,6 +457,21 @@ class BackendDriver:
             self._arbiter.capacity(ticket.runner).missed()
         return held
 
+    def _limit_tokens(self, runner: RunnerSpec) -> None:
+        """Says how many tokens items in flight may reserve, as far as context and slots are known by now.
+
+        While the number of slots is not known, it is taken for as many as are tried: fewer would keep it from ever
+        being learned.
+        """
+        if self._memory_factor >= 1 or runner.is_embedding:
+            return
+        place = self._runners.get(runner)
+        context = self._contexts.get(runner) or (place.context_tokens if place is not None else 0)
+        capacity = self._arbiter.capacity(runner)
+        slots = capacity.slots.count or capacity.limit
+        limit = tokens_limit(context, slots, self._memory_factor) if context else None
+        self._arbiter.limit_tokens(runner, limit)
+
     # -- The runner and the backend ------------------------------------------------------------------------
 
     async def _load(self, runner: RunnerSpec) -> None:
@@ -462,6 +492,7 @@ class BackendDriver:
         now = self._clock.monotonic_s()
         if outcome is not None:
             self._remember_context(runner, outcome.context_tokens)
+            self._limit_tokens(runner)
             self._carry_out(self._arbiter.loaded(runner, now, slots=outcome.slots, was_loaded=outcome.was_loaded))
         elif error is not None:
             self._carry_out(self._arbiter.load_failed(runner, error, now))

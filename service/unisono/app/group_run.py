@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from unisono.app.driver import BackendDriver, Departure
     from unisono.app.item_run import ItemRun
     from unisono.app.ports import BatchWatch, Clock, LoadOutcome, ReleaseTimes
-    from unisono.core.commands import End, Retry
+    from unisono.core.commands import End, Retry, Work
     from unisono.core.errors import UnisonoError
     from unisono.core.events import Result
-    from unisono.core.model import Finished, Spoke
+    from unisono.core.model import Finished, Item, Spoke
     from unisono.core.plan import Group
     from unisono.core.prefixes import Prefix
 
@@ -98,6 +98,28 @@ class GroupRun:
             memory=self._first.memory_with(state.slots.count),
             measured_bytes=self._first.measured_bytes,
         )
+
+    def submit(
+        self,
+        works: Sequence[tuple[Work, Item]],
+        *,
+        is_loaded: bool,
+        keep_alive_s: float | None,
+        context_tokens: int,
+    ) -> None:
+        """Sends items that were taken to the driver, one by one."""
+        self.driver.submit(
+            self.runner,
+            works,
+            self,
+            is_loaded=is_loaded,
+            keep_alive_s=keep_alive_s,
+            context_tokens=context_tokens,
+        )
+
+    def item_bundled(self, ticket: int, size: int) -> None:
+        """See coalesce.Members."""
+        self._runs[ticket].bundle_size = size
 
     # -- What the driver tells (Sink) ----------------------------------------------------------------------
 
@@ -256,7 +278,8 @@ class GroupRun:
         slots = self.driver.slots(self.runner)
         before, after = self._before, self._after
         idle = ((reason, seconds - before.idle_s.get(reason, 0.0)) for reason, seconds in after.idle_s.items())
-        room = slots.count * (self._first.context_tokens or 0)
+        # The texts of a request go through a slot one after the other, and nothing of them stays there.
+        room = 0 if self.runner.is_embedding else slots.count * (self._first.context_tokens or 0)
         return GroupReport(
             group=self.planned,
             passes=self.counter.count,

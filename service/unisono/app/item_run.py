@@ -46,6 +46,8 @@ class ItemRun:
     # What its prompt has in common with others', and why it was last released.
     prefix: Prefix | None = None
     release_reason: ReleaseReason | None = None
+    # Items in its request, itself included.
+    bundle_size: int = 1
 
     def start(self, attempt: int) -> None:
         """A new attempt begins, with nothing said."""
@@ -95,6 +97,7 @@ class ItemRun:
             variant_of=self.item.variant_of,
             release_reason=self.release_reason,
             disturbed=disturbed,
+            bundle_size=self.bundle_size,
         )
 
     def _completion(self, answer: Finished) -> Completion:

@@ -56,6 +56,7 @@ class HeldCall(Protocol):
 
     def answer(self) -> AsyncGenerator[Spoke | Finished, None]:
         """The pieces of the answer, then `Finished` as the last thing, and only if the backend said "done".
+        For embeddings it has as many vectors as there were texts.
 
         Raises a class of `core.errors`: everything the backend or the network can do is translated.
         Closing the iterator early, or cancelling its reader, closes the connection.

@@ -184,14 +184,15 @@ def _one_prefix(num_predict: int) -> Callable[[Shape, random.Random], tuple[Phas
                     Ask(
                         name=f"{shape.salt}-{name}-{number:03d}",
                         system=system,
-                        user=f"Question {number:03d}: what do you think of the {words(rng, 2)}?",
+                        user=f"Question {first + number:03d}: what do you think of the {words(rng, 2)}?",
                         num_predict=num_predict,
                         family=0,
                     )
                     for number in range(2 * shape.slots)
                 ),
             )
-            for name in ("cold", "warm")
+            # Numbers of their own, so that of the warm questions nothing is known but the prompt before them.
+            for name, first in (("cold", 0), ("warm", 500))
         )
 
     return build

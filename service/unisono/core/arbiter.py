@@ -240,6 +240,10 @@ class Arbiter:
         place.load_failures = 0
         return self._settle(list(place.conductor.stop_all(ItemState.FAILED, error, now)), now)
 
+    def limit_tokens(self, runner: RunnerSpec, tokens: float | None) -> None:
+        """See Conductor.limit_tokens."""
+        self._place(runner).conductor.limit_tokens(tokens)
+
     def probed(self, now: float, error: UnisonoError | None) -> list[Command]:
         """A probe came back: None if the backend answers."""
         if self._away_since_s is None:

@@ -50,6 +50,9 @@ if TYPE_CHECKING:
 # A successor is released when so many tokens are left to an item's num_predict: the time of a release and of the
 # backend's own way from the socket to the slot, which is less than two passes of the fastest models measured.
 NEAR_END_TOKENS = 2
+# Requests for slots that hold their prefixes have about a pass to get there, before others come that any free slot
+# would take; at least and at most so long, in seconds.
+APART_S = (0.005, 0.025)
 # Stagings that may fail in a row without costing an attempt: a server that keeps closing held connections.
 FREE_RESTAGES = 10
 
@@ -106,8 +109,10 @@ class Conductor:
         self._heard_at_s = 0.0
         self._serial = 0
         self._wave = 0
-        # When a wave goes without its stragglers; None: no wave waits.
+        # When a wave goes without its stragglers, or behind another; None: no wave waits.
         self._wave_due_s: float | None = None
+        # Until then, only who goes to a slot that holds its prefix.
+        self._apart_until_s = 0.0
         # Slots × seconds that were idle, by reason, up to `_counted_s`.
         self._idle: defaultdict[IdleReason, float] = defaultdict(float)
         self._counted_s = 0.0
@@ -282,6 +287,10 @@ class Conductor:
         self._schedule.park(batch, is_parked=False)
         return self._go_on(now)
 
+    def limit_tokens(self, tokens: float | None) -> None:
+        """Items at the backend may reserve so many tokens together, from the next decision on; None: any number."""
+        self._schedule.token_limit = tokens
+
     def stop_all(self, state: ItemState, error: UnisonoError, now: float) -> list[Command]:
         """All items end now."""
         return self.stop(list(self._entries), state, error, now)
@@ -350,13 +359,35 @@ class Conductor:
         ready = [seat for seat in seats if seat.item.ticket in self._staged]
         if not ready:
             return
-        if not self._flying and len(ready) < len(seats):
-            oldest = min(self._staged[seat.item.ticket].staged_at_s for seat in ready)
-            self._wave_due_s = oldest + self._settings.hold_patience_s
-            if now < self._wave_due_s:
-                return
-        self._wave_due_s = None
-        yield self._release(ready, now)
+        ready = self._without_waves_that_wait(seats, ready, now)
+        at_home = [seat for seat in ready if seat.held_bytes]
+        if at_home:
+            costs = self._schedule.meter.costs
+            least_s, most_s = APART_S
+            pass_s = most_s if costs is None else costs.pass_s + costs.token_s
+            self._apart_until_s = now + min(max(pass_s, least_s), most_s)
+        elif now < self._apart_until_s:
+            # Else one of these might take the slot that the ones before it were sent to.
+            self._wave_due_s = self._apart_until_s
+            return
+        if ready:
+            yield self._release(at_home or ready, now)
+        if at_home and len(at_home) < len(ready):
+            self._wave_due_s = self._apart_until_s
+
+    def _without_waves_that_wait(self, seats: list[Seat], ready: list[Seat], now: float) -> list[Seat]:
+        """Takes out who has to wait until all that go together are staged.
+
+        While nothing is in flight, all go together; else those who came out of the window together.
+        """
+        waves = [seat for seat in seats if not self._flying or seat.item.is_gathered]
+        held = [seat for seat in waves if seat.item.ticket in self._staged]
+        if held and len(held) < len(waves):
+            due_s = min(self._staged[seat.item.ticket].staged_at_s for seat in held) + self._settings.hold_patience_s
+            if now < due_s:
+                self._wave_due_s = due_s
+                return [seat for seat in ready if seat not in held]
+        return ready
 
     def _stage_ahead(self, now: float) -> Iterator[Command]:
         yield from self._stage(self._schedule.ahead(now))

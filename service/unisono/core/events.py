@@ -110,8 +110,11 @@ class Result:
     variant_of: str = ""
     # Why it was released when it was; None where it never was.
     release_reason: ReleaseReason | None = None
-    # Times that it was broken off because another item's attempt ended the runner; not among `attempts`.
+    # Times that it was broken off because another item's attempt ended the runner, or because its request was refused
+    # for what may have been another item's text; not among `attempts`.
     disturbed: int = 0
+    # Items that went in one request with it, itself included.
+    bundle_size: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

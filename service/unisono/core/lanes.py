@@ -37,7 +37,7 @@ class Lane:
     # Who is to be next. While the lane is free, it may count as sitting there: `before` is what the lane holds then.
     successor: int | None = None
     before: Prefix | None = None
-    # Grows with each use.
+    # Grows whenever a request comes or goes: the least recently used lane has the smallest.
     used: int = 0
 
     @property
@@ -105,6 +105,11 @@ class Lanes:
         self.hold(lane, prefix)
         lane.ticket, lane.used = ticket, self._uses
         return common_bytes(held, prefix)
+
+    def stand_up(self, lane: Lane) -> None:
+        """The request has left the lane; its prompt has not."""
+        self._uses += 1
+        lane.ticket, lane.used = None, self._uses
 
     def forget(self) -> None:
         """The runner was loaded anew: its slots are empty."""

@@ -77,12 +77,13 @@ def check(estimated: MemoryEstimate, measured_bytes: int) -> float | None:
     return measured_bytes / estimated.total_bytes if measured_bytes > 0 else None
 
 
-def tokens_limit(estimated: MemoryEstimate, factor: float) -> int:
+def tokens_limit(context_tokens: int, slots: int, factor: float) -> int:
     """The most tokens, of prompts and answers, that items in flight may reserve together.
 
-    The factor is above 0 and at most 1. One slot's context is always allowed, or nothing could run at all.
+    `context_tokens`: of each slot. The factor is above 0 and at most 1. One slot's context is always allowed, or
+    nothing could run at all.
     """
-    return max(estimated.context_tokens, int(factor * estimated.slots * estimated.context_tokens))
+    return max(context_tokens, int(factor * max(1, slots) * context_tokens))
 
 
 def reserved_tokens(prompt_tokens: int, num_predict: int | None, context_tokens: int) -> int:

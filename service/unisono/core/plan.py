@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from unisono.core.model import Item, LoadedRunner, ModelInfo, Slots
     from unisono.core.prefixes import Prefix
 
+# What a group's reason adds where core/bundles.py puts its items together.
+_BUNDLED = "; texts of many items go in one request"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
@@ -213,14 +216,14 @@ def _groups(kin: _Kin, items: Iterable[Item], context: Context, there: LoadedRun
     runner = harmonise.with_context(kin.runner, context.num_ctx)
     if there is not None and context.num_ctx not in {None, there.context_length}:
         there = None
-    reason = "loaded models go first, then larger groups"
+    reason = "its model is loaded already" if there is not None else "loaded models go first, then larger groups"
     return [
         Group(
             runner=replace(runner, is_embedding=is_embedding),
             model=kin.model,
             items=tuple(theirs),
             is_loaded=there is not None,
-            reason="its model is loaded already" if there is not None else reason,
+            reason=reason + (_BUNDLED if is_embedding and len(theirs) > 1 else ""),
             told_slots=there.slots if there is not None else None,
             measured_bytes=there.size_bytes if there is not None else 0,
             context_tokens=context.tokens,

@@ -75,6 +75,7 @@ class IdleReason(Enum):
     WINDOW = "window"
     SUSPECTS = "suspects"
     NOT_READY = "not_ready"
+    MEMORY = "memory"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,8 @@ staged when the lane falls free). A decision that has not gone yet is taken back
 happens, since by then another item may be the right one.
 
 Where it does not matter which item gets which slot, one more than the slots may stand *at the door*, which is the
-backend's own queue: it sits down in the moment in which a slot falls free. So may the successor of an item that is
-about to reach its num_predict.
+backend's own queue: it sits down in the moment in which a slot falls free. So may one for each item that is about
+to reach its num_predict.
 
 Requests of single callers are *gathered* first: until there are as many as lanes, or for some milliseconds.
 """
@@ -44,6 +44,8 @@ class Seat:
     reason: ReleaseReason
     # Whether it counts as sitting already: its lane is free.
     counts: bool = False
+    # Bytes of its beginning that the lane holds.
+    held_bytes: int = 0
     # When its batch's items_per_second would have let it go; what is taken back gives that back.
     rate_s: float = 0.0
 
@@ -67,6 +69,8 @@ class Schedule:
         self.suspects = Suspects()
         # Why lanes are idle that have no seat decided; as the last plan saw it.
         self.idle_reason = IdleReason.NO_ITEMS
+        # The most tokens of prompts and answers, by estimate, that may be at the backend together; None: any number.
+        self.token_limit: float | None = None
         self._capacity = capacity
         self._window = window
         self._lanes = Lanes()
@@ -204,6 +208,7 @@ class Schedule:
             gathered, self._gathered = self._gathered, {}
             for item in gathered.values():
                 self._is_stale = True
+                item.is_gathered = len(gathered) > 1
                 self.room.put(item)
 
     def plan(self, now: float) -> list[Seat]:
@@ -246,6 +251,9 @@ class Schedule:
                 self.idle_reason = choice
                 place += 1
                 continue
+            if not self._has_room_for(choice.item):
+                self.idle_reason = IdleReason.MEMORY
+                break
             lane = self._lanes.choose(choice.item.prefix, choice.item.prompt_bytes, free)
             seats.append(self._take(choice.item, lane, choice.reason, now))
             left[lane.number] = choice.item.left
@@ -284,27 +292,27 @@ class Schedule:
     def door(self, now: float, ready: Container[int]) -> list[Seat]:
         """Who may stand at the door now, of those that are ready.
 
-        Successors of who is about to end; or one, where any will do.
+        Where it does not matter who gets which slot: one, or as many as are about to end.
         """
         if self._is_apart or self._capacity.slots.count == 0:
             return []
         if any(lane.ticket is None for lane in self._lanes.all):
             return []
-        near = [lane for item, lane in self._seated.values() if item.is_near_end]
-        does_any = self._does_any_do
-        count = max(len(near), 1 if does_any else 0) - len(self._door)
-        lanes = self._lanes.all if does_any else near
-        decided = [self._decided[lane.successor] for lane in lanes if lane.successor is not None]
-        if does_any:
-            # In the order in which they would have gone.
-            decided.sort(key=lambda seat: (-seat.item.length, seat.item.rank))
+        if not self._does_any_do:
+            # Whoever stands at the door gets the first slot that falls free, whatever that slot holds.
+            return []
+        near = sum(1 for item, _ in self._seated.values() if item.is_near_end)
+        count = max(near, 1) - len(self._door)
+        decided = [self._decided[lane.successor] for lane in self._lanes.all if lane.successor is not None]
+        # In the order in which they would have gone.
+        decided.sort(key=lambda seat: (-seat.item.length, seat.item.rank))
         seats: list[Seat] = []
         for seat in decided:
             if len(seats) >= count:
                 break
             batch = self.room.batch(seat.item.batch, seat.item.terms)
             is_free = not batch.terms.is_together and self.room.is_free(batch, now)
-            if is_free and seat.item.ticket in ready:
+            if is_free and seat.item.ticket in ready and self._has_room_for(seat.item):
                 seats.append(seat)
         return seats
 
@@ -313,7 +321,7 @@ class Schedule:
         item, lane = seat.item, seat.lane
         del self._decided[item.ticket]
         self.room.served(self.room.batch(item.batch, item.terms), item.length)
-        item.tokens, item.is_near_end = 0, False
+        item.tokens, item.is_near_end, item.is_gathered = 0, False, False
         lane.successor = None
         if seat.counts:
             held, lane.before = lane.before, None
@@ -333,15 +341,28 @@ class Schedule:
     @property
     def _does_any_do(self) -> bool:
         """Whether it does not matter which item gets which slot: nobody waits for what only some slots hold."""
-        lanes = self._lanes.all
-        for family in self.room.compared():
-            held = self._lanes.best_held(family.prefix)
-            if held < MIN_SHARED_BYTES:
-                if family.count > 1:
-                    return False
-            elif any(common_bytes(lane.holds, family.prefix) <= held - MIN_SHARED_BYTES for lane in lanes):
-                return False
-        return True
+        if any(family.count > 1 and not self._is_held(family.prefix) for family in self.room.compared()):
+            return False
+        prefixes = [family.prefix for family in self.room.compared()]
+        prefixes += [seat.item.prefix for seat in self._decided.values()]
+        return not any(self._is_held(prefix) and not self._is_held_by_all(prefix) for prefix in prefixes)
+
+    def _is_held(self, prefix: Prefix | None) -> bool:
+        return self._lanes.best_held(prefix) >= MIN_SHARED_BYTES
+
+    def _is_held_by_all(self, prefix: Prefix | None) -> bool:
+        """Whether every lane holds about as much of it as the one that holds most."""
+        least = self._lanes.best_held(prefix) - MIN_SHARED_BYTES
+        return all(common_bytes(lane.holds, prefix) > least for lane in self._lanes.all)
+
+    def _has_room_for(self, item: Waiting) -> bool:
+        """Whether its tokens fit beside those at the backend; one by itself always may."""
+        if self.token_limit is None:
+            return True
+        there = [other for other, _ in self._seated.values()]
+        there += [*self._door.values(), *(seat.item for seat in self._decided.values() if seat.counts)]
+        tokens = sum(self.meter.tokens(other.prompt_bytes) + other.length for other in (*there, item))
+        return not there or tokens <= self.token_limit
 
     def _left(self) -> dict[int, float]:
         """What each lane that is taken, or as good as, still has to do."""
@@ -358,7 +379,8 @@ class Schedule:
 
     def _take(self, item: Waiting, lane: Lane, reason: ReleaseReason, now: float) -> Seat:
         """The item is about to sit in a lane that is free, and counts as if it did."""
-        seat = Seat(item, lane, reason, counts=True, rate_s=self._count_in(item, now))
+        held = common_bytes(lane.holds, item.prefix)
+        seat = Seat(item, lane, reason, counts=True, held_bytes=held, rate_s=self._count_in(item, now))
         self.room.take(item)
         lane.successor, lane.before = item.ticket, lane.holds
         self._lanes.hold(lane, item.prefix)
@@ -407,7 +429,7 @@ class Schedule:
     def _stand_up(self, ticket: int, now: float) -> None:
         """It does not sit any more; who stands at the door takes its lane."""
         item, lane = self._seated.pop(ticket)
-        lane.ticket = None
+        self._lanes.stand_up(lane)
         if ticket in self._prefilling:
             self._prefilling.discard(ticket)
             self.meter.prompt_lost()

@@ -51,6 +51,8 @@ class Waiting:
     # Of its present attempt: tokens so far, and whether it is about to reach its num_predict.
     tokens: int = 0
     is_near_end: bool = False
+    # It came out of the window with others, and goes with them.
+    is_gathered: bool = False
 
     @property
     def family(self) -> int:

@@ -437,9 +437,9 @@ def test_the_total_ends_with_the_answer() -> None:
 # -- Embeddings --------------------------------------------------------------------------------------------------
 
 
-def embedding_reader() -> EmbeddingReader:
-    """A reader of embeddings."""
-    return EmbeddingReader(backend="here", model="m", since_release_s=lambda: 1.5, now_ns=lambda: NOW_NS)
+def embedding_reader(texts: int | None = None) -> EmbeddingReader:
+    """A reader of the embeddings of so many texts."""
+    return EmbeddingReader(backend="here", model="m", since_release_s=lambda: 1.5, now_ns=lambda: NOW_NS, texts=texts)
 
 
 def test_recorded_embeddings() -> None:
@@ -459,6 +459,15 @@ def test_embeddings_come_in_the_order_of_the_texts() -> None:
     (finished,) = read(embedding_reader(), body)
     assert isinstance(finished, Finished)
     assert [list(vector) for vector in finished.embeddings] == [[1.0, 0.5], [2.0]]
+
+
+@pytest.mark.parametrize("texts", [1, 3])
+def test_each_text_has_a_vector(texts: int) -> None:
+    """With too few or too many, nobody knows whose they are."""
+    body = b'{"data":[{"index":1,"embedding":[2]},{"index":0,"embedding":[1,0.5]}]}'
+    assert len(read(embedding_reader(2), body)) == 1
+    with pytest.raises(BadAnswerError, match=f"2 embeddings for {texts} texts"):
+        read(embedding_reader(texts), body)
 
 
 def test_embeddings_cut_anywhere() -> None:

@@ -231,9 +231,9 @@ def test_a_line_without_end_is_a_bad_answer(monkeypatch: pytest.MonkeyPatch) -> 
         read(embedding_reader(), b"x" * 11)
 
 
-def embedding_reader() -> EmbeddingReader:
-    """A reader of embeddings."""
-    return EmbeddingReader(backend="here", model="m", held_s=lambda: 0.0, now_ns=lambda: NOW_NS)
+def embedding_reader(texts: int | None = None) -> EmbeddingReader:
+    """A reader of the embeddings of so many texts."""
+    return EmbeddingReader(backend="here", model="m", held_s=lambda: 0.0, now_ns=lambda: NOW_NS, texts=texts)
 
 
 @pytest.mark.parametrize(
@@ -260,3 +260,16 @@ def test_embeddings_take_an_eighth_of_the_memory() -> None:
     assert [vector.typecode for vector in finished.embeddings] == ["f", "f"]
     assert [list(vector) for vector in finished.embeddings] == [[1.0, 0.5], []]
     assert finished.at_ns == NOW_NS
+
+
+@pytest.mark.parametrize(("body", "texts"), [(b'{"embeddings":[[1]]}', 2), (b'{"embeddings":[[1],[2]]}', 1)])
+def test_each_text_has_a_vector(body: bytes, texts: int) -> None:
+    """With one too few or too many, nobody knows whose they are."""
+    with pytest.raises(BadAnswerError, match=r"embeddings for \d texts"):
+        read(embedding_reader(texts), body)
+
+
+def test_as_many_vectors_as_texts_are_right() -> None:
+    """None for none, too."""
+    assert len(read(embedding_reader(2), b'{"embeddings":[[1],[2]]}')) == 1
+    assert len(read(embedding_reader(0), b'{"embeddings":[]}')) == 1

@@ -238,9 +238,11 @@ def test_every_recording_is_expected_here() -> None:
 
 def item(of: Recording) -> Item:
     """An item whose answer is of this recording's kind."""
+    texts = of.request.get("input") if isinstance(of.request, dict) else None
     kinds: dict[str, ChatRequest | GenerateRequest | EmbedRequest] = {
         "/api/generate": GenerateRequest(prompt="p"),
-        "/api/embed": EmbedRequest(input=("hello",)),
+        # As many texts as were sent: the answer has a vector for each.
+        "/api/embed": EmbedRequest(input=(texts,) if isinstance(texts, str) else tuple(texts or ())),
     }
     chat = ChatRequest(messages=(Message(role=Role.USER, content="hi"),))
     return Item(item_id="a", index=0, request=kinds.get(of.path, chat))

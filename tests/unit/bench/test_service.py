@@ -35,6 +35,6 @@ def test_it_uses_the_backend_that_is_measured(monkeypatch: pytest.MonkeyPatch) -
 async def test_a_service_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the last of what it said."""
     monkeypatch.setenv("UNISONO_MAX_ITEMS", "none")
-    with pytest.raises(BenchError, match=r"the service did not start:(?s:.)*max_items"):
+    with pytest.raises(BenchError, match=r"the service did not start:(?s:.)*MAX_ITEMS"):
         async with service_process(backend(OLLAMA)):
             pass

@@ -87,6 +87,36 @@ def test_a_backend_that_is_away() -> None:
     assert advice[0].is_blocking
 
 
+SEVERAL = """
+backends { name: "gpu1" kind: "ollama" url: "http://x:1" reachable: true }
+backends { name: "gpu2" kind: "ollama" url: "http://y:1" error { message: "connection refused" } }
+backends { name: "cpp" kind: "llama-server" url: "http://z:1" reachable: true }
+"""
+
+
+def test_one_of_several_that_is_away() -> None:
+    """It is told first and must be done, but what the others have is answered."""
+    models = 'models { backend: "gpu1" name: "m" } models { backend: "cpp" name: "m" }'
+    findings = found(SEVERAL, models)
+    advice = advise(findings)
+    assert (advice[0].subject, advice[0].is_blocking) == ("gpu2", False)
+    assert "UNISONO_BACKENDS" in advice[0].text
+    assert [each.subject for each in advice[1:]] == ["m on gpu1", "m on cpp"]
+    drawn = draw(findings, advice)
+    assert "To do" in drawn
+    assert [line for line in drawn if line.startswith("Backend")] == [
+        "Backend gpu1: ollama, http://x:1",
+        "Backend gpu2: ollama, http://y:1",
+        "Backend cpp: llama-server, http://z:1",
+    ]
+
+
+def test_several_of_which_none_can_answer() -> None:
+    """Then it fails the command, whatever keeps each of them."""
+    advice = advise(found(SEVERAL, ""))
+    assert [each.is_blocking for each in advice] == [True, True, True]
+
+
 @pytest.mark.parametrize(("kind", "remedy"), [("ollama", "ollama pull"), ("llama-server", "It has no models.")])
 def test_no_models(kind: str, remedy: str) -> None:
     """A model must be pulled first."""

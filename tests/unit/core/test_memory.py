@@ -160,8 +160,8 @@ def test_measured_beside_estimated() -> None:
 @pytest.mark.parametrize(("factor", "limit"), [(1.0, 800), (0.5, 400), (0.25, 200), (0.01, 100)])
 def test_tokens_that_may_be_in_flight(factor: float, limit: int) -> None:
     """A share of all slots' context; one item can always run."""
-    found = MemoryEstimate(weights_bytes=1, kv_cache_bytes=1, context_tokens=100, slots=8)
-    assert tokens_limit(found, factor) == limit
+    assert tokens_limit(100, 8, factor) == limit
+    assert tokens_limit(100, 0, factor) == 100
 
 
 @pytest.mark.parametrize(

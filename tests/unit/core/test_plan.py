@@ -104,6 +104,14 @@ def test_loaded_goes_first_then_larger() -> None:
     assert "larger" in planned.groups[1].reason
 
 
+def test_a_plan_says_that_embeddings_go_together() -> None:
+    """Where there are several."""
+    texts = [item(n, request=EmbedRequest(input=("a",))) for n in range(2)]
+    for several in (True, False):
+        (group,) = plan(texts if several else texts[:1], {"m": model()}, {}).groups
+        assert group.reason.endswith("texts of many items go in one request") is several
+
+
 @pytest.mark.parametrize(
     ("num_ctx", "backend", "is_loaded"),
     [

@@ -31,8 +31,9 @@ _DEATH_IS_SEEN_S: Final = 1.0
 class EmbeddedCall:
     """A held request to the engine, which knows why its connection was lost. See the port `HeldCall`."""
 
-    def __init__(self, call: LlamaServerCall, engine: EngineProcess) -> None:
+    def __init__(self, call: LlamaServerCall, engine: EngineProcess, *, backend: str = NAME) -> None:
         self.exchange = call.exchange
+        self._backend = backend
         self._call = call
         self._engine = engine
         self._is_aborted = False
@@ -61,7 +62,8 @@ class EmbeddedCall:
             if self._is_aborted or not await self._engine.died(_DEATH_IS_SEEN_S):
                 raise
             raise RunnerDiedError(
-                f"the embedded engine died; its last words:\n  {self._engine.last_words}", metadata={"backend": NAME}
+                f"the embedded engine died; its last words:\n  {self._engine.last_words}",
+                metadata={"backend": self._backend},
             ) from error
 
 
@@ -71,6 +73,7 @@ class EmbeddedBackend:
     def __init__(
         self,
         *,
+        name: str = NAME,
         model_path: str | None = None,
         slots: int = 8,
         context: int = 2048,
@@ -82,6 +85,7 @@ class EmbeddedBackend:
         `context`: tokens of each slot. `threads`: None for as many as there are cores to use. `on_progress` is told
         what takes long.
         """
+        self._name = name
         self._model_path = model_path
         self._slots = slots
         self._context = context
@@ -95,7 +99,7 @@ class EmbeddedBackend:
     @property
     def name(self) -> str:
         """See the port."""
-        return NAME
+        return self._name
 
     @property
     def kind(self) -> str:
@@ -121,7 +125,7 @@ class EmbeddedBackend:
         """Starts the engine, if it does not run. Raises LoadFailedError where it cannot be had."""
         async with self._starting:
             if self._is_closed:
-                raise BackendUnavailableError("the embedded engine was closed", metadata={"backend": NAME})
+                raise BackendUnavailableError("the embedded engine was closed", metadata={"backend": self._name})
             if self._engine is not None and self._engine.is_alive:
                 return
             await self._drop()
@@ -141,7 +145,7 @@ class EmbeddedBackend:
             )
             self._on_progress(f"llama.cpp is ready after {time.monotonic() - began:.1f} s")
             self._server = LlamaServerBackend(
-                name=NAME, url=self._engine.url, headers={"Authorization": f"Bearer {self._engine.key}"}
+                name=self._name, url=self._engine.url, headers={"Authorization": f"Bearer {self._engine.key}"}
             )
 
     async def version(self) -> str:
@@ -150,7 +154,7 @@ class EmbeddedBackend:
 
     async def models(self) -> tuple[ModelInfo, ...]:
         """See the port."""
-        return tuple(replace(model, backend=NAME) for model in await (await self._running()).models())
+        return tuple(replace(model, backend=self._name) for model in await (await self._running()).models())
 
     async def find_model(self, name: str) -> ModelInfo:
         """See the port."""
@@ -175,8 +179,9 @@ class EmbeddedBackend:
     async def stage(self, item: Item, runner: RunnerSpec, headers: Mapping[str, str]) -> HeldCall:
         """See the port. A dead engine is no backend: the probe that follows starts it."""
         if self._server is None or self._engine is None or not self._engine.is_alive:
-            raise BackendUnavailableError("the embedded engine does not run", metadata={"backend": NAME})
-        return EmbeddedCall(await self._server.stage(item, runner, headers), self._engine)
+            raise BackendUnavailableError("the embedded engine does not run", metadata={"backend": self._name})
+        call = await self._server.stage(item, runner, headers)
+        return EmbeddedCall(call, self._engine, backend=self._name)
 
     def release(self, calls: Sequence[HeldCall]) -> ReleaseTimes:
         """See the port."""

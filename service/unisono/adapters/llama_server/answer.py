@@ -288,10 +288,17 @@ class EmbeddingReader:
     """Reads an answer of /v1/embeddings: one JSON object."""
 
     def __init__(
-        self, *, backend: str, model: str, since_release_s: Callable[[], float], now_ns: Callable[[], int]
+        self,
+        *,
+        backend: str,
+        model: str,
+        since_release_s: Callable[[], float],
+        now_ns: Callable[[], int],
+        texts: int | None = None,
     ) -> None:
-        """As TextReader."""
+        """As TextReader. `texts`: how many were sent, each of which has a vector."""
         self._backend, self._model = backend, model
+        self._texts = texts
         self._since_release_s, self._now_ns = since_release_s, now_ns
         self._chunks: list[bytes] = []
         self._size = 0
@@ -324,6 +331,9 @@ class EmbeddingReader:
             ) from error
         if answer.data is None:
             raise BadAnswerError(f"backend {self._backend}: an answer without embeddings", metadata=self._where())
+        if self._texts is not None and len(vectors) != self._texts:
+            what = f"{len(vectors):,} embeddings for {self._texts:,} texts"
+            raise BadAnswerError(f"backend {self._backend}: {what}", metadata=self._where())
         self.is_done = True
         yield Finished(
             at_ns=self._now_ns(),

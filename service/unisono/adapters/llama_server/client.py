@@ -229,7 +229,11 @@ class LlamaServerBackend:
         reader: TextReader | EmbeddingReader
         if isinstance(item.request, EmbedRequest):
             reader = EmbeddingReader(
-                backend=self._name, model=runner.model, since_release_s=since_release_s, now_ns=time.time_ns
+                backend=self._name,
+                model=runner.model,
+                since_release_s=since_release_s,
+                now_ns=time.time_ns,
+                texts=len(item.request.input),
             )
         else:
             reader = TextReader(

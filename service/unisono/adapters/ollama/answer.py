@@ -257,9 +257,18 @@ class TextReader:
 class EmbeddingReader:
     """Reads an answer of embed: one JSON object, which tells no time of its own."""
 
-    def __init__(self, *, backend: str, model: str, held_s: Callable[[], float], now_ns: Callable[[], int]) -> None:
-        """As TextReader; `now_ns` gives `Finished.at_ns`."""
+    def __init__(
+        self,
+        *,
+        backend: str,
+        model: str,
+        held_s: Callable[[], float],
+        now_ns: Callable[[], int],
+        texts: int | None = None,
+    ) -> None:
+        """As TextReader; `now_ns` gives `Finished.at_ns`. `texts`: how many were sent, each of which has a vector."""
         self._backend, self._model = backend, model
+        self._texts = texts
         self._held_s, self._now_ns = held_s, now_ns
         self._chunks: list[bytes] = []
         self._size = 0
@@ -290,6 +299,9 @@ class EmbeddingReader:
             ) from error
         if answer.embeddings is None:
             raise BadAnswerError(f"backend {self._backend}: an answer without embeddings", metadata=self._where())
+        if self._texts is not None and len(vectors) != self._texts:
+            what = f"{len(vectors):,} embeddings for {self._texts:,} texts"
+            raise BadAnswerError(f"backend {self._backend}: {what}", metadata=self._where())
         self.is_done = True
         yield Finished(
             at_ns=self._now_ns(),

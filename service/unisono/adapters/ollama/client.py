@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import httpx
@@ -243,7 +244,9 @@ class OllamaBackend:
         """See the port."""
         path, body = build_request(item, runner)
         exchange = await self._transport.stage(path, body, headers)
-        kind = EmbeddingReader if isinstance(item.request, EmbedRequest) else TextReader
+        kind: Callable[..., AnswerReader] = TextReader
+        if isinstance(item.request, EmbedRequest):
+            kind = partial(EmbeddingReader, texts=len(item.request.input))
         reader = kind(backend=self._name, model=runner.model, held_s=lambda: exchange.held_s, now_ns=self._now_ns)
         return OllamaCall(exchange, reader, backend=self._name, model=runner.model)
 

@@ -138,6 +138,8 @@ AGAIN_IN_S: Final = "unisono.again_in_s"
 # the item has made no error.
 DISTURBED: Final = "unisono.disturbed"
 BROKEN_OFF_BY: Final = "unisono.broken_off_by"
+# Items that went in one request; that request is part of the first one's trace.
+BUNDLE_SIZE: Final = "unisono.bundle_size"
 SHARED_WITH: Final = "unisono.shared_with"
 QUEUED_S: Final = "unisono.queued_s"
 SLOT_WAIT_S: Final = "unisono.slot_wait_s"

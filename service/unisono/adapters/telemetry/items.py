@@ -86,6 +86,8 @@ def result_attributes(result: Result, *, capture_content: bool) -> Attributes:
     }
     if result.disturbed:
         attributes[names.DISTURBED] = result.disturbed
+    if result.bundle_size > 1:
+        attributes[names.BUNDLE_SIZE] = result.bundle_size
     if result.completion is not None:
         _add_completion(attributes, result.completion, capture_content=capture_content)
     if result.usage is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc.aio
 from google.protobuf.json_format import MessageToDict
@@ -21,6 +21,7 @@ from unisono.edge.cli.terminal import Terminal, paint, printable
 # Asking a backend that is away takes as long as its connect timeout.
 _PATIENCE_S = 30.0
 
+_WHEN_ONE_OF_SEVERAL = "Start it, or correct its address in UNISONO_BACKENDS. Models that others have are answered."
 _WHEN_AWAY = {
     "ollama": "Start it with `ollama serve`, or say where it is with --ollama URL or OLLAMA_HOST. "
     "Without any Ollama, --embedded runs a small model in this process's care.",
@@ -77,16 +78,24 @@ def advise(found: Findings) -> list[Advice]:
     """What to change, the most urgent first."""
     if not found.info.backends:
         return [Advice(subject="service", text="No backend is configured.", is_blocking=True)]
-    advice = [each for backend in found.info.backends for each in _advise_backend(backend, found.models.models)]
-    kinds = {backend.name: backend.kind for backend in found.info.backends}
+    backends = found.info.backends
+    advice = [each for backend in backends for each in _advise_backend(backend, found.models.models, len(backends))]
+    if len(backends) > 1:
+        # What one cannot answer, others may.
+        is_usable = any(each.reachable for each in backends) and bool(found.models.models)
+        advice = [replace(each, is_blocking=each.is_blocking and not is_usable) for each in advice]
+    kinds = {backend.name: backend.kind for backend in backends}
     for model in found.models.models:
-        advice += _advise_model(model, kinds.get(model.backend, ""))
+        subject = model.name if len(backends) == 1 else f"{model.name} on {model.backend}"
+        advice += _advise_model(model, kinds.get(model.backend, ""), subject)
     return _merge(sorted(advice, key=lambda each: not each.is_blocking))
 
 
-def _advise_backend(backend: server_pb2.BackendStatus, models: Iterable[server_pb2.Model]) -> list[Advice]:
+def _advise_backend(
+    backend: server_pb2.BackendStatus, models: Iterable[server_pb2.Model], backends: int
+) -> list[Advice]:
     if not backend.reachable:
-        remedy = _WHEN_AWAY.get(backend.kind, "Is it running?")
+        remedy = _WHEN_AWAY.get(backend.kind, "Is it running?") if backends == 1 else _WHEN_ONE_OF_SEVERAL
         return [Advice(subject=backend.name, text=remedy, is_blocking=True)]
     if not any(model.backend == backend.name for model in models):
         text = "It has no models."
@@ -96,7 +105,7 @@ def _advise_backend(backend: server_pb2.BackendStatus, models: Iterable[server_p
     return []
 
 
-def _advise_model(model: server_pb2.Model, kind: str) -> list[Advice]:
+def _advise_model(model: server_pb2.Model, kind: str, subject: str) -> list[Advice]:
     """1. Ollama forces one slot. 2. The settings do. 3. One was seen, or told. 4. Nobody knows. 5. Several: fine."""
     slots = best_slots(model)
     forced = forced_one_slot(kind, model.family, is_embedding=is_embedding(model))
@@ -112,7 +121,7 @@ def _advise_model(model: server_pb2.Model, kind: str) -> list[Advice]:
             text += f" Ollama's default is one, which shares no passes: {MORE_SLOTS[kind]}."
     else:
         return []
-    return [Advice(subject=model.name, text=text)]
+    return [Advice(subject=subject, text=text)]
 
 
 def _merge(advice: Sequence[Advice]) -> list[Advice]:
@@ -152,7 +161,8 @@ def draw(found: Findings, advice: Sequence[Advice]) -> list[str]:
     lines = [f"Service {printable(found.info.version) or '(version not told)'} at {found.target}"]
     for backend in found.info.backends:
         lines += ["", *_draw_backend(backend, [m for m in found.models.models if m.backend == backend.name])]
-    lines += ["", "To do" if any(each.is_blocking for each in advice) else "To share more passes"]
+    is_pressing = any(each.is_blocking for each in advice) or not all(one.reachable for one in found.info.backends)
+    lines += ["", "To do" if is_pressing else "To share more passes"]
     if not advice:
         lines[-1] = "Nothing to change: every model has several slots."
     for each in advice:

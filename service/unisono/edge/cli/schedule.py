@@ -27,6 +27,7 @@ _WHY_IDLE = {
     event_pb2.IDLE_REASON_WINDOW: "gathering requests of several callers",
     event_pb2.IDLE_REASON_SUSPECTS: "items ran apart that may have ended the runner",
     event_pb2.IDLE_REASON_NOT_READY: "the runner was not ready, or it was another's turn",
+    event_pb2.IDLE_REASON_MEMORY: "the context's memory was used up (UNISONO_MEMORY_FACTOR)",
 }
 
 Figure = tuple[str, str]

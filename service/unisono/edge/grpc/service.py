@@ -282,21 +282,27 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
                 known = ", ".join(self._drivers)
                 raise _wrong("backend", f"is {request.backend!r}, which is not configured; there are: {known}")
             response = pb.ListModelsResponse()
-            for name, driver in sorted(self._drivers.items()):
-                if request.backend not in ("", name):
-                    continue
-                try:
-                    async with asyncio.timeout(_STATUS_TIMEOUT_S):
-                        models, loaded = await driver.backend.models(), await driver.backend.loaded()
-                except (UnisonoError, TimeoutError):
-                    response.unreachable.append(await self._status(driver))
-                    continue
-                for model in sorted(models, key=lambda model: model.name):
-                    own = [runner for runner in driver.known_slots if runner.digest == model.digest]
-                    states = {runner: driver.slot_state(runner, model) for runner in own}
-                    runners = convert_server.runners(model.digest, loaded, states)
-                    response.models.append(convert_server.model(model, runners))
+            asked = [driver for name, driver in sorted(self._drivers.items()) if request.backend in ("", name)]
+            for found in await asyncio.gather(*map(self._models, asked)):
+                if isinstance(found, server_pb2.BackendStatus):
+                    response.unreachable.append(found)
+                else:
+                    response.models.extend(found)
             return response
+
+    async def _models(self, driver: BackendDriver) -> list[server_pb2.Model] | server_pb2.BackendStatus:
+        """The models of a backend; how it is, where it does not say."""
+        try:
+            async with asyncio.timeout(_STATUS_TIMEOUT_S):
+                models, loaded = await driver.backend.models(), await driver.backend.loaded()
+        except (UnisonoError, TimeoutError):
+            return await self._status(driver)
+        found: list[server_pb2.Model] = []
+        for model in sorted(models, key=lambda model: model.name):
+            own = [runner for runner in driver.known_slots if runner.digest == model.digest]
+            states = {runner: driver.slot_state(runner, model) for runner in own}
+            found.append(convert_server.model(model, convert_server.runners(model.digest, loaded, states)))
+        return found
 
     async def _status(self, driver: BackendDriver) -> server_pb2.BackendStatus:
         """How a backend is, also when it is away."""

@@ -197,6 +197,10 @@ class _IdleReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_IdleReason
     """Items suspected of ending the runner ran apart."""
     IDLE_REASON_NOT_READY: _IdleReason.ValueType  # 9
     """The runner was not ready, or it was another runner's turn."""
+    IDLE_REASON_MEMORY: _IdleReason.ValueType  # 10
+    """Items in flight would have used more of the context's memory than the
+    service's settings allow.
+    """
 
 class IdleReason(_IdleReason, metaclass=_IdleReasonEnumTypeWrapper):
     """Why a slot was idle."""
@@ -221,6 +225,10 @@ IDLE_REASON_SUSPECTS: IdleReason.ValueType  # 8
 """Items suspected of ending the runner ran apart."""
 IDLE_REASON_NOT_READY: IdleReason.ValueType  # 9
 """The runner was not ready, or it was another runner's turn."""
+IDLE_REASON_MEMORY: IdleReason.ValueType  # 10
+"""Items in flight would have used more of the context's memory than the
+service's settings allow.
+"""
 Global___IdleReason: _TypeAlias = IdleReason  # noqa: Y015
 
 class _PassMethod:
@@ -746,8 +754,9 @@ class Result(_message.Message):
     release_reason: Global___ReleaseReason.ValueType
     """Why it was released when it was. Absent where it never was."""
     disturbed: _builtins.int
-    """Times that it was broken off because another item's attempt ended the runner.
-    They are not among `attempts`.
+    """Times that it was broken off because another item's attempt ended the runner,
+    or because its request held another item that was at fault. They are not among
+    `attempts`.
     """
     @_builtins.property
     def completion(self) -> _item_pb2.Completion:
