@@ -426,3 +426,17 @@ async def test_a_defect_on_an_errand_does_not_end_the_driver(method: str, monkey
         assert h.defects
         h.expected_defects |= {where for where, _ in h.defects}
         await _lives(h)
+
+
+@pytest.mark.parametrize("place", [0, 9, 19])
+async def test_one_poisoned_item_among_twenty(place: int) -> None:
+    """It fails with RUNNER_DIED; all others are answered, and none of them is charged an attempt."""
+    async with house(num_parallel=8, settings={"slots": 8}) as h:
+        items = chats(20, num_predict=6)
+        items[place] = chat("culprit", "[[crash]]")
+        seen = await h.run(items)
+        assert reason_of(seen.results["culprit"]) == "RUNNER_DIED"
+        others = [result for name, result in seen.results.items() if name != "culprit"]
+        assert len(others) == 19
+        assert {result.state for result in others} == {event_pb2.ITEM_STATE_COMPLETED}
+        assert {result.attempts for result in others} == {1}

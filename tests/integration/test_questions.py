@@ -66,7 +66,7 @@ async def test_a_plan_says_what_would_happen_and_does_nothing() -> None:
             "fake:latest",
             "fake-embed:latest",
         ]
-        assert [list(group.item_ids) for group in answer.groups] == [["t"], ["i0", "i1", "i2", "endless"], ["e"]]
+        assert [list(group.item_ids) for group in answer.groups] == [["t"], ["endless", "i0", "i1", "i2"], ["e"]]
         assert [group.group.loaded for group in answer.groups] == [True, False, False]
         assert [group.group.group for group in answer.groups] == [0, 1, 2]
         assert [group.group.item_count for group in answer.groups] == [1, 4, 1]

@@ -22,7 +22,7 @@ import heapq
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
-from unisono.app.driver import Sink
+from unisono.app.sink import Sink
 from unisono.app.timers import Timers
 from unisono.core.bundles import MOST_TEXTS, Standing, bundled, dealt, merged
 from unisono.core.commands import End, Retry
@@ -32,8 +32,9 @@ from unisono.core.model import ItemState
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from unisono.app.driver import BackendDriver, Departure
+    from unisono.app.driver import BackendDriver
     from unisono.app.ports import Clock, LoadOutcome, ReleaseTimes
+    from unisono.app.sink import Departure
     from unisono.core.commands import Work
     from unisono.core.errors import UnisonoError
     from unisono.core.model import Finished, Item, RunnerSpec, Spoke
@@ -80,7 +81,7 @@ class _Bundle:
 
 
 class Coalescer:
-    """The way of one group's items to the driver, as bundles. It is a `driver.Sink`."""
+    """The way of one group's items to the driver, as bundles. It is a `sink.Sink`."""
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ from unisono.core.errors import InternalError, UnisonoError
 from unisono.core.limits import text_bytes
 from unisono.core.model import ItemState
 from unisono.core.plan import plan
+from unisono.core.prefixes import lone_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from unisono.core.passes import ForwardPass
     from unisono.core.plan import Group
 
+# Of a release of at most so many items, those that share nothing with each other are compared with earlier batches.
+FEW_ITEMS = 64
 # Names items, and batches, at the drivers; never used twice within a process.
 _tickets = count(1)
 _batches = count(1)
@@ -217,11 +220,15 @@ class Dispatch:
         works: list[tuple[Work, Item]] = []
         now_s, now_ns = self._clock.monotonic_s(), self._clock.time_ns()
         config = self._config
+        # Of a few, each may begin like what a slot holds from an earlier batch: calls with one system prompt, say.
+        is_small = len(planned.items) <= FEW_ITEMS
         for item, prefix in zip(planned.items, planned.prefixes, strict=True):
             run = self._runs.get(item.index)
             if run is None:
                 continue
             ticket = next(_tickets)
+            if prefix is None and is_small:
+                prefix = lone_prefix(item)  # noqa: PLW2901 - what is known of it, where its family is nothing
             group.take(ticket, run, prefix)
             accepted_s = now_s - (now_ns - run.accepted_ns) / 1e9
             work = Work(

@@ -1,5 +1,7 @@
 """Drives one backend: tells its arbiter what happens, and does what the arbiter says.
 
+Whose the items are is told through `sink.py`; loads, unloads and probes are `errands.py`.
+
 Every method is called from the event loop's thread. News and commands are strictly in turn: a command may cause
 news at once (an item's end makes its batch add another), whose commands wait behind the ones before them.
 """
@@ -12,24 +14,27 @@ import math
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
+from unisono.app.contexts import Contexts
+from unisono.app.errands import Errands, defect_error
+from unisono.app.sink import Departure
 from unisono.app.slot_keeper import SlotKeeper, held_of
 from unisono.core.arbiter import Arbiter, ArbiterSettings, Load, Probe, Unload
 from unisono.core.commands import Abort, End, Release, Retry, Stage
-from unisono.core.errors import ConnectionLostError, InternalError, UnisonoError
+from unisono.core.errors import ConnectionLostError, UnisonoError
 from unisono.core.harmonise import Standing
-from unisono.core.memory import tokens_limit
 from unisono.core.model import Finished, ItemState, Slots, SlotState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
 
-    from unisono.app.ports import Backend, Clock, HeldCall, LoadOutcome, ReleaseTimes, SlotMemory
+    from unisono.app.ports import Backend, Clock, HeldCall, SlotMemory
+    from unisono.app.sink import Sink
     from unisono.core.arbiter import Command
     from unisono.core.capacity import Held
-    from unisono.core.commands import ReleaseReason, Work
-    from unisono.core.model import Item, ModelInfo, RunnerSpec, Spoke
+    from unisono.core.commands import Work
+    from unisono.core.model import Item, ModelInfo, RunnerSpec
     from unisono.core.report import RunnerFigures
 
 # Ticks are never closer together than this, so that an alarm a hair in the past cannot spin the loop.
@@ -37,67 +42,6 @@ _SHORTEST_TICK_S = 0.001
 _DEFAULT_KEEP_ALIVE_S = 300.0
 # Names releases, of all backends; never used twice within a process.
 _releases = count(1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Departure:
-    """The release of one item."""
-
-    # The release's name, the same for all whose items it held, and when it was.
-    wave_key: int
-    at_ns: int
-    # Why it was the next, and the lane that it is meant for; None: it waits at the backend.
-    reason: ReleaseReason
-    lane: int | None
-    # Bytes of its prompt's beginning that the lane holds already, as far as we know; None without a lane.
-    held_bytes: int | None
-
-
-class Sink(Protocol):
-    """Whose items they are, all on one runner: told everything that happens to them. Must not raise or wait."""
-
-    def item_staging(self, ticket: int, attempt: int) -> Mapping[str, str]:
-        """An attempt begins; the answer is headers for its request."""
-        ...
-
-    def item_staged(self, ticket: int) -> None:
-        """All but its last byte is sent."""
-        ...
-
-    def item_released(self, ticket: int, departure: Departure) -> None:
-        """Its last byte is sent."""
-        ...
-
-    def wave_released(self, tickets: Sequence[int], others: int, times: ReleaseTimes, wave_key: int) -> None:
-        """Items of this sink, and so many others, were released together. `wave_key`: that of their departures.
-
-        Said after `item_released` of each; the sinks of one release are told one after the other, in one go.
-        """
-        ...
-
-    def item_spoke(self, ticket: int, piece: Spoke) -> None:
-        """A piece of its answer arrived."""
-        ...
-
-    def item_finished(self, ticket: int, answer: Finished) -> None:
-        """Its answer is whole; `item_ended` follows."""
-        ...
-
-    def item_retried(self, word: Retry) -> None:
-        """An attempt failed, and another follows."""
-        ...
-
-    def item_ended(self, end: End) -> None:
-        """It ended; the last word on it."""
-        ...
-
-    def runner_loading(self) -> None:
-        """The runner of these items is being made ready."""
-        ...
-
-    def runner_loaded(self, started_ns: int, outcome: LoadOutcome | None, error: UnisonoError | None) -> None:
-        """It is ready, or could not be made so."""
-        ...
 
 
 @dataclass(slots=True)
@@ -155,20 +99,19 @@ class BackendDriver:
         self._clock = clock
         self._slot_keeper = SlotKeeper(backend, configured=slots, ceiling=max_in_flight, memory=memory)
         self._arbiter = Arbiter(self._slot_keeper.new, settings)
-        self._memory_factor = memory_factor
         self._report_defect = report_defect
+        self._errands = Errands(backend, report_defect)
         self._tickets: dict[int, _Ticket] = {}
         # By ticket: an item has one attempt at a time.
         self._attempts: dict[int, _Attempt] = {}
         self._runners: dict[RunnerSpec, _Runner] = {}
-        # Tokens of context that the backend gave runners when they were loaded; 0 where it does not say.
-        self._contexts: dict[RunnerSpec, int] = {}
+        self._contexts = Contexts(memory_factor)
         self._to_do: deque[Command] = deque()
         self._is_busy = False
         self._alarm: asyncio.TimerHandle | None = None
         self._group: asyncio.TaskGroup | None = None
         # Loads, unloads and probes under way.
-        self._errands: set[asyncio.Task[None]] = set()
+        self._under_way: set[asyncio.Task[None]] = set()
         self._is_over = asyncio.Event()
 
     # -- For the application -------------------------------------------------------------------------------
@@ -180,7 +123,7 @@ class BackendDriver:
                 self._group = group
                 started()
                 await self._is_over.wait()
-                for task in [*(attempt.task for attempt in self._attempts.values()), *self._errands]:
+                for task in [*(attempt.task for attempt in self._attempts.values()), *self._under_way]:
                     _ = task.cancel()
         finally:
             self._group = None
@@ -260,7 +203,7 @@ class BackendDriver:
     def standing(self) -> list[Standing]:
         """The runners that had work lately, with what the backend gave them."""
         return [
-            Standing(runner=runner, context_tokens=self._contexts.get(runner, 0), is_busy=runner in self._runners)
+            Standing(runner=runner, context_tokens=self._contexts.given(runner), is_busy=runner in self._runners)
             for runner in self._arbiter.runners()
         ]
 
@@ -320,7 +263,7 @@ class BackendDriver:
             case Load():
                 self._go(self._load(command.runner))
             case Unload():
-                self._go(self._unload(command.runner))
+                self._go(self._errands.unload(command.runner))
             case Probe():
                 self._go(self._probe())
 
@@ -333,14 +276,14 @@ class BackendDriver:
     def _go(self, work: Coroutine[None, None, None]) -> None:
         """Starts what runs until it is done, or the driver is stopped."""
         task = self._start(work)
-        self._errands.add(task)
-        task.add_done_callback(self._errands.discard)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
 
     def _give_up(self, command: Command, defect: Exception) -> None:
         """Requests of a release that went wrong would wait for an answer that never comes."""
         if not isinstance(command, Release):
             return
-        error = _defect_error(defect)
+        error = defect_error(defect)
         for number in command.tickets:
             attempt = self._attempts.pop(number, None)
             if attempt is not None:
@@ -394,7 +337,7 @@ class BackendDriver:
             error = failure
         except Exception as defect:  # noqa: BLE001 - a defect must cost one item, not the service with all batches
             self._report_defect(f"an attempt of item {stage.ticket}", defect)
-            error = _defect_error(defect)
+            error = defect_error(defect)
         else:
             return
         attempt = self._attempts.get(stage.ticket)
@@ -458,19 +401,12 @@ class BackendDriver:
         return held
 
     def _limit_tokens(self, runner: RunnerSpec) -> None:
-        """Says how many tokens items in flight may reserve, as far as context and slots are known by now.
-
-        While the number of slots is not known, it is taken for as many as are tried: fewer would keep it from ever
-        being learned.
-        """
-        if self._memory_factor >= 1 or runner.is_embedding:
-            return
-        place = self._runners.get(runner)
-        context = self._contexts.get(runner) or (place.context_tokens if place is not None else 0)
-        capacity = self._arbiter.capacity(runner)
-        slots = capacity.slots.count or capacity.limit
-        limit = tokens_limit(context, slots, self._memory_factor) if context else None
-        self._arbiter.limit_tokens(runner, limit)
+        """Says how many tokens items in flight may reserve, as far as context and slots are known by now."""
+        if self._contexts.is_limited(runner):
+            place = self._runners.get(runner)
+            planned = place.context_tokens if place is not None else 0
+            capacity = self._arbiter.capacity(runner)
+            self._arbiter.limit_tokens(runner, self._contexts.limit(runner, capacity, planned))
 
     # -- The runner and the backend ------------------------------------------------------------------------
 
@@ -479,46 +415,21 @@ class BackendDriver:
         for sink in list(place.sinks):
             sink.runner_loading()
         started_ns = self._clock.time_ns()
-        outcome, error = None, None
-        try:
-            outcome = await self.backend.load(runner, keep_alive_s=place.keep_alive_s)
-        except UnisonoError as failure:
-            error = failure
-        except Exception as defect:  # noqa: BLE001 - as in _attempt: it costs this runner's items only
-            self._report_defect(f"loading {runner.model}", defect)
-            error = _defect_error(defect)
+        said = await self._errands.load(runner, place.keep_alive_s)
+        outcome, error = (None, said) if isinstance(said, UnisonoError) else (said, None)
         for sink in list(place.sinks):
             sink.runner_loaded(started_ns, outcome, error)
         now = self._clock.monotonic_s()
-        if outcome is not None:
-            self._remember_context(runner, outcome.context_tokens)
-            self._limit_tokens(runner)
-            self._carry_out(self._arbiter.loaded(runner, now, slots=outcome.slots, was_loaded=outcome.was_loaded))
-        elif error is not None:
-            self._carry_out(self._arbiter.load_failed(runner, error, now))
-
-    def _remember_context(self, runner: RunnerSpec, tokens: int) -> None:
-        """As long as the arbiter remembers the runner itself."""
-        known = set(self._arbiter.runners())
-        self._contexts = {kept: told for kept, told in self._contexts.items() if kept in known} | {runner: tokens}
-
-    async def _unload(self, runner: RunnerSpec) -> None:
-        # Nobody waits for it; a backend that cannot be reached has unloaded it in its own way.
-        try:
-            with contextlib.suppress(UnisonoError):
-                await self.backend.unload(runner)
-        except Exception as defect:  # noqa: BLE001 - as in _attempt: it must not end the driver
-            self._report_defect(f"unloading {runner.model}", defect)
+        if isinstance(said, UnisonoError):
+            self._carry_out(self._arbiter.load_failed(runner, said, now))
+            return
+        # As long as the arbiter remembers the runner itself.
+        self._contexts.remember(runner, said.context_tokens, self._arbiter.runners())
+        self._limit_tokens(runner)
+        self._carry_out(self._arbiter.loaded(runner, now, slots=said.slots, was_loaded=said.was_loaded))
 
     async def _probe(self) -> None:
-        error: UnisonoError | None = None
-        try:
-            _ = await self.backend.version()
-        except UnisonoError as failure:
-            error = failure
-        except Exception as defect:  # noqa: BLE001 - as in _attempt: it must not end the driver
-            self._report_defect("a probe", defect)
-            error = _defect_error(defect)
+        error = await self._errands.probe()
         self._carry_out(self._arbiter.probed(self._clock.monotonic_s(), error))
 
     # -- Time ----------------------------------------------------------------------------------------------
@@ -536,7 +447,3 @@ class BackendDriver:
     def _tick(self) -> None:
         self._alarm = None
         self._carry_out(self._arbiter.tick(self._clock.monotonic_s()))
-
-
-def _defect_error(defect: Exception) -> InternalError:
-    return InternalError(f"a defect of this service: {type(defect).__name__}: {defect}")

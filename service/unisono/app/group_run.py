@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from unisono.app.batch_journal import BatchJournal
-    from unisono.app.driver import BackendDriver, Departure
+    from unisono.app.driver import BackendDriver
     from unisono.app.item_run import ItemRun
     from unisono.app.ports import BatchWatch, Clock, LoadOutcome, ReleaseTimes
+    from unisono.app.sink import Departure
     from unisono.core.commands import End, Retry, Work
     from unisono.core.errors import UnisonoError
     from unisono.core.events import Result
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class GroupRun:
-    """A group of a running batch. It is a `driver.Sink`: what the driver tells of its items goes through here."""
+    """A group of a running batch. It is a `sink.Sink`: what the driver tells of its items goes through here."""
 
     def __init__(
         self,

@@ -7,8 +7,8 @@ prompt tokens computed depend on which slot gets which prompt. So for a free lan
 1. *Held*: the longest of the family whose prefix the lane holds: its prefix costs nothing here.
 2. *New*: a family of which no lane holds anything, or an item that shares nothing; whichever has most to do.
 3. *Join*: a family that other lanes hold. Its prefix is computed once more, for fewer passes: where
-   a · passes saved > p · prefix tokens. Several families that are equally far behind are looked at together, since
-   helping only one of them saves nothing.
+   a · passes saved > 1.25 · p · prefix tokens. Several families that are equally far behind are looked at together,
+   since helping only one of them saves nothing.
 4. *Idle*: joining would cost more than it saves; or what it costs is not known yet, because the first of the family
    is still having the prefix computed. That tells the price before the others are spread.
 
@@ -26,12 +26,17 @@ from unisono.core.report import IdleReason
 from unisono.core.waiting import ALONE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from unisono.core.costs import CostMeter
     from unisono.core.lanes import Lane, Lanes
     from unisono.core.prefixes import Prefix
     from unisono.core.waiting import Batch, Family, Waiting, WaitingRoom
+
+
+# A family joins another lane where that saves more than so many times what it costs. Near the best number of lanes
+# the time hardly depends on it, and costs are estimates: a prefix computed for nothing is lost.
+JOIN_MARGIN = 1.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +57,17 @@ class Look:
     # Batches that may go now; at least one item of theirs waits.
     allowed: list[Batch]
     meter: CostMeter
-    # For each lane that is taken, by its number: the tokens that it still has to do. Of this one they do not count.
-    left: Mapping[int, float]
+    # Tells, for each lane that is taken, by its number, the tokens that it still has to do; asked only where needed.
+    tell_left: Callable[[], Mapping[int, float]]
 
     def extra_bytes(self, prefix: Prefix | None) -> int:
         """Bytes that this lane would compute of a prefix, and another lane would not."""
         return self.lanes.best_held(prefix) - common_bytes(self.lane.holds, prefix)
 
-    def load(self, lane: Lane) -> float:
-        """The tokens that another lane still has to do."""
-        return 0.0 if lane is self.lane else self.left.get(lane.number, 0.0)
+    @property
+    def left(self) -> dict[int, float]:
+        """For each other lane that is taken, by its number, the tokens that it still has to do."""
+        return {number: tokens for number, tokens in self.tell_left().items() if number != self.lane.number}
 
 
 @dataclass(slots=True)
@@ -81,7 +87,7 @@ def choose(look: Look) -> Choice | IdleReason:
     longest = look.room.longest(look.allowed)
     if longest is None or (isinstance(choice, Choice) and choice.item is longest):
         return choice
-    work_left = look.room.work + sum(look.left.values()) - look.left.get(look.lane.number, 0.0)
+    work_left = look.room.work + sum(look.left.values())
     if longest.length * len(look.lanes.all) >= work_left and _is_worth(longest, look):
         return Choice(longest, ReleaseReason.TAIL)
     return choice
@@ -134,7 +140,8 @@ def _join(look: Look) -> Choice | IdleReason:
     lanes, costs, prompt_token_s = look.lanes.all, look.meter.costs, look.meter.prompt_token_s
     if costs is None or prompt_token_s is None:
         return IdleReason.PREFIX_PRICE
-    load = {each.number: look.load(each) for each in lanes}
+    left = look.left
+    load = {each.number: left.get(each.number, 0.0) for each in lanes}
     behind: list[_Behind] = []
     for family in look.room.compared():
         held = look.lanes.best_held(family.prefix)
@@ -154,7 +161,7 @@ def _join(look: Look) -> Choice | IdleReason:
             after[number] -= part
         added = part * len(helped.lanes)
         cost_s += prompt_token_s * look.meter.tokens(helped.cost_bytes)
-        if costs.pass_s * (most - max(added, *after.values())) > cost_s:
+        if costs.pass_s * (most - max(added, *after.values())) > JOIN_MARGIN * cost_s:
             return Choice(behind[0].item, ReleaseReason.JOINS_FAMILY)
     return IdleReason.PREFIX_COST
 
@@ -169,5 +176,6 @@ def _is_worth(item: Waiting, look: Look) -> bool:
         return False
     held = look.lanes.best_held(item.prefix)
     holders = (lane for lane in look.lanes.all if common_bytes(lane.holds, item.prefix) == held)
-    until = min(look.load(lane) for lane in holders)
-    return costs.pass_s * until > prompt_token_s * look.meter.tokens(extra)
+    left = look.left
+    until = min(left.get(lane.number, 0.0) for lane in holders)
+    return costs.pass_s * until > JOIN_MARGIN * prompt_token_s * look.meter.tokens(extra)

@@ -78,6 +78,8 @@ class CostMeter:
         self._w = self._wm = self._wmm = self._wt = self._wmt = 0.0
         self._single_w = self._single_wt = 0.0
         self._passes = 0
+        # Who is being answered: each takes part in every pass, though it may say nothing in it.
+        self._speakers: set[int] = set()
         # The pass under way: who spoke in it, and when it began (None: not known); the stretch that it goes on.
         self._spoken: set[int] = set()
         self._mark_s: float | None = None
@@ -166,20 +168,22 @@ class CostMeter:
 
     def spoke(self, ticket: int, now: float) -> None:
         """A token came. Who speaks again begins the next pass."""
+        if ticket not in self._speakers:
+            self._speakers.add(ticket)
+            if not self._prefilling:
+                self._disturb()
         if ticket not in self._spoken:
             self._spoken.add(ticket)
             if self._mark_s is None:
                 self._mark_s = now
             return
-        members, began_s = len(self._spoken), self._mark_s
+        members, began_s = len(self._speakers), self._mark_s
         self._spoken, self._mark_s = {ticket}, now
         if self._prefilling:
             costs = self.costs
             self._episode_passes_s += costs.pass_s + costs.token_s * members if costs else 0.0
             return
         stretch = self._stretch
-        if stretch.passes and stretch.members != members:
-            self._end_stretch()
         if not stretch.passes:
             stretch.members, stretch.began_s = members, now if began_s is None else began_s
         stretch.passes += 1
@@ -187,8 +191,9 @@ class CostMeter:
         if stretch.passes >= _STRETCH_PASSES or not self._passes:
             self._end_stretch()
 
-    def left(self) -> None:
-        """Somebody stopped speaking."""
+    def left(self, ticket: int) -> None:
+        """It does not speak any more."""
+        self._speakers.discard(ticket)
         self._disturb()
 
     def counted(self, *, prompt_tokens: int, prompt_bytes: int) -> None:

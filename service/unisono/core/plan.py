@@ -339,8 +339,3 @@ def warn_of_slots(group: Group, slots: Slots, *, kind: str = "ollama") -> Warned
         message=f"{group.runner.model} runs with one slot ({slots.source.value}): no forward pass is shared. Likely "
         f"the reason: {one.reason}. To do: {one.remedy}",
     )
-
-
-def order_of(group: Group) -> list[int]:
-    """The places of a group's items, in the order in which they go."""
-    return list(range(len(group.items)))

@@ -113,6 +113,15 @@ def chain_of(item: Item) -> Prefix:
     return Prefix(digests[-1] if digests else 0, tuple(digests), tuple(sizes))
 
 
+def lone_prefix(item: Item) -> Prefix | None:
+    """The whole of an item that shares nothing with others of its batch: earlier ones may have begun like it.
+
+    None where it is too short to matter.
+    """
+    whole = chain_of(item)
+    return whole if whole.size >= MIN_SHARED_BYTES else None
+
+
 def common_bytes(one: Prefix | None, other: Prefix | None) -> int:
     """Bytes of text that two leading parts have in common."""
     if one is None or other is None:

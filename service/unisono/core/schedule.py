@@ -3,7 +3,7 @@
 Theory of operation. A *seat* is a decision: this item, into that lane, for this reason. Seats are decided for lanes
 that are free (they go as soon as they are staged), and beforehand for lanes that are taken (so that the successor is
 staged when the lane falls free). A decision that has not gone yet is taken back and made anew whenever something
-happens, since by then another item may be the right one.
+happens that may change it, since by then another item may be the right one.
 
 Where it does not matter which item gets which slot, one more than the slots may stand *at the door*, which is the
 backend's own queue: it sits down in the moment in which a slot falls free. So may one for each item that is about
@@ -14,9 +14,12 @@ Requests of single callers are *gathered* first: until there are as many as lane
 
 from __future__ import annotations
 
+import heapq
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from unisono.core.capacity import FIRST_LIMIT
 from unisono.core.choice import Choice, Look, choose
 from unisono.core.commands import ReleaseReason
 from unisono.core.costs import CostMeter
@@ -27,7 +30,7 @@ from unisono.core.suspects import Suspects
 from unisono.core.waiting import WaitingRoom
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Container, Iterable
 
     from unisono.core.capacity import Capacity
     from unisono.core.lanes import Lane
@@ -168,6 +171,7 @@ class Schedule:
             return
         stood = self._door.pop(ticket, None)
         if stood is not None:
+            self.meter.left(ticket)
             self._count_out(stood)
         if ticket in self._seated:
             self._stand_up(ticket, now)
@@ -212,26 +216,25 @@ class Schedule:
                 self.room.put(item)
 
     def plan(self, now: float) -> list[Seat]:
-        """Decides for every lane that is free.
+        """Decides for every lane that is free, and answers with all that has been decided for such.
 
-        What was decided before and has not gone is decided anew, if something has happened since.
+        Who was to follow, in whatever lane, is decided anew when one falls free: one of these may be the right one
+        for it, and need not wait for another.
         """
-        former = [seat for seat in self._decided.values() if seat.lane.ticket is None]
         is_due = self._due_s is not None and now >= self._due_s
-        is_same = self._capacity.limit == len(self._lanes.all) and not self._is_apart
+        limit = self._limit
+        is_same = limit == len(self._lanes.all) and not self._is_apart
         if is_same and not self._is_stale and not is_due:
-            return former
+            return self._to_go()
         self._is_stale, self._due_s = False, None
-        for seat in former:
+        for seat in self._to_reconsider():
             self._undecide(seat)
-        self._lanes.resize(self._capacity.limit)
+        self._lanes.resize(limit)
         self.idle_reason = IdleReason.WINDOW if self._gathered else IdleReason.NO_ITEMS
         if self._is_apart:
             self.idle_reason = IdleReason.SUSPECTS
             return self._suspects(now)
-        seats: list[Seat] = []
         together: int | None = None
-        left = self._left()
         free = self._lanes.open()
         # A lane that holds what somebody waits for is filled before another could take that away.
         free.sort(key=lambda lane: lane.holds is None or lane.holds.key not in self.room.families)
@@ -246,7 +249,7 @@ class Schedule:
                 break
             if allowed[0].terms.is_together:
                 together = allowed[0].number
-            choice = self._decide(Look(free[place], self._lanes, self.room, allowed, self.meter, left))
+            choice = self._decide(Look(free[place], self._lanes, self.room, allowed, self.meter, self._left))
             if isinstance(choice, IdleReason):
                 self.idle_reason = choice
                 place += 1
@@ -255,26 +258,24 @@ class Schedule:
                 self.idle_reason = IdleReason.MEMORY
                 break
             lane = self._lanes.choose(choice.item.prefix, choice.item.prompt_bytes, free)
-            seats.append(self._take(choice.item, lane, choice.reason, now))
-            left[lane.number] = choice.item.left
+            _ = self._take(choice.item, lane, choice.reason, now)
             free.remove(lane)
             # The others may be worth another look.
             place = 0
-        return seats
+        return self._to_go()
 
     def ahead(self, now: float) -> list[Seat]:
         """Decides who follows in lanes that are taken, so that it can be made ready."""
         if self._is_apart or not len(self.room):
             return []
         seats: list[Seat] = []
-        left = self._left()
         for lane in self._lanes.all:
             if lane.ticket is None or lane.successor is not None:
                 continue
             allowed = self.room.allowed(now, 0, is_ahead=True)
             if isinstance(allowed, IdleReason):
                 break
-            choice = choose(Look(lane, self._lanes, self.room, allowed, self.meter, left))
+            choice = choose(Look(lane, self._lanes, self.room, allowed, self.meter, self._left))
             if isinstance(choice, IdleReason):
                 continue
             self.room.take(choice.item)
@@ -304,16 +305,17 @@ class Schedule:
         near = sum(1 for item, _ in self._seated.values() if item.is_near_end)
         count = max(near, 1) - len(self._door)
         decided = [self._decided[lane.successor] for lane in self._lanes.all if lane.successor is not None]
-        # In the order in which they would have gone.
-        decided.sort(key=lambda seat: (-seat.item.length, seat.item.rank))
+        decided.sort(key=self._turn)
         seats: list[Seat] = []
+        chosen: Counter[int] = Counter()
         for seat in decided:
             if len(seats) >= count:
                 break
             batch = self.room.batch(seat.item.batch, seat.item.terms)
-            is_free = not batch.terms.is_together and self.room.is_free(batch, now)
-            if is_free and seat.item.ticket in ready and self._has_room_for(seat.item):
+            is_free = not batch.terms.is_together and self.room.is_free(batch, now, more=chosen[batch.number])
+            if is_free and seat.item.ticket in ready and self._has_room_for(seat.item, seats):
                 seats.append(seat)
+                chosen[batch.number] += 1
         return seats
 
     def go(self, seat: Seat, now: float) -> int | None:
@@ -339,6 +341,17 @@ class Schedule:
         return self.suspects.is_active or (wake is not None and wake.is_grave)
 
     @property
+    def _limit(self) -> int:
+        """How many lanes there may be.
+
+        Where it matters which item gets which slot, no more are tried than were seen: with more lanes than slots
+        nobody could say what each slot holds.
+        """
+        limit, capacity = self._capacity.limit, self._capacity
+        seen = max(FIRST_LIMIT, capacity.at_least)
+        return limit if limit <= seen or capacity.slots.count or self._does_any_do else seen
+
+    @property
     def _does_any_do(self) -> bool:
         """Whether it does not matter which item gets which slot: nobody waits for what only some slots hold."""
         if any(family.count > 1 and not self._is_held(family.prefix) for family in self.room.compared()):
@@ -355,12 +368,42 @@ class Schedule:
         least = self._lanes.best_held(prefix) - MIN_SHARED_BYTES
         return all(common_bytes(lane.holds, prefix) > least for lane in self._lanes.all)
 
-    def _has_room_for(self, item: Waiting) -> bool:
-        """Whether its tokens fit beside those at the backend; one by itself always may."""
+    def _turn(self, seat: Seat) -> tuple[object, ...]:
+        """Where it stands among those that are decided: by its batch's turn, then by its length."""
+        batch = self.room.batch(seat.item.batch, seat.item.terms)
+        return -batch.terms.priority, batch.seated > 0, batch.served, -seat.item.length, seat.item.rank
+
+    def _to_reconsider(self) -> list[Seat]:
+        """Decisions that another lane's falling free may change.
+
+        Of those who were to follow in a lane: whose own lane is free by now; the longest, as many as lanes are free;
+        who could go to a free lane that holds the prefix. While only suspects may go: all that were about to.
+        """
+        decided = self._decided.values()
+        if self._is_apart:
+            return [seat for seat in decided if seat.lane.ticket is None]
+        following = {seat.item.ticket: seat for seat in decided if not seat.counts}
+        going = {seat.lane.number for seat in decided if seat.counts}
+        free = [lane for lane in self._lanes.all if lane.ticket is None and lane.number not in going]
+        if not free or not following:
+            return []
+        found = heapq.nsmallest(len(free), following.values(), key=_rank)
+        found += [seat for seat in following.values() if seat.lane.ticket is None]
+        homes = {lane.holds.key for lane in free if lane.holds is not None}
+        found += [seat for seat in following.values() if seat.item.family in homes]
+        return list({seat.item.ticket: seat for seat in found}.values())
+
+    def _to_go(self) -> list[Seat]:
+        """What has been decided for lanes that are free."""
+        return [seat for seat in self._decided.values() if seat.counts]
+
+    def _has_room_for(self, item: Waiting, more: Iterable[Seat] = ()) -> bool:
+        """Whether its tokens fit beside those at the backend, and some more; one by itself always may."""
         if self.token_limit is None:
             return True
         there = [other for other, _ in self._seated.values()]
         there += [*self._door.values(), *(seat.item for seat in self._decided.values() if seat.counts)]
+        there += [seat.item for seat in more]
         tokens = sum(self.meter.tokens(other.prompt_bytes) + other.length for other in (*there, item))
         return not there or tokens <= self.token_limit
 
@@ -433,7 +476,7 @@ class Schedule:
         if ticket in self._prefilling:
             self._prefilling.discard(ticket)
             self.meter.prompt_lost()
-        self.meter.left()
+        self.meter.left(ticket)
         self._count_out(item)
         if self._door:
             follower = self._door.pop(next(iter(self._door)))
@@ -454,3 +497,8 @@ class Schedule:
                 lane = self._lanes.choose(item.prefix, item.prompt_bytes, free)
                 seats.append(self._take(item, lane, ReleaseReason.SUSPECT, now))
         return seats
+
+
+def _rank(seat: Seat) -> tuple[float, int]:
+    """The order in which items of one line go."""
+    return -seat.item.length, seat.item.rank

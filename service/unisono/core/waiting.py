@@ -215,12 +215,12 @@ class WaitingRoom:
             return IdleReason.TOGETHER
         return free
 
-    def is_free(self, batch: Batch, now: float, together: int | None = None) -> bool:
-        """Whether the batch's own limits let an item go now."""
+    def is_free(self, batch: Batch, now: float, together: int | None = None, *, more: int = 0) -> bool:
+        """Whether the batch's own limits let an item go now. `more`: how many are about to, and not counted yet."""
         terms = batch.terms
-        if terms.max_concurrency is not None and terms.in_flight >= terms.max_concurrency:
+        if terms.max_concurrency is not None and terms.in_flight + more >= terms.max_concurrency:
             return False
-        if terms.items_per_second is not None and now < terms.next_release_s:
+        if terms.items_per_second is not None and (more or now < terms.next_release_s):
             return False
         return not terms.is_together or batch.seated == 0 or batch.number == together
 

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.core.simulator import Answer, Fault, Simulator, works
 from unisono.core.capacity import Capacity
 from unisono.core.commands import Abort, End, Release, Retry, Stage, Work
-from unisono.core.conductor import FREE_RESTAGES, Conductor, ConductorSettings
+from unisono.core.conductor import Conductor, ConductorSettings
 from unisono.core.errors import (
     BackendBusyError,
     BackendStalledError,
@@ -19,10 +19,12 @@ from unisono.core.errors import (
     CancelledItemError,
     ConnectionLostError,
     ItemTimeoutError,
+    OutOfMemoryError,
     PromptTooLongError,
     QueueTimeoutError,
     RunnerDiedError,
 )
+from unisono.core.exits import FREE_RESTAGES
 from unisono.core.lifecycle import Phase
 from unisono.core.model import ItemState, Slots, SlotSource
 
@@ -744,3 +746,16 @@ def test_fifty_thousand_queued_items_are_cancelled_in_seconds(*, is_reversed: bo
     assert time.perf_counter() - began < 10
     assert sum(1 for command in commands if isinstance(command, End)) == 50_000
     assert conductor.is_idle
+
+
+def test_out_of_memory_lowers_what_is_in_flight() -> None:
+    """The item is tried again, and half as many go at a time until it has gone well for a while."""
+    conductor, world = simulate(configured=4, slots=4)
+    world.faults[0] = [Fault(error=OutOfMemoryError("CUDA error: out of memory"), place="answer", after_tokens=2)]
+    world.add(works(range(30)))
+    world.run(for_s=0.2)
+    assert conductor.capacity.limit == 2
+    ends = finish(world)
+    assert {end.state for end in ends.values()} == {ItemState.COMPLETED}
+    assert ends[0].attempts == 2
+    assert conductor.capacity.limit == 4

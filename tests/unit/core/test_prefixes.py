@@ -21,7 +21,7 @@ from unisono.core.model import (
     Tool,
     ToolCall,
 )
-from unisono.core.prefixes import MIN_SHARED_BYTES, Prefix, chain_of, common_bytes, families
+from unisono.core.prefixes import MIN_SHARED_BYTES, Prefix, chain_of, common_bytes, families, lone_prefix
 
 PICTURE = b"\x89PNG\r\n\x1a\n one"
 OTHER_PICTURE = b"\x89PNG\r\n\x1a\n two"
@@ -401,3 +401,11 @@ def test_many_items_take_little_time() -> None:
     found = families(items)
     assert time.process_time() - started < 4
     assert sizes(found[:3]) == [1900] * 3
+
+
+def test_one_by_itself_is_compared_as_a_whole() -> None:
+    """Where it is long enough to matter; two that begin alike have that in common."""
+    assert lone_prefix(chat("short")) is None
+    one, other = lone_prefix(chat("x" * 600 + "one")), lone_prefix(chat("x" * 600 + "other"))
+    assert one is not None
+    assert common_bytes(one, other) == 512

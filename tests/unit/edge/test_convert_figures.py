@@ -26,6 +26,7 @@ from unisono._generated.unisono.v1 import event_pb2 as ev
 from unisono._generated.unisono.v1 import server_pb2 as srv
 from unisono.core import model, passes, report
 from unisono.core.batch import Ack
+from unisono.core.commands import ReleaseReason
 from unisono.core.limits import Limits
 from unisono.edge.grpc import convert_figures, convert_out, convert_server
 
@@ -146,7 +147,7 @@ def field_of(status: status_pb2.Status) -> str:
 
 def test_a_plan_names_items_and_fields_of_the_request() -> None:
     """The group whole, the ids of this page, the paths from the request on."""
-    made = convert_server.group_plan(1, GROUP, STATE, ["i1"])
+    made = convert_server.group_plan(1, GROUP, STATE, [("i1", ReleaseReason.TAIL)])
     assert made == srv.GroupPlan(
         group=ev.GroupPlanned(
             group=1,
@@ -168,6 +169,7 @@ def test_a_plan_names_items_and_fields_of_the_request() -> None:
         max_completion_tokens=48,
         reason="it is loaded",
         families=[srv.FamilyPlan(estimated_prefix_tokens=620, item_count=2, example_item_id="i0")],
+        release_reasons=[ev.RELEASE_REASON_TAIL],
     )
     assert made.group.slots.limit == 6
     endless = replace(GROUP, items=(replace(GROUP.items[0], options=model.Options()),), prefixes=(None,))

@@ -55,7 +55,7 @@ def everything() -> list[Message]:
         convert_out.batch_event(events.Heartbeat(), NOW_NS),
         convert_out.acknowledgement(Ack(item_id="a", index=0)),
         convert_out.acknowledgement(Ack(item_id="a", refusal=DuplicateItemError("twice"))),
-        convert_server.group_plan(1, GROUP, STATE, ["i0"]),
+        convert_server.group_plan(1, GROUP, STATE, [("i0", ReleaseReason.TAIL)]),
         convert_server.plan_warning(WARNED),
         convert_server.plan_refusal("a", 5, WRONG),
         convert_figures.forward_pass(1, passes.ForwardPass(number=7, at_ns=NOW_NS, members=(2, 1))),
@@ -149,7 +149,7 @@ def test_what_is_sent_can_be_sent() -> None:
         (convert_figures._SLOT_SOURCES, model.SlotSource),
         (convert_figures._PASS_METHODS, model.PassMethod),
         (convert_figures._IDLE_REASONS, report.IdleReason),
-        (convert_out._RELEASE_REASONS, ReleaseReason),
+        (convert_out.RELEASE_REASONS, ReleaseReason),
     ],
     ids=lambda one: one.__name__ if isinstance(one, type) else "",
 )

@@ -22,6 +22,7 @@ from unisono.core.errors import (
     ModelLacksCapabilityError,
     ModelNotFoundError,
     NotAuthorizedError,
+    OutOfMemoryError,
     PromptTooLongError,
     RefusedByBackendError,
     RunnerDiedError,
@@ -92,7 +93,7 @@ _TABLE: Final[tuple[_Row, ...]] = (
     _row(
         r"out of (device )?memory|not enough memory|insufficient memory|(cuda|hip)malloc failed"
         r"|allocation failed|failed to allocate|erroroutofmemory|vk_error_out_of_device_memory",
-        BackendFailedError,
+        OutOfMemoryError,
     ),
     _row(r"error loading model|(unable|failed) to load model|may be incompatible with your version", LoadFailedError),
     _row(r"error starting|startup failed|binary not found", LoadFailedError),
@@ -146,7 +147,7 @@ def failure(
     raw = _message_of(body).partition("\n")[0].strip()
     message = _inner(raw)
     kind, shown = _judged(status, raw, message)
-    if is_loading and kind in {BackendFailedError, RunnerDiedError}:
+    if is_loading and kind in {BackendFailedError, OutOfMemoryError, RunnerDiedError}:
         kind = LoadFailedError
     metadata = {"backend": backend, "model": model}
     if status != 200:

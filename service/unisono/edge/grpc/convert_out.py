@@ -36,7 +36,7 @@ _ITEM_STATES: Final = {one: event_pb2.ItemState.Value(f"ITEM_STATE_{word(one)}")
 _BATCH_STATES: Final = {one: event_pb2.BatchState.Value(f"BATCH_STATE_{word(one)}") for one in BatchState}
 _LOAD_STATES: Final = {one: event_pb2.Loading.State.Value(f"STATE_{word(one)}") for one in LoadState}
 _FINISH_REASONS: Final = {one: item_pb2.FinishReason.Value(f"FINISH_REASON_{word(one)}") for one in FinishReason}
-_RELEASE_REASONS: Final = {one: event_pb2.ReleaseReason.Value(f"RELEASE_REASON_{word(one)}") for one in ReleaseReason}
+RELEASE_REASONS: Final = {one: event_pb2.ReleaseReason.Value(f"RELEASE_REASON_{word(one)}") for one in ReleaseReason}
 
 
 def _error(error: UnisonoError | None) -> Status | None:
@@ -144,7 +144,7 @@ def result(event: events.Result) -> event_pb2.Result:
 
 
 def _release_reason(reason: ReleaseReason | None) -> event_pb2.ReleaseReason.ValueType:
-    return event_pb2.RELEASE_REASON_UNSPECIFIED if reason is None else _RELEASE_REASONS[reason]
+    return event_pb2.RELEASE_REASON_UNSPECIFIED if reason is None else RELEASE_REASONS[reason]
 
 
 def _result_part(event: events.ResultPart) -> event_pb2.ResultPart:

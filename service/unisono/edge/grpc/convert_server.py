@@ -12,7 +12,7 @@ from unisono.core import report
 from unisono.core.harmonise import BYTES_PER_TOKEN
 from unisono.core.model import SlotSource
 from unisono.edge.grpc.convert_figures import MAX_FAMILIES, digest_of, group_planned, slot_count
-from unisono.edge.grpc.convert_out import ID_BYTES
+from unisono.edge.grpc.convert_out import ID_BYTES, RELEASE_REASONS
 from unisono.edge.grpc.wire import timestamp
 from unisono.edge.status import cut, to_status, utf8
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from unisono.core import plan
+    from unisono.core.commands import ReleaseReason
     from unisono.core.errors import UnisonoError
     from unisono.core.limits import Limits
     from unisono.core.model import Item
@@ -34,9 +35,10 @@ _WARNING_BYTES: Final = 1024
 
 
 def group_plan(
-    number: int, group: plan.Group, state: core.SlotState, item_ids: Iterable[str]
+    number: int, group: plan.Group, state: core.SlotState, order: Iterable[tuple[str, ReleaseReason]]
 ) -> server_pb2.GroupPlan:
-    """A group as planned, with those of its items' ids that stand on this page."""
+    """A group as planned, with those of its items' ids, and why each goes when it does, that stand on this page."""
+    order = list(order)
     planned = report.GroupPlanned(
         group=number,
         runner=group.runner,
@@ -50,7 +52,8 @@ def group_plan(
     )
     return server_pb2.GroupPlan(
         group=group_planned(planned),
-        item_ids=item_ids,
+        item_ids=[item_id for item_id, _ in order],
+        release_reasons=[RELEASE_REASONS[reason] for _, reason in order],
         estimated_prompt_tokens=group.estimated_prompt_tokens,
         max_completion_tokens=group.max_completion_tokens,
         reason=utf8(group.reason),

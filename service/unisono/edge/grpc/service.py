@@ -28,7 +28,7 @@ from unisono.core.errors import (
     UnisonoError,
     Violation,
 )
-from unisono.core.plan import order_of
+from unisono.core.preview import order_of
 from unisono.edge.grpc import (
     convert_benchmark,
     convert_config,
@@ -220,13 +220,22 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
             config = convert_config.config(request.config, bounds=self._batches.limits)
             plan = await self._batches.plan(await self._converted(request.items), config)
             response = pb.PlanBatchResponse()
-            ids = [group.items[place].item_id for group, _ in plan.groups for place in order_of(group)]
+            is_together = config.co_scheduling is not CoScheduling.FASTEST
+            orders = [order_of(group, lanes=state.limit, is_together=is_together) for group, state in plan.groups]
+            ids = [
+                group.items[place].item_id
+                for (group, _), order in zip(plan.groups, orders, strict=True)
+                for place, _ in order
+            ]
+            reasons = [reason for order in orders for _, reason in order]
             end = _page_end(ids, start, size)
             before = 0
             for number, (group, state) in enumerate(plan.groups):
                 # This page's share of the ids, which are numbered through all groups.
-                share = ids[max(before, start) : min(before + len(group.items), end)]
-                response.groups.append(convert_server.group_plan(number, group, state, share))
+                share = slice(max(before, start), min(before + len(group.items), end))
+                response.groups.append(
+                    convert_server.group_plan(number, group, state, zip(ids[share], reasons[share], strict=True))
+                )
                 before += len(group.items)
             places = {item.item_id: item.index for group, _ in plan.groups for item in group.items}
             response.warnings.extend(

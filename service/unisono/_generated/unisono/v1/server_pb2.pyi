@@ -250,6 +250,7 @@ class GroupPlan(_message.Message):
     MAX_COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     FAMILIES_FIELD_NUMBER: _builtins.int
+    RELEASE_REASONS_FIELD_NUMBER: _builtins.int
     estimated_prompt_tokens: _builtins.int
     """Tokens of the prompts, estimated at four bytes of text a token."""
     max_completion_tokens: _builtins.int
@@ -270,6 +271,12 @@ class GroupPlan(_message.Message):
     def families(self) -> _containers.RepeatedCompositeFieldContainer[Global___FamilyPlan]:
         """Families of items whose prompts begin alike, the largest first, at most 100."""
 
+    @_builtins.property
+    def release_reasons(self) -> _containers.RepeatedScalarFieldContainer[_event_pb2.ReleaseReason.ValueType]:
+        """For each of `item_ids`: why it goes when it does. The first 2,000 items of a
+        group are played through; those behind them follow in the order given.
+        """
+
     def __init__(
         self,
         *,
@@ -279,10 +286,11 @@ class GroupPlan(_message.Message):
         max_completion_tokens: _builtins.int | None = ...,
         reason: _builtins.str = ...,
         families: _abc.Iterable[Global___FamilyPlan] | None = ...,
+        release_reasons: _abc.Iterable[_event_pb2.ReleaseReason.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_completion_tokens", b"_max_completion_tokens", "group", b"group", "max_completion_tokens", b"max_completion_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_completion_tokens", b"_max_completion_tokens", "estimated_prompt_tokens", b"estimated_prompt_tokens", "families", b"families", "group", b"group", "item_ids", b"item_ids", "max_completion_tokens", b"max_completion_tokens", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_completion_tokens", b"_max_completion_tokens", "estimated_prompt_tokens", b"estimated_prompt_tokens", "families", b"families", "group", b"group", "item_ids", b"item_ids", "max_completion_tokens", b"max_completion_tokens", "reason", b"reason", "release_reasons", b"release_reasons"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_completion_tokens: _TypeAlias = _typing.Literal["max_completion_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_completion_tokens: _TypeAlias = _typing.Literal["_max_completion_tokens", b"_max_completion_tokens"]  # noqa: Y015

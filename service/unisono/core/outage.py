@@ -1,0 +1,105 @@
+"""Whether a backend can be reached: since when it is away, when it is asked again, and when nobody waits any more.
+
+Theory of operation. An *outage* begins when no connection can be had, and ends only when an item has got one: a
+backend that answers probes, but then gives no item a connection, has been away all the while. Within an outage the
+backend is *away* until a probe is answered; meanwhile it is probed at growing intervals, as long as somebody waits.
+All patience is counted from the beginning of the outage.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from unisono.core import retry
+from unisono.core.errors import BackendUnavailableError
+
+if TYPE_CHECKING:
+    from unisono.core.errors import UnisonoError
+
+# The pause between two probes grows no more after so many.
+_GROWING_PROBES = 5
+
+
+class Outage:
+    """What is known of the way to one backend."""
+
+    def __init__(self, patience_s: float) -> None:
+        self._patience_s = patience_s
+        # Since when no item has got a connection; None: the last one did, or none has tried.
+        self._since_s: float | None = None
+        # Away: since when, and when it is probed next (None: a probe is under way, or nobody waits).
+        self._away_since_s: float | None = None
+        self._error: UnisonoError | None = None
+        self._probe_at_s: float | None = None
+        self._probes = 0
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the backend was last found not to answer."""
+        return self._away_since_s is not None
+
+    @property
+    def error(self) -> BackendUnavailableError:
+        """What those are told who have waited too long."""
+        said = self._error.message if self._error else "the backend cannot be reached"
+        return BackendUnavailableError(f"{said} (waited {self._patience_s:g} s for it)")
+
+    def is_too_long(self, now: float) -> bool:
+        """Whether who waits has waited long enough."""
+        return self._away_since_s is not None and now >= self._away_since_s + self._patience_s
+
+    def next_moment(self, *, is_awaited: bool) -> float | None:
+        """When it must be looked at again, though nothing happens."""
+        if self._away_since_s is None:
+            return None
+        moments = [self._probe_at_s] if self._probe_at_s is not None else []
+        if is_awaited:
+            moments.append(self._away_since_s + self._patience_s)
+        return min(moments, default=None)
+
+    # -- What happens ------------------------------------------------------------------------------------------
+
+    def somebody_came(self, now: float) -> None:
+        """Nobody waited for the backend any more. Now somebody does, from now on."""
+        self._since_s = None
+        if self._away_since_s is not None:
+            self._since_s = self._away_since_s = now
+            if self._probes == 0:
+                self._probe_at_s = now
+
+    def connected(self) -> None:
+        """An item has got a connection."""
+        self._since_s = None
+
+    def lost(self, error: UnisonoError, now: float) -> None:
+        """No connection could be had. The first probe of an outage goes at once, the others after a pause."""
+        if self._since_s is None:
+            self._since_s = now
+            self._probes = 0
+        self._away_since_s = self._since_s
+        self._error = error
+        self._probe_at_s = now + (self._pause_s() if self._probes else 0.0)
+
+    def silent(self, error: UnisonoError, now: float) -> None:
+        """A probe was not answered."""
+        self._error = error
+        self._probe_at_s = now + self._pause_s()
+
+    def answered(self) -> None:
+        """A probe was answered. Whether an item gets a connection is still to be seen."""
+        self._away_since_s = self._error = self._probe_at_s = None
+
+    def probe(self, now: float, *, is_awaited: bool) -> bool:
+        """Whether a probe is due; it is under way then."""
+        if self._probe_at_s is None or now < self._probe_at_s:
+            return False
+        self._probe_at_s = None
+        if not is_awaited:
+            # Nobody waits: the next who comes will ask.
+            self._probes = 0
+            return False
+        self._probes += 1
+        return True
+
+    def _pause_s(self) -> float:
+        return retry.backoff_s(min(self._probes, _GROWING_PROBES), "probe")

@@ -1,0 +1,114 @@
+"""What a service believes of the slots while others use them, and in which order its items get there."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.integration.service import House, chat, chats, config, house
+from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
+from unisono._generated.unisono.v1 import event_pb2
+
+LONG_PROMPT = "word " * 600
+
+
+async def slots_of(h: House) -> event_pb2.SlotCount:
+    """What the service knows of the runner's slots."""
+    info = await h.stub.GetServerInfo(pb.GetServerInfoRequest())
+    slots = info.backends[0].runners[0].slots
+    assert isinstance(slots, event_pb2.SlotCount)
+    return slots
+
+
+# -- The order ---------------------------------------------------------------------------------------------------
+
+
+async def test_items_start_in_the_plan_s_order() -> None:
+    """With slots that are not known, 64 items get theirs in the order that PlanBatch gives."""
+    async with house(num_parallel=4, pass_s=0.001) as h:
+        items = [chat(f"i{n}", f"Question {n}", num_predict=4 + 7 * n % 30) for n in range(64)]
+        plan = await h.stub.PlanBatch(pb.PlanBatchRequest(config=config(), items=items))
+        planned = [item_id for group in plan.groups for item_id in group.item_ids]
+        assert sorted(planned) == sorted(item.item_id for item in items)
+        seen = await h.run(items)
+        assert set(seen.states().values()) == {"COMPLETED"}
+        began = sorted(h.work, key=lambda work: work.slot_ns or 0)
+        names = {item.chat.messages[0].content: item.item_id for item in items}
+        assert [names[work.body["messages"][0]["content"]] for work in began] == planned
+
+
+# -- How many ----------------------------------------------------------------------------------------------------
+
+
+async def test_items_that_are_nearly_all_prompt_say_no_wrong_number() -> None:
+    """Two tokens after a long prompt, on 8 slots: learned is 8, or nothing but "at least so many"."""
+    async with house(num_parallel=8, pass_s=0.001, prefill_token_s=0.00001) as h:
+        items = [chat(f"i{n}", f"{n} {LONG_PROMPT}", num_predict=2) for n in range(64)]
+        seen = await h.run(items)
+        assert set(seen.states().values()) == {"COMPLETED"}
+        slots = await slots_of(h)
+        assert slots.count in (0, 8)
+        assert slots.at_least <= 8
+
+
+async def test_a_foreign_client_lowers_the_limit_and_not_the_number() -> None:
+    """It takes three of four slots and leaves: meanwhile one item runs at a time, afterwards four."""
+    async with house(num_parallel=4, pass_s=0.005) as h:
+        _ = await h.run(chats(40, num_predict=12))
+        learned = await slots_of(h)
+        assert (learned.count, learned.source) == (4, event_pb2.SLOT_SOURCE_LEARNED)
+        guest = await h.fake.foreign(slots=3)
+        h.fake.pass_log.clear()
+        seen = await h.run(chats(20, num_predict=12))
+        assert set(seen.states().values()) == {"COMPLETED"}
+        assert max(len(one.requests) for one in h.fake.pass_log) == 1
+        now = await slots_of(h)
+        assert (now.count, now.source, now.limit) == (4, event_pb2.SLOT_SOURCE_LEARNED, 1)
+        guest.leave()
+        h.fake.pass_log.clear()
+        _ = await h.run(chats(60, num_predict=12))
+        assert max(len(one.requests) for one in h.fake.pass_log) == 4
+        assert (await slots_of(h)).count == 4
+
+
+@pytest.mark.parametrize("speaks", [True, False])
+async def test_a_guest_that_never_leaves_starves_nobody(*, speaks: bool) -> None:
+    """All are answered in what it leaves."""
+    async with house(num_parallel=2, pass_s=0.001, settings={"slots": 2}) as h:
+        _ = await h.run(chats(2, num_predict=2))
+        guest = await h.fake.foreign(slots=1, speaks=speaks)
+        seen = await h.run(chats(12, num_predict=8))
+        assert set(seen.states().values()) == {"COMPLETED"}
+        guest.leave()
+
+
+# -- Somebody else's reload --------------------------------------------------------------------------------------
+
+
+async def test_a_foreign_reload_between_two_items_costs_one_load_back() -> None:
+    """Somebody asks for the model with another context, and gets it when no item of ours is there."""
+    async with house(num_parallel=4, load_s=0.05, pass_s=0.002, settings={"slots": 4}) as h:
+        call = h.run_batch(chats(12, num_predict=10), co_scheduling=pb.CO_SCHEDULING_TOGETHER)
+        await h.fake.wait_for(lambda fake: fake.busy_slots == 4)
+        async with asyncio.timeout(10):
+            await h.fake.foreign_reload(num_ctx=2048)
+        seen = await call.to_end()
+        assert set(seen.states().values()) == {"COMPLETED"}
+        assert len(seen.results) == 12
+        assert {result.attempts for result in seen.results.values()} == {1}
+        assert h.fake.loads == 3
+
+
+async def test_a_foreign_reload_waits_no_longer_than_for_our_batch() -> None:
+    """Ollama reloads a model when nobody uses it: after the batch at the latest. The next one takes what is there."""
+    async with house(num_parallel=4, load_s=0.05, pass_s=0.002, settings={"slots": 4}) as h:
+        call = h.run_batch(chats(24, num_predict=10))
+        await h.fake.wait_for(lambda fake: fake.busy_slots == 4)
+        guest = asyncio.create_task(h.fake.foreign_reload(num_ctx=2048))
+        assert len((await call.to_end()).results) == 24
+        async with asyncio.timeout(10):
+            await guest
+        seen = await h.run(chats(8, num_predict=4))
+        assert set(seen.states().values()) == {"COMPLETED"}
+        assert h.fake.loads == 2

@@ -1,0 +1,283 @@
+"""Which item goes next into a free slot, and why; or why it is better left idle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.unit.core.processor import family
+from unisono.core.choice import JOIN_MARGIN, Choice, Look, choose
+from unisono.core.commands import ReleaseReason
+from unisono.core.costs import CostMeter
+from unisono.core.lanes import Lanes
+from unisono.core.prefixes import Prefix
+from unisono.core.report import Costs, IdleReason
+from unisono.core.waiting import Waiting, WaitingRoom
+
+# 500 tokens of prompt each.
+A, B, C, D = (family(key, 2_000) for key in (1, 2, 3, 4))
+PASS_S = 0.020
+
+
+class Known(CostMeter):
+    """A meter that has learned its costs."""
+
+    def __init__(self, pass_s: float | None, prompt_token_s: float | None) -> None:
+        super().__init__()
+        self._known = None if pass_s is None else Costs(pass_s=pass_s, token_s=0.001, prompt_token_s=prompt_token_s)
+
+    @property
+    def costs(self) -> Costs | None:
+        """The costs."""
+        return self._known
+
+    @property
+    def prompt_token_s(self) -> float | None:
+        """That of a prompt."""
+        return self._known.prompt_token_s if self._known is not None else None
+
+
+@dataclass
+class Desk:
+    """Lanes, by what they hold and how much they still have to do (None: free), and what waits."""
+
+    holds: list[Prefix | None]
+    left: list[float | None]
+    pass_s: float | None = PASS_S
+    prompt_token_s: float | None = 0.0005
+    room: WaitingRoom = field(default_factory=WaitingRoom)
+
+    def wait(self, count: int, prefix: Prefix | None = None, length: float = 10.0, batch: int = 0) -> None:
+        """So many items wait."""
+        for _ in range(count):
+            self.room.put(Waiting(len(self.room) + 1, batch, prefix, 2_400, None, length))
+
+    def choose(self, lane: int, *, batches: set[int] | None = None) -> Choice | IdleReason:
+        """Who goes into a lane, of those batches that may go."""
+        lanes = Lanes()
+        lanes.resize(len(self.holds))
+        for number, (held, left) in enumerate(zip(self.holds, self.left, strict=True)):
+            _ = lanes.sit(lanes.all[number], 1_000 + number, held, None)
+            if left is None:
+                lanes.stand_up(lanes.all[number])
+        left_of = {number: left for number, left in enumerate(self.left) if left is not None}
+        allowed = [each for each in self.room.batches.values() if batches is None or each.number in batches]
+        meter = Known(self.pass_s, self.prompt_token_s)
+        return choose(Look(lanes.all[lane], lanes, self.room, allowed, meter, lambda: left_of))
+
+    def reason(self, lane: int) -> ReleaseReason | IdleReason:
+        """Why somebody goes into a lane, or nobody does."""
+        choice = self.choose(lane)
+        return choice.reason if isinstance(choice, Choice) else choice
+
+    def prefix(self, lane: int) -> Prefix | None:
+        """Whose item goes into a lane."""
+        choice = self.choose(lane)
+        assert isinstance(choice, Choice)
+        return choice.item.prefix
+
+
+# -- What the lane holds -----------------------------------------------------------------------------------------
+
+
+def test_what_is_held_goes_before_what_is_new() -> None:
+    """The family of the lane, though there is more to do for another."""
+    desk = Desk([A, None], [None, 500.0])
+    desk.wait(5, A)
+    desk.wait(50, B, 20.0)
+    assert desk.reason(0) is ReleaseReason.PREFIX_HELD
+    assert desk.prefix(0) is A
+
+
+def test_the_longest_of_the_family() -> None:
+    """A short one can still be put anywhere later."""
+    desk = Desk([A, None], [None, 500.0])
+    desk.wait(5, A, 10.0)
+    desk.wait(1, A, 30.0)
+    choice = desk.choose(0)
+    assert isinstance(choice, Choice)
+    assert choice.item.length == 30.0
+
+
+def test_a_lane_goes_on_with_the_family_that_begins_most_like_its_own() -> None:
+    """When its own is done: what it holds of another costs nothing, if no lane holds more of it."""
+    near, nearer = Prefix(7, (1, 70), (2_000, 4_000)), Prefix(8, (1, 9, 80), (2_000, 3_000, 5_000))
+    desk = Desk([Prefix(9, (1, 9), (2_000, 3_000)), None], [None, 500.0])
+    desk.wait(9, near)
+    desk.wait(3, nearer)
+    desk.wait(9, B)
+    assert desk.reason(0) is ReleaseReason.PREFIX_HELD
+    assert desk.prefix(0) is nearer
+
+
+def test_a_family_of_which_another_lane_holds_more_is_left_to_that_lane() -> None:
+    """It is taken for what is new here, or not at all."""
+    near = Prefix(7, (1, 70), (2_000, 6_000))
+    desk = Desk([A, near], [None, 500.0])
+    desk.wait(9, near)
+    desk.wait(2, B)
+    assert desk.reason(0) is ReleaseReason.NEW_FAMILY
+    assert desk.prefix(0) is B
+
+
+def test_families_of_batches_that_may_not_go_are_passed_over() -> None:
+    """Neither held, nor new, nor joined."""
+    desk = Desk([A, C], [None, 50.0])
+    desk.wait(9, A, batch=0)
+    desk.wait(9, Prefix(7, (1, 70), (2_000, 4_000)), batch=0)
+    desk.wait(9, B, batch=0)
+    desk.wait(9, C, batch=0)
+    desk.wait(1, None, batch=1)
+    choice = desk.choose(0, batches={1})
+    assert isinstance(choice, Choice)
+    assert (choice.item.batch, choice.reason) == (1, ReleaseReason.LONGEST)
+
+
+def test_a_family_that_may_not_go_weighs_on_its_lane_and_is_not_joined() -> None:
+    """Only what may go is helped."""
+    desk = Desk([A, B, None], [50.0, 50.0, None], prompt_token_s=1e-6)
+    desk.wait(20, A, batch=0)
+    desk.wait(10, B, batch=1)
+    choice = desk.choose(2, batches={1})
+    assert choice is IdleReason.PREFIX_COST
+
+
+# -- What is new -------------------------------------------------------------------------------------------------
+
+
+def test_of_new_families_the_one_with_most_to_do() -> None:
+    """Whatever its items' lengths."""
+    desk = Desk([C, None], [300.0, None])
+    desk.wait(2, A, 40.0)
+    desk.wait(20, B, 10.0)
+    assert desk.reason(1) is ReleaseReason.NEW_FAMILY
+    assert desk.prefix(1) is B
+
+
+def test_an_item_by_itself_goes_by_its_length() -> None:
+    """Against a family's whole work; and one that is left of its family is no family."""
+    desk = Desk([C, None], [900.0, None])
+    desk.wait(1, None, 100.0)
+    desk.wait(5, A, 10.0)
+    assert desk.prefix(1) is None
+    desk.wait(11, A, 10.0)
+    assert desk.prefix(1) is A
+    alone = Desk([C, None], [900.0, None])
+    alone.wait(1, A, 10.0)
+    assert alone.reason(1) is ReleaseReason.LONGEST
+
+
+def test_little_in_common_makes_nothing_old() -> None:
+    """What another lane holds of it is less than a pass is worth."""
+    desk = Desk([Prefix(9, (90,), (255,)), None], [300.0, None])
+    desk.wait(5, Prefix(8, (90, 91), (255, 2_000)))
+    assert desk.reason(1) is ReleaseReason.NEW_FAMILY
+
+
+# -- What others hold --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("joins", [True, False])
+def test_a_second_lane_where_it_saves_more_than_it_costs(*, joins: bool) -> None:
+    """Forty tokens wait: a second lane saves 20 passes of 20 ms, and costs 500 prompt tokens."""
+    price = 20 * PASS_S / 500 / JOIN_MARGIN
+    desk = Desk([A, None], [100.0, None], prompt_token_s=price * (0.99 if joins else 1.01))
+    desk.wait(4, A)
+    assert desk.reason(1) is (ReleaseReason.JOINS_FAMILY if joins else IdleReason.PREFIX_COST)
+
+
+@pytest.mark.parametrize(("pass_s", "prompt_token_s"), [(None, None), (PASS_S, None)])
+def test_nobody_joins_before_the_price_is_known(pass_s: float | None, prompt_token_s: float | None) -> None:
+    """The first of the family tells it."""
+    desk = Desk([A, None], [100.0, None], pass_s=pass_s, prompt_token_s=prompt_token_s)
+    desk.wait(40, A)
+    assert desk.reason(1) is IdleReason.PREFIX_PRICE
+
+
+def test_equal_families_are_helped_together() -> None:
+    """Four families on eight lanes: to help one saves nothing, to help all four halves the passes."""
+    desk = Desk([A, B, C, D, None, None, None, None], [10.0] * 4 + [None] * 4)
+    for prefix in (A, B, C, D):
+        desk.wait(10, prefix)
+    # 50 passes are saved, and 2,000 prompt tokens computed.
+    price = 50 * PASS_S / 2_000 / JOIN_MARGIN
+    desk.prompt_token_s = 0.99 * price
+    assert desk.reason(4) is ReleaseReason.JOINS_FAMILY
+    desk.prompt_token_s = 1.01 * price
+    assert desk.reason(4) is IdleReason.PREFIX_COST
+
+
+def test_what_cannot_all_be_helped_is_not_helped() -> None:
+    """With two free lanes for four equal families the passes stay what they are."""
+    desk = Desk([A, B, C, D, None, None], [10.0] * 4 + [None] * 2, prompt_token_s=1e-6)
+    for prefix in (A, B, C, D):
+        desk.wait(10, prefix)
+    assert desk.reason(4) is IdleReason.PREFIX_COST
+
+
+def test_the_family_that_is_furthest_behind_is_helped_first() -> None:
+    """Its lane decides how many passes there are."""
+    desk = Desk([A, B, None], [10.0, 10.0, None], prompt_token_s=1e-6)
+    desk.wait(10, A)
+    desk.wait(40, B)
+    assert desk.reason(2) is ReleaseReason.JOINS_FAMILY
+    assert desk.prefix(2) is B
+
+
+def test_a_lane_with_much_else_to_do_leaves_nothing_to_save() -> None:
+    """The passes are as many as the fullest lane has tokens to do."""
+    desk = Desk([A, C, None], [10.0, 900.0, None], prompt_token_s=1e-6)
+    desk.wait(8, A)
+    assert desk.reason(2) is IdleReason.PREFIX_COST
+
+
+# -- The tail ----------------------------------------------------------------------------------------------------
+
+
+def test_an_item_as_long_as_the_rest_goes_first() -> None:
+    """Though the lane holds another family: whatever runs beside it ends earlier."""
+    desk = Desk([A, None], [None, 10.0])
+    desk.wait(5, A, 10.0)
+    desk.wait(1, None, 70.0)
+    assert desk.reason(0) is ReleaseReason.TAIL
+    assert desk.prefix(0) is None
+
+
+def test_a_long_item_with_much_beside_it_is_no_tail() -> None:
+    """It can wait: there is more than it to do for each lane."""
+    desk = Desk([A, None], [None, 10.0])
+    desk.wait(20, A, 10.0)
+    desk.wait(1, None, 70.0)
+    assert desk.reason(0) is ReleaseReason.PREFIX_HELD
+
+
+# The lane that holds the prefix is free in 30 passes: 0.6 s; the prefix is 500 tokens.
+@pytest.mark.parametrize(
+    ("prompt_token_s", "reason"), [(0.0011, ReleaseReason.TAIL), (0.0013, ReleaseReason.PREFIX_HELD)]
+)
+def test_a_tail_whose_prefix_is_elsewhere(prompt_token_s: float, reason: ReleaseReason) -> None:
+    """It goes where it must compute its prefix, if that is quicker than to wait for the lane that holds it."""
+    desk = Desk([A, B], [None, 30.0], prompt_token_s=prompt_token_s)
+    desk.wait(3, A, 10.0)
+    desk.wait(1, B, 70.0)
+    assert desk.reason(0) is reason
+
+
+@pytest.mark.parametrize(("pass_s", "prompt_token_s"), [(None, None), (PASS_S, None)])
+def test_a_tail_waits_for_its_lane_while_costs_are_not_known(
+    pass_s: float | None, prompt_token_s: float | None
+) -> None:
+    """What is held is certain."""
+    desk = Desk([A, B], [None, 30.0], pass_s=pass_s, prompt_token_s=prompt_token_s)
+    desk.wait(3, A, 10.0)
+    desk.wait(1, B, 70.0)
+    assert desk.reason(0) is ReleaseReason.PREFIX_HELD
+
+
+def test_a_tail_that_is_chosen_anyway_keeps_its_reason() -> None:
+    """It is of the family that the lane holds."""
+    desk = Desk([A, None], [None, 10.0])
+    desk.wait(1, A, 70.0)
+    desk.wait(3, B, 10.0)
+    assert desk.reason(0) is ReleaseReason.PREFIX_HELD

@@ -1,0 +1,235 @@
+"""What a meter learns from when tokens come."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.unit.core.processor import Processor
+from unisono.core.capacity import Capacity
+from unisono.core.commands import Work
+from unisono.core.conductor import Conductor
+from unisono.core.costs import BYTES_PER_TOKEN, UNKNOWN_LENGTH, CostMeter
+
+
+def speak(meter: CostMeter, members: int, passes: int, pass_s: float, now: float) -> float:
+    """So many passes of the same members, one after the other; answers with the time of the last."""
+    for _ in range(passes):
+        now += pass_s
+        for ticket in range(members):
+            meter.spoke(ticket, now)
+    return now
+
+
+# -- Passes ------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_known_before_a_pass_was_timed() -> None:
+    """A first token has no interval before it."""
+    meter = CostMeter()
+    assert meter.costs is None
+    meter.spoke(0, 1.0)
+    assert meter.costs is None
+    assert meter.prompt_token_s is None
+
+
+def test_half_of_a_pass_is_fixed_until_more_is_known() -> None:
+    """Passes of one size tell their time, and not how it divides."""
+    meter = CostMeter()
+    _ = speak(meter, 4, 20, 0.040, 0.0)
+    costs = meter.costs
+    assert costs is not None
+    assert costs.pass_s == pytest.approx(0.020)
+    assert costs.token_s == pytest.approx(0.005)
+    assert costs.single_stream_token_s is None
+
+
+def test_passes_of_two_sizes_tell_both_parts() -> None:
+    """A pass of one takes 12 ms and one of eight 26 ms: 10 ms, and 2 ms a token."""
+    meter = CostMeter()
+    now = speak(meter, 1, 20, 0.012, 0.0)
+    meter.left(0)
+    _ = speak(meter, 8, 20, 0.026, now)
+    costs = meter.costs
+    assert costs is not None
+    assert costs.pass_s == pytest.approx(0.010)
+    assert costs.token_s == pytest.approx(0.002)
+    assert costs.single_stream_token_s == pytest.approx(0.012)
+
+
+def test_larger_passes_that_are_quicker_cost_nothing_a_token() -> None:
+    """An accident of a busy machine makes no cost negative."""
+    meter = CostMeter()
+    now = speak(meter, 1, 20, 0.030, 0.0)
+    meter.left(0)
+    _ = speak(meter, 8, 20, 0.020, now)
+    costs = meter.costs
+    assert costs is not None
+    assert costs.token_s == 0
+    assert costs.pass_s > 0
+
+
+def test_a_change_is_followed() -> None:
+    """A machine that becomes twice as slow is known to be so after some hundred passes."""
+    meter = CostMeter()
+    now = speak(meter, 2, 2_000, 0.010, 0.0)
+    _ = speak(meter, 2, 1_500, 0.020, now)
+    costs = meter.costs
+    assert costs is not None
+    assert costs.pass_s + 2 * costs.token_s == pytest.approx(0.020, rel=0.06)
+
+
+def test_a_pause_between_two_items_is_no_pass() -> None:
+    """When somebody has left, the time to the next token of another belongs to no pass."""
+    meter = CostMeter()
+    now = speak(meter, 2, 10, 0.010, 0.0)
+    meter.left(0)
+    _ = speak(meter, 2, 10, 0.010, now + 60.0)
+    costs = meter.costs
+    assert costs is not None
+    assert costs.pass_s + 2 * costs.token_s == pytest.approx(0.010)
+
+
+# -- Prompts -----------------------------------------------------------------------------------------------------
+
+
+def test_an_episode_is_taken_as_a_whole() -> None:
+    """Two prompts of 500 tokens that overlap for 1 s cost 1 ms a token."""
+    meter = CostMeter()
+    meter.prompt_begun(2_000, 10.0)
+    meter.prompt_begun(2_000, 10.1)
+    meter.prompt_done(10.5)
+    assert meter.prompt_token_s is None
+    meter.prompt_done(11.0)
+    assert meter.prompt_token_s == pytest.approx(0.001)
+
+
+def test_passes_between_prompts_are_not_theirs() -> None:
+    """Of 1 s in which 1,000 tokens of prompt were computed, ten passes took 0.2 s."""
+    meter = CostMeter()
+    now = speak(meter, 2, 20, 0.020, 0.0)
+    meter.prompt_begun(4_000, now)
+    # The first of these only begins: what was before it was disturbed.
+    _ = speak(meter, 2, 11, 0.020, now)
+    meter.prompt_done(now + 1.0)
+    assert meter.prompt_token_s == pytest.approx(0.0008)
+
+
+def test_passes_of_unknown_cost_are_not_taken_off() -> None:
+    """Before a pass was timed, all of an episode counts as prompt."""
+    meter = CostMeter()
+    meter.prompt_begun(4_000, 0.0)
+    _ = speak(meter, 1, 3, 0.020, 0.0)
+    meter.prompt_done(1.0)
+    assert meter.prompt_token_s == pytest.approx(0.001)
+
+
+def test_short_prompts_tell_nothing() -> None:
+    """An episode of 50 tokens is mostly something else."""
+    meter = CostMeter()
+    meter.prompt_begun(200, 0.0)
+    meter.prompt_done(5.0)
+    assert meter.prompt_token_s is None
+
+
+def test_a_lost_prompt_spoils_its_episode() -> None:
+    """Of one that went away, nobody knows how much was computed; the next episode counts again."""
+    meter = CostMeter()
+    meter.prompt_begun(4_000, 0.0)
+    meter.prompt_begun(400, 0.0)
+    meter.prompt_lost()
+    meter.prompt_done(7.0)
+    assert meter.prompt_token_s is None
+    meter.prompt_begun(4_000, 8.0)
+    meter.prompt_done(9.0)
+    assert meter.prompt_token_s == pytest.approx(0.001)
+
+
+def test_bytes_a_token_are_learned() -> None:
+    """The backend's own counts replace the guess; a prompt without text or count tells nothing."""
+    meter = CostMeter()
+    assert meter.tokens(400) == 400 / BYTES_PER_TOKEN
+    meter.counted(prompt_tokens=0, prompt_bytes=100)
+    meter.counted(prompt_tokens=100, prompt_bytes=0)
+    assert meter.bytes_per_token == BYTES_PER_TOKEN
+    meter.counted(prompt_tokens=100, prompt_bytes=200)
+    assert meter.tokens(400) == pytest.approx(200)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_costs_are_learned_through_a_conductor(seed: int) -> None:
+    """From arrivals that are up to 3 ms late, all three costs come within 10 % of what the runner's are."""
+    rng = random.Random(seed)
+    world = Processor(
+        conductor=Conductor(Capacity(configured=8)),
+        slots=8,
+        pass_s=0.020,
+        token_s=0.002,
+        prompt_token_s=0.001,
+        late_s=lambda: rng.uniform(0.0, 0.003),
+    )
+    world.lengths = {n: rng.randint(10, 150) for n in range(80)}
+    world.add([Work(ticket=n, batch=0, num_predict=200, prompt_bytes=rng.randint(800, 3_000)) for n in range(80)])
+    _ = world.run()
+    costs = world.conductor.figures.costs
+    assert costs is not None
+    assert costs.pass_s == pytest.approx(0.020, rel=0.1)
+    assert costs.token_s == pytest.approx(0.002, rel=0.1)
+    assert costs.prompt_token_s == pytest.approx(0.001, rel=0.1)
+
+
+# -- Lengths -----------------------------------------------------------------------------------------------------
+
+
+def test_lengths_of_which_nothing_is_known() -> None:
+    """The bound is the guess; without one, some fixed number."""
+    meter = CostMeter()
+    assert meter.expected_length(80, 0) == 80
+    for none in (None, -1, 0):
+        assert meter.expected_length(none, 0) == UNKNOWN_LENGTH
+
+
+def test_lengths_are_a_share_of_the_bound() -> None:
+    """Where four answers used a quarter of their bounds, the next will; and nothing is shorter than a token."""
+    meter = CostMeter()
+    for _ in range(4):
+        assert meter.expected_length(400, 1) == 400
+        meter.answered(25, 100, 1)
+    assert meter.expected_length(400, 1) == pytest.approx(100)
+    assert meter.expected_length(2, 1) == 1
+    assert meter.expected_length(None, 1) == pytest.approx(25)
+
+
+def test_lengths_without_bounds_say_nothing_of_a_share() -> None:
+    """A bound is taken as it is, where no answer before had one."""
+    meter = CostMeter()
+    for _ in range(5):
+        meter.answered(25, None, 1)
+    assert meter.expected_length(400, 1) == 400
+    assert meter.expected_length(None, 1) == pytest.approx(25)
+
+
+def test_a_family_has_lengths_of_its_own() -> None:
+    """Its own answers count once there are four, and everybody's until then."""
+    meter = CostMeter()
+    for _ in range(4):
+        meter.answered(10, None, 1)
+        meter.answered(90, None, 2)
+    assert meter.expected_length(None, 1) == pytest.approx(10)
+    assert meter.expected_length(None, 2) == pytest.approx(90)
+    assert 45 < meter.expected_length(None, 3) < 55
+
+
+def test_no_more_than_a_thousand_families_are_remembered() -> None:
+    """The next one makes it forget the others, not what all have in common."""
+    meter = CostMeter()
+    for key in range(1_000):
+        for _ in range(4):
+            meter.answered(10, None, key)
+    assert meter.expected_length(None, 1) == pytest.approx(10)
+    for _ in range(4):
+        meter.answered(500, None, 1_000)
+    everybody = meter.expected_length(None, -1)
+    assert meter.expected_length(None, 1) == everybody
+    assert meter.expected_length(None, 1_000) == pytest.approx(500)

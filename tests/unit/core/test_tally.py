@@ -1,0 +1,89 @@
+"""What is added up for a group's report."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.core.processor import family
+from unisono.core.report import Costs, FamilyReport
+from unisono.core.tally import MOST_REPORTED, ContextTally, FamilyTally, one_at_a_time_s
+
+# -- Families ----------------------------------------------------------------------------------------------------
+
+
+def test_how_often_a_prefix_was_computed() -> None:
+    """Once where its lane did not hold it; what a lane holds all of, or nearly, costs nothing."""
+    tally, rules = FamilyTally(), family(1, 2_000)
+    for held in (0, 2_000, 1_800, 1_744, None):
+        tally.joined(rules)
+        tally.released(rules, held)
+    assert tally.report(4.0) == (FamilyReport(prefix_tokens=500, item_count=5, computed=2),)
+
+
+def test_what_shares_nothing_is_no_family() -> None:
+    """Nor is an item by itself; and one that was never part of the group counts nowhere."""
+    tally = FamilyTally()
+    for _ in range(2):
+        tally.joined(None)
+        tally.released(None, 0)
+    tally.joined(family(1, 2_000))
+    tally.released(family(2, 2_000), 0)
+    assert tally.report(4.0) == ()
+
+
+def test_the_largest_families_are_reported() -> None:
+    """By items, then by the size of what they share."""
+    tally = FamilyTally()
+    for key in range(MOST_REPORTED + 20):
+        for _ in range(2 + (key == 7)):
+            tally.joined(family(key, 400 + key))
+    report = tally.report(1.0)
+    assert len(report) == MOST_REPORTED
+    assert [one.prefix_tokens for one in report[:2]] == [407, 400 + MOST_REPORTED + 19]
+
+
+def test_ten_thousand_families_are_counted() -> None:
+    """More are passed over: those that are known still grow."""
+    tally = FamilyTally()
+    for key in range(10_001):
+        tally.joined(family(key, 400))
+    tally.joined(family(10_000, 400))
+    assert tally.report(1.0) == ()
+    tally.joined(family(0, 400))
+    assert [one.item_count for one in tally.report(1.0)] == [2]
+
+
+# -- Context -----------------------------------------------------------------------------------------------------
+
+
+def test_the_most_context_at_one_time() -> None:
+    """Who ends as another begins is not counted beside it."""
+    tally = ContextTally()
+    assert tally.most == 0
+    tally.answered(0, 10, 100)
+    tally.answered(5, 15, 30)
+    tally.answered(10, 20, 60)
+    assert tally.most == 130
+
+
+# -- One at a time -----------------------------------------------------------------------------------------------
+
+COSTS = Costs(pass_s=0.01, token_s=0.002, prompt_token_s=0.001, passes_measured=100, single_stream_token_s=0.012)
+
+
+def test_one_at_a_time() -> None:
+    """Each token in a pass of its own, and all prompts."""
+    assert one_at_a_time_s(COSTS, prompt_tokens=500, completion_tokens=100) == pytest.approx(1.7)
+
+
+@pytest.mark.parametrize(
+    "costs",
+    [
+        None,
+        Costs(pass_s=0.01, token_s=0.002, prompt_token_s=0.001, passes_measured=9, single_stream_token_s=None),
+        Costs(pass_s=0.01, token_s=0.002, prompt_token_s=None, passes_measured=9, single_stream_token_s=0.012),
+    ],
+)
+def test_what_was_not_measured_is_not_guessed(costs: Costs | None) -> None:
+    """Without a single stream or a prompt, there is no answer."""
+    assert one_at_a_time_s(costs, prompt_tokens=500, completion_tokens=100) is None
