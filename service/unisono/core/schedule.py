@@ -227,9 +227,9 @@ class Schedule:
         if is_same and not self._is_stale and not is_due:
             return self._to_go()
         self._is_stale, self._due_s = False, None
+        self._lanes.resize(limit)
         for seat in self._to_reconsider():
             self._undecide(seat)
-        self._lanes.resize(limit)
         self.idle_reason = IdleReason.WINDOW if self._gathered else IdleReason.NO_ITEMS
         if self._is_apart:
             self.idle_reason = IdleReason.SUSPECTS
