@@ -35,7 +35,7 @@ from unisono.core.arbiter import ArbiterSettings
 from unisono.core.conductor import ConductorSettings
 from unisono.core.errors import UnisonoError
 from unisono.core.limits import Limits
-from unisono.core.schedule import WindowSettings
+from unisono.core.window import WindowSettings
 from unisono.edge.grpc.server import MAX_RECEIVE_BYTES, MAX_SEND_BYTES, GrpcServer
 from unisono.edge.grpc.service import BatchInferenceServicer, ServerFacts
 

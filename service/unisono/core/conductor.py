@@ -32,8 +32,9 @@ from unisono.core.model import ItemState
 from unisono.core.patience import Patience
 from unisono.core.report import IdleReason, RunnerFigures
 from unisono.core.roster import Entry, Roster
-from unisono.core.schedule import Schedule, WindowSettings
+from unisono.core.schedule import Schedule
 from unisono.core.waiting import Waiting
+from unisono.core.window import WindowSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from unisono.core.prefixes import common_bytes
+from unisono.core.prefixes import MIN_SHARED_BYTES, common_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -87,6 +87,15 @@ class Lanes:
         # A lane that holds a step holds all before it.
         held = bisect_left(prefix.digests, True, key=lambda digest: digest not in self._steps)  # noqa: FBT003
         return prefix.sizes[held - 1] if held else 0
+
+    def is_held(self, prefix: Prefix | None) -> bool:
+        """Whether any lane holds as much of it as matters."""
+        return self.best_held(prefix) >= MIN_SHARED_BYTES
+
+    def is_held_by_all(self, prefix: Prefix | None) -> bool:
+        """Whether every lane holds about as much of it as the one that holds most."""
+        least = self.best_held(prefix) - MIN_SHARED_BYTES
+        return all(common_bytes(lane.holds, prefix) > least for lane in self.all)
 
     def hold(self, lane: Lane, prefix: Prefix | None) -> None:
         """The lane holds this from now on."""

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from unisono.core.capacity import Capacity
 from unisono.core.commands import ReleaseReason, Terms
 from unisono.core.limits import text_bytes
-from unisono.core.schedule import Schedule, WindowSettings
+from unisono.core.schedule import Schedule
 from unisono.core.waiting import Waiting
+from unisono.core.window import WindowSettings
 
 if TYPE_CHECKING:
     from unisono.core.plan import Group

@@ -24,10 +24,11 @@ from unisono.core.choice import Choice, Look, choose
 from unisono.core.commands import ReleaseReason
 from unisono.core.costs import CostMeter
 from unisono.core.lanes import Lanes
-from unisono.core.prefixes import MIN_SHARED_BYTES, common_bytes
+from unisono.core.prefixes import common_bytes
 from unisono.core.report import IdleReason
 from unisono.core.suspects import Suspects
 from unisono.core.waiting import WaitingRoom
+from unisono.core.window import Window
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from unisono.core.lanes import Lane
     from unisono.core.prefixes import Prefix
     from unisono.core.waiting import Waiting
+    from unisono.core.window import WindowSettings
 
 
 @dataclass(slots=True, eq=False)
@@ -53,16 +55,6 @@ class Seat:
     rate_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WindowSettings:
-    """How requests of single callers are gathered."""
-
-    # For so long at most; 0: not at all.
-    window_s: float = 0.010
-    # Until there are so many; None: as many as lanes.
-    size: int | None = None
-
-
 class Schedule:
     """The lanes of one runner and what waits for them."""
 
@@ -75,7 +67,7 @@ class Schedule:
         # The most tokens of prompts and answers, by estimate, that may be at the backend together; None: any number.
         self.token_limit: float | None = None
         self._capacity = capacity
-        self._window = window
+        self._window = Window(window)
         self._lanes = Lanes()
         # By ticket: who sits, who stands at the door, and what was decided and has not gone.
         self._seated: dict[int, tuple[Waiting, Lane]] = {}
@@ -83,19 +75,17 @@ class Schedule:
         self._decided: dict[int, Seat] = {}
         # Of those who sit: whose prompts are being computed.
         self._prefilling: set[int] = set()
-        self._gathered: dict[int, Waiting] = {}
         # Whether something has happened since the last plan.
         self._is_stale = True
         # When the limits of some batch let it go on; None: none of them waits for the time.
         self._due_s: float | None = None
-        self._gathered_since_s = 0.0
 
     # -- What it is like ---------------------------------------------------------------------------------------
 
     @property
     def has_waiting(self) -> bool:
         """Whether anything waits that may go, now or soon."""
-        if self._gathered or self._decided:
+        if len(self._window) or self._decided:
             return True
         return any(batch.waiting and not batch.is_parked for batch in self.room.batches.values())
 
@@ -133,8 +123,8 @@ class Schedule:
     def next_moment(self) -> float | None:
         """When it must be looked at again, though nothing happens."""
         moments = [self._due_s] if self._due_s is not None else []
-        if self._gathered:
-            moments.append(self._gathered_since_s + self._window.window_s)
+        if self._window.closes_s is not None:
+            moments.append(self._window.closes_s)
         if self.suspects.wake is not None:
             moments.append(self.suspects.wake.until_s)
         return min(moments, default=None)
@@ -144,13 +134,10 @@ class Schedule:
     def add(self, item: Waiting, *, is_single: bool, now: float) -> None:
         """An item wants to be run."""
         self._is_stale = True
-        is_lone = not (self.flying or self._gathered or self.has_waiting)
-        if not is_single or self._window.window_s <= 0 or is_lone:
+        if is_single and self._window.is_on and (self.flying or self.has_waiting):
+            self._window.add(item, now)
+        else:
             self.room.put(item)
-            return
-        if not self._gathered:
-            self._gathered_since_s = now
-        self._gathered[item.ticket] = item
 
     def come_back(self, item: Waiting) -> None:
         """It takes its old place again: its request was closed, or it is to be tried again."""
@@ -161,7 +148,7 @@ class Schedule:
     def drop(self, ticket: int, now: float) -> None:
         """It does not wait, sit or stand here any more."""
         self._is_stale = True
-        self._gathered.pop(ticket, None)
+        self._window.drop(ticket)
         seat = self._decided.get(ticket)
         if seat is not None:
             self._undecide(seat)
@@ -207,13 +194,9 @@ class Schedule:
 
     def gather(self, now: float) -> None:
         """Those who were gathered may go, if there are enough of them or it was long enough."""
-        size = self._window.size or self._capacity.limit
-        if len(self._gathered) >= size or now >= self._gathered_since_s + self._window.window_s:
-            gathered, self._gathered = self._gathered, {}
-            for item in gathered.values():
-                self._is_stale = True
-                item.is_gathered = len(gathered) > 1
-                self.room.put(item)
+        for item in self._window.close(now, self._capacity.limit):
+            self._is_stale = True
+            self.room.put(item)
 
     def plan(self, now: float) -> list[Seat]:
         """Decides for every lane that is free, and answers with all that has been decided for such.
@@ -230,7 +213,9 @@ class Schedule:
         self._lanes.resize(limit)
         for seat in self._to_reconsider():
             self._undecide(seat)
-        self.idle_reason = IdleReason.WINDOW if self._gathered else IdleReason.NO_ITEMS
+        # Lanes that somebody was to have can go only now.
+        self._lanes.resize(limit)
+        self.idle_reason = IdleReason.WINDOW if len(self._window) else IdleReason.NO_ITEMS
         if self._is_apart:
             self.idle_reason = IdleReason.SUSPECTS
             return self._suspects(now)
@@ -354,19 +339,11 @@ class Schedule:
     @property
     def _does_any_do(self) -> bool:
         """Whether it does not matter which item gets which slot: nobody waits for what only some slots hold."""
-        if any(family.count > 1 and not self._is_held(family.prefix) for family in self.room.compared()):
+        if any(family.count > 1 and not self._lanes.is_held(family.prefix) for family in self.room.compared()):
             return False
         prefixes = [family.prefix for family in self.room.compared()]
-        prefixes += [seat.item.prefix for seat in self._decided.values()]
-        return not any(self._is_held(prefix) and not self._is_held_by_all(prefix) for prefix in prefixes)
-
-    def _is_held(self, prefix: Prefix | None) -> bool:
-        return self._lanes.best_held(prefix) >= MIN_SHARED_BYTES
-
-    def _is_held_by_all(self, prefix: Prefix | None) -> bool:
-        """Whether every lane holds about as much of it as the one that holds most."""
-        least = self._lanes.best_held(prefix) - MIN_SHARED_BYTES
-        return all(common_bytes(lane.holds, prefix) > least for lane in self._lanes.all)
+        prefixes += [seat.item.prefix for seat in self._decided.values() if seat.item.prefix is not None]
+        return not any(self._lanes.is_held(prefix) and not self._lanes.is_held_by_all(prefix) for prefix in prefixes)
 
     def _turn(self, seat: Seat) -> tuple[object, ...]:
         """Where it stands among those that are decided: by its batch's turn, then by its length."""

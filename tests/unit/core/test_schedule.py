@@ -15,8 +15,9 @@ from unisono.core.commands import Priority, Release, ReleaseReason, Terms, Work
 from unisono.core.conductor import Conductor
 from unisono.core.prefixes import Prefix
 from unisono.core.report import IdleReason
-from unisono.core.schedule import Schedule, Seat, WindowSettings
+from unisono.core.schedule import Schedule, Seat
 from unisono.core.waiting import Waiting
+from unisono.core.window import WindowSettings
 
 # What each item of a family has of its own.
 REST_BYTES = 80

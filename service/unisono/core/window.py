@@ -1,0 +1,66 @@
+"""Requests of single callers, gathered for a moment so that they can go as one wave.
+
+Theory of operation. The first who waits opens the window. It closes when as many wait as there are lanes (or as the
+settings say), or some milliseconds later; then all of them may go, together. Who finds the runner idle does not wait
+at all: that is seen to by `schedule.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from unisono.core.waiting import Waiting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowSettings:
+    """How requests of single callers are gathered."""
+
+    # For so long at most; 0: not at all.
+    window_s: float = 0.010
+    # Until there are so many; None: as many as lanes.
+    size: int | None = None
+
+
+class Window:
+    """Those who are being gathered on one runner."""
+
+    def __init__(self, settings: WindowSettings) -> None:
+        self._settings = settings
+        self._gathered: dict[int, Waiting] = {}
+        self._since_s = 0.0
+
+    def __len__(self) -> int:
+        return len(self._gathered)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anybody is gathered at all."""
+        return self._settings.window_s > 0
+
+    @property
+    def closes_s(self) -> float | None:
+        """When those who wait may go, though no more come; None: nobody waits."""
+        return self._since_s + self._settings.window_s if self._gathered else None
+
+    def add(self, item: Waiting, now: float) -> None:
+        """Somebody waits for company."""
+        if not self._gathered:
+            self._since_s = now
+        self._gathered[item.ticket] = item
+
+    def drop(self, ticket: int) -> None:
+        """Whoever it is waits no more."""
+        self._gathered.pop(ticket, None)
+
+    def close(self, now: float, lanes: int) -> list[Waiting]:
+        """Those who may go now, if they are enough or it was long enough; else nobody."""
+        closes_s = self.closes_s
+        if closes_s is None or (len(self._gathered) < (self._settings.size or lanes) and now < closes_s):
+            return []
+        gathered, self._gathered = list(self._gathered.values()), {}
+        for item in gathered:
+            item.is_gathered = len(gathered) > 1
+        return gathered
