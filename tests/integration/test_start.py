@@ -20,7 +20,7 @@ async def unisono(*arguments: str, **environ: str) -> tuple[int | None, str, str
         "-m",
         "unisono",
         *arguments,
-        env={**inherited, "UNISONO_STATE_DIR": "none", **environ},
+        env={**inherited, "UNISONO_STATE_DIR": "none", "UNISONO_SERVER": "127.0.0.1:1", **environ},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

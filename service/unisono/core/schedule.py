@@ -213,8 +213,12 @@ class Schedule:
         self._lanes.resize(limit)
         for seat in self._to_reconsider():
             self._undecide(seat)
-        # Lanes that somebody was to have can go only now.
+        # Lanes that somebody was to have can go only now; then all who were to follow change places.
+        before = len(self._lanes.all)
         self._lanes.resize(limit)
+        if len(self._lanes.all) < before:
+            for seat in [seat for seat in self._decided.values() if not seat.counts]:
+                self._undecide(seat)
         self.idle_reason = IdleReason.WINDOW if len(self._window) else IdleReason.NO_ITEMS
         if self._is_apart:
             self.idle_reason = IdleReason.SUSPECTS

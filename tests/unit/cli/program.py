@@ -12,7 +12,11 @@ from contextlib import asynccontextmanager
 
 from tests.unit.cli.fake_server import FakeServer, Script, serving
 from unisono.core.errors import BackendUnavailableError
+from unisono.edge.cli import connect
 from unisono.edge.cli.main import build_cli
+
+# A service that runs on this machine, where one is looked for by default, is not this test's.
+connect.DEFAULT_SERVER = "127.0.0.1:1"
 
 
 @asynccontextmanager
