@@ -128,6 +128,8 @@ class Dispatch:
         """All items have ended: the planner may still be asking a backend that is away for their models."""
         if self._planner is not None:
             _ = self._planner.cancel()
+        # Its last results may have filled the journal: drivers must not remember for ever that it was to wait.
+        self.pause(False)  # noqa: FBT003 - see there
 
     def passes(self, start: int, limit: int) -> list[tuple[int, int, ForwardPass]]:
         """Up to `limit` mapped passes from the batch's pass `start` on: (its place in the batch, group, pass)."""

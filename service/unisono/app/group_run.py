@@ -278,6 +278,7 @@ class GroupRun:
         start, end = self._first_release_ns, self._last_end_ns
         slots = self.driver.slots(self.runner)
         before, after = self._before, self._after
+        reusable = self._families.reusable_tokens(after.bytes_per_token)
         idle = ((reason, seconds - before.idle_s.get(reason, 0.0)) for reason, seconds in after.idle_s.items())
         # The texts of a request go through a slot one after the other, and nothing of them stays there.
         room = 0 if self.runner.is_embedding else slots.count * (self._first.context_tokens or 0)
@@ -297,7 +298,8 @@ class GroupRun:
             costs=after.costs,
             one_at_a_time_s=one_at_a_time_s(
                 after.costs,
-                prompt_tokens=self.prompt_tokens - (self.cached_prompt_tokens or 0),
+                # On one slot, each family's beginning would be computed once.
+                prompt_tokens=max(0, self.prompt_tokens - round(max(reusable, self.cached_prompt_tokens or 0))),
                 completion_tokens=self.completion_tokens,
             ),
             families=self._families.report(after.bytes_per_token),

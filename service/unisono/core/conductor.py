@@ -126,7 +126,7 @@ class Conductor:
         return RunnerFigures(
             idle_s=dict(self._idle),
             deaths=self._exits.deaths,
-            costs=meter.costs,
+            costs=meter.measured,
             bytes_per_token=meter.bytes_per_token,
         )
 

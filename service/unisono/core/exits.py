@@ -67,9 +67,12 @@ class Exits:
     # -- Back into the queue -----------------------------------------------------------------------------------
 
     def requeue(self, entry: Entry, now: float) -> None:
-        """It takes its old place in the queue."""
+        """It takes its old place in the queue; one that ended the runner runs apart."""
         self._leave(entry, Step.REQUEUE, now)
         self._schedule.come_back(entry.item)
+        if entry.is_culprit:
+            entry.is_culprit = False
+            self._schedule.suspects.isolate(entry.work.ticket)
 
     def recall(self, entries: Sequence[Entry], now: float) -> list[Command]:
         """Closes held connections and puts their items back into the queue, in the order in which they were."""
@@ -115,8 +118,9 @@ class Exits:
             entry, error = entries[0], fallen[entries[0].work.ticket]
             commands = self._charge(entry, error, now)
             is_culprit = isinstance(error, RunnerDiedError) or entry.work.ticket in suspects.on_trial
-            if is_culprit and entry.phase is Phase.WAITING:
-                suspects.isolate(entry.work.ticket)
+            # It runs by itself when its pause is over; until then others may go.
+            suspects.left(entry.work.ticket)
+            entry.is_culprit = is_culprit and entry.phase is Phase.WAITING
             return commands
         for entry in entries:
             error = fallen[entry.work.ticket]

@@ -41,6 +41,8 @@ class Entry:
     has_spoken: bool = False
     # It fell, and it is not yet known whether alone.
     has_fallen: bool = False
+    # It ended the runner by itself: its next attempt runs apart.
+    is_culprit: bool = False
 
 
 class Roster:

@@ -148,7 +148,9 @@ class Schedule:
     def drop(self, ticket: int, now: float) -> None:
         """It does not wait, sit or stand here any more."""
         self._is_stale = True
-        self._window.drop(ticket)
+        gathered = self._window.drop(ticket)
+        if gathered is not None:
+            self.room.forget(self.room.batch(gathered.batch, gathered.terms))
         seat = self._decided.get(ticket)
         if seat is not None:
             self._undecide(seat)
@@ -228,8 +230,9 @@ class Schedule:
         # A lane that holds what somebody waits for is filled before another could take that away.
         free.sort(key=lambda lane: lane.holds is None or lane.holds.key not in self.room.families)
         place = 0
-        flying = self.flying
         while place < len(free):
+            # Who is about to go is as good as gone: a wave has all lanes to itself.
+            flying = self.flying + sum(1 for seat in self._decided.values() if seat.counts)
             allowed = self.room.allowed(now, flying, together=together)
             if isinstance(allowed, IdleReason):
                 if allowed is not IdleReason.NO_ITEMS:
@@ -352,7 +355,7 @@ class Schedule:
     def _turn(self, seat: Seat) -> tuple[object, ...]:
         """Where it stands among those that are decided: by its batch's turn, then by its length."""
         batch = self.room.batch(seat.item.batch, seat.item.terms)
-        return -batch.terms.priority, batch.seated > 0, batch.served, -seat.item.length, seat.item.rank
+        return -batch.terms.priority, self.room.turn(batch), -seat.item.length, seat.item.rank
 
     def _to_reconsider(self) -> list[Seat]:
         """Decisions that another lane's falling free may change.

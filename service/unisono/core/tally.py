@@ -52,6 +52,10 @@ class FamilyTally:
         if known is not None:
             known.computed += 1
 
+    def reusable_tokens(self, bytes_per_token: float) -> float:
+        """Prompt tokens that need not be computed where each family's items follow each other on one slot."""
+        return sum((one.items - 1) * one.prefix_bytes for one in self._families.values()) / bytes_per_token
+
     def report(self, bytes_per_token: float) -> tuple[FamilyReport, ...]:
         """The largest families of two items or more."""
         largest = heapq.nlargest(

@@ -173,7 +173,9 @@ class WaitingRoom:
     def served(self, batch: Batch, length: float) -> None:
         """An item of it was released."""
         batch.served += length / batch.terms.weight
-        self._served = max(self._served, batch.served - length / batch.terms.weight)
+        # The clock by which newcomers begin goes on as fast as everybody is served who wants to be.
+        active = (other for other in self.batches.values() if other.waiting or other.seated or other is batch)
+        self._served += length / sum(other.terms.weight for other in active)
 
     # -- Who may be next ---------------------------------------------------------------------------------------
 
@@ -203,7 +205,7 @@ class WaitingRoom:
         if len(free) > 1:
             highest = max(batch.terms.priority for batch in free)
             free = [batch for batch in free if batch.terms.priority == highest]
-            least = min(free, key=lambda batch: (batch.seated > 0, batch.served, batch.number))
+            least = min(free, key=self.turn)
             if least.seated == 0:
                 free = [least]
             else:
@@ -223,6 +225,16 @@ class WaitingRoom:
         if terms.items_per_second is not None and (more or now < terms.next_release_s):
             return False
         return not terms.is_together or batch.seated == 0 or batch.number == together
+
+    def turn(self, batch: Batch) -> tuple[float, int]:
+        """Among batches of one priority, the smallest is next.
+
+        Who has nothing in a slot is an item ahead, so that a newcomer goes to the next slot that falls free; no more
+        than that, or a stream of newcomers would keep everybody else away.
+        """
+        mean = self.work / len(self._items) if self._items else 0.0
+        ahead = 0.0 if batch.seated else mean / batch.terms.weight
+        return batch.served - ahead, batch.number
 
     def next_moment(self, now: float) -> float | None:
         """When a batch's items_per_second, or another runner's items, may let one go that may not now."""

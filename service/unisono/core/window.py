@@ -51,9 +51,9 @@ class Window:
             self._since_s = now
         self._gathered[item.ticket] = item
 
-    def drop(self, ticket: int) -> None:
-        """Whoever it is waits no more."""
-        self._gathered.pop(ticket, None)
+    def drop(self, ticket: int) -> Waiting | None:
+        """Whoever it is waits no more; None: it did not."""
+        return self._gathered.pop(ticket, None)
 
     def close(self, now: float, lanes: int) -> list[Waiting]:
         """Those who may go now, if they are enough or it was long enough; else nobody."""

@@ -759,3 +759,29 @@ def test_out_of_memory_lowers_what_is_in_flight() -> None:
     assert {end.state for end in ends.values()} == {ItemState.COMPLETED}
     assert ends[0].attempts == 2
     assert conductor.capacity.limit == 4
+
+
+def test_others_go_while_one_that_ended_the_runner_waits_for_its_next_attempt() -> None:
+    """It runs apart when its pause is over; until then nobody waits for it."""
+    conductor, world = simulate(configured=2, slots=2)
+    world.faults[0] = [Fault(error=RunnerDiedError("killed"), place="answer", after_tokens=1)]
+    world.add(works([0]))
+    world.run(for_s=0.08)
+    assert conductor.phase(0) is Phase.WAITING
+    world.add(works([1], batch=1))
+    world.run(for_s=0.05)
+    assert conductor.phase(1) in (Phase.RELEASED, Phase.SPEAKING)
+    ends = finish(world)
+    assert (ends[0].attempts, ends[1].attempts) == (2, 1)
+    assert {end.state for end in ends.values()} == {ItemState.COMPLETED}
+
+
+def test_single_requests_that_are_cancelled_leave_nothing_behind() -> None:
+    """Neither they nor their batches are remembered: callers come and go for ever."""
+    conductor, world = simulate(configured=2, slots=2, answer=Answer(tokens=50))
+    world.add(works([0]))
+    world.run(for_s=0.01)
+    for n in range(1, 21):
+        world.add(works([n], batch=n, is_single=True))
+    world.do(conductor.stop(range(1, 21), ItemState.CANCELLED, CANCELLED, world.now))
+    assert len(conductor._schedule.room.batches) == 1

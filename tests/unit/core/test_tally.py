@@ -87,3 +87,12 @@ def test_one_at_a_time() -> None:
 def test_what_was_not_measured_is_not_guessed(costs: Costs | None) -> None:
     """Without a single stream or a prompt, there is no answer."""
     assert one_at_a_time_s(costs, prompt_tokens=500, completion_tokens=100) is None
+
+
+def test_what_one_slot_would_not_compute_again() -> None:
+    """Of each family all but the first item's beginning."""
+    tally = FamilyTally()
+    for key, count in ((1, 3), (2, 1)):
+        for _ in range(count):
+            tally.joined(family(key, 2_000))
+    assert tally.reusable_tokens(4.0) == 1_000

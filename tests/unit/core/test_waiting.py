@@ -265,3 +265,25 @@ def test_terms_may_come_later() -> None:
     assert room.batch(0, terms) is batch
     assert batch.terms is terms
     assert room.batch(0).terms is terms
+
+
+def test_newcomers_without_end_do_not_keep_a_batch_away() -> None:
+    """One after the other begins, each with one item; a batch of many gets its share beside three at a time."""
+    room, items = room_of(*[10.0] * 60)
+    number, served = 1, 0
+    waiting: list[Waiting] = []
+    for _ in range(80):
+        while len(waiting) < 3:
+            waiting.append(put(room, 10.0, batch=number)[0])
+            number += 1
+        (first,) = may_go(room) if len(may_go(room)) == 1 else (0,)
+        if first == 0:
+            batch = release(room, items[served])
+            served += 1
+        else:
+            chosen = next(item for item in waiting if item.batch == first)
+            waiting.remove(chosen)
+            batch = release(room, chosen)
+        batch.seated -= 1
+        room.forget(batch)
+    assert 15 <= served <= 30

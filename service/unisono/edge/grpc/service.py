@@ -221,7 +221,10 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
             plan = await self._batches.plan(await self._converted(request.items), config)
             response = pb.PlanBatchResponse()
             is_together = config.co_scheduling is not CoScheduling.FASTEST
-            orders = [order_of(group, lanes=state.limit, is_together=is_together) for group, state in plan.groups]
+            most = config.max_concurrency or 2**16
+            orders = [
+                order_of(group, lanes=min(state.limit, most), is_together=is_together) for group, state in plan.groups
+            ]
             ids = [
                 group.items[place].item_id
                 for (group, _), order in zip(plan.groups, orders, strict=True)
