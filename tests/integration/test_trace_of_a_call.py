@@ -122,9 +122,8 @@ async def test_a_group_tells_its_figures(collector: OtlpReceiver) -> None:
     assert figures["unisono.passes"] == report.passes.count
     # The last item alone has one slot, and nobody has the other.
     assert any(name.startswith("unisono.idle_") and name.endswith("_s") for name in figures)
-    pass_cost_s = figures["unisono.pass_cost_s"]
-    assert isinstance(pass_cost_s, float)
-    assert 0 <= pass_cost_s < 1
+    # What a pass costs is told where passes of several sizes were seen, here as in the report.
+    assert ("unisono.pass_cost_s" in figures) == report.HasField("costs")
 
 
 def has_ended(spans: tuple[SeenSpan, ...]) -> bool:

@@ -6,8 +6,8 @@ Theory of operation. All slots of a runner share one processor, so the time of a
 
 *a* and *c*: while no prompt is being computed and nobody comes or goes, passes follow each other evenly. Such a
 stretch tells how long a pass with so many members takes; a straight line through all of them gives both. Until
-stretches with different numbers of members were seen, nearly all of a pass is taken for its fixed part: that makes
-sharing look good, so it is tried, and shows what it costs. The other way round nobody would ever find out.
+stretches with different numbers of members were seen, half of a pass is assumed to be fixed; what is assumed serves
+to decide, and is never reported.
 
 *p*: from the release of a request to its first token the runner computes its prompt. Requests overlap there, so one
 *episode* is taken as a whole, from when the first prompt is begun until no prompt is left: its time, less that of
@@ -35,7 +35,7 @@ _LEAST_PROMPT_TOKENS = 64.0
 _LEAST_ANSWERS = 4
 _ANSWER_FADING = 0.98
 # Of a pass, the part of the members, until passes with different numbers of them were seen.
-_ASSUMED_SHARE = 0.1
+_ASSUMED_SHARE = 0.5
 # Families whose lengths are remembered.
 _MOST_FAMILIES = 1_000
 # Passes of a stretch that are taken into account at one time.

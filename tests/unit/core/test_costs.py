@@ -34,14 +34,14 @@ def test_nothing_is_known_before_a_pass_was_timed() -> None:
     assert meter.prompt_token_s is None
 
 
-def test_most_of_a_pass_is_taken_for_fixed_until_more_is_known() -> None:
+def test_half_of_a_pass_is_taken_for_fixed_until_more_is_known() -> None:
     """Passes of one size tell their time, and not how it divides: that is assumed, and called measured by nobody."""
     meter = CostMeter()
     _ = speak(meter, 4, 20, 0.040, 0.0)
     costs = meter.costs
     assert costs is not None
-    assert costs.pass_s == pytest.approx(0.036)
-    assert costs.token_s == pytest.approx(0.001)
+    assert costs.pass_s == pytest.approx(0.020)
+    assert costs.token_s == pytest.approx(0.005)
     assert meter.measured is None
     assert costs.single_stream_token_s is None
 
