@@ -134,6 +134,15 @@ class Capacity:
         return limit
 
     @property
+    def known(self) -> int:
+        """How many of our items may hold a slot where one too many would do harm.
+
+        The number, or what was seen of it; one more at the very beginning of a probe, until an item has ended.
+        """
+        known = self._slots.count or max(FIRST_LIMIT, self._at_least)
+        return min(self.limit, known + (self._is_probing and self._since_probe == 0))
+
+    @property
     def memory(self) -> SlotMemo | None:
         """What to keep for the next time; None: nothing, or nothing that has to be learned."""
         if self._is_given or not (self._slots.count or self._at_least):
@@ -321,8 +330,8 @@ class Capacity:
             self._calm = 0
 
     def _probe(self) -> None:
-        """Begins a probe when it is time, and gives up one that nothing answers; a remembered number goes on."""
-        if self._slots.source is not SlotSource.LEARNED or self._left is not None or self._dared is not None:
+        """Begins a probe when it is time, and gives up one that nothing answers."""
+        if self._is_given or not self._slots.count or self._left is not None or self._dared is not None:
             return
         patience = _PROBE_PATIENCE * (self._slots.count + 1)
         if self._since_probe >= (patience if self._is_probing else self._next_probe):

@@ -18,9 +18,11 @@ Before all these comes the *tail*: an item as long as all the remaining work per
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import hypot
 from typing import TYPE_CHECKING
 
 from unisono.core.commands import ReleaseReason
+from unisono.core.makespan import grain, passes
 from unisono.core.prefixes import MIN_SHARED_BYTES, common_bytes
 from unisono.core.report import IdleReason
 from unisono.core.waiting import ALONE
@@ -71,14 +73,22 @@ class Look:
 
 
 @dataclass(slots=True)
-class _Behind:
-    """A family that other lanes hold: how many passes these have to do for it, and what one lane more would cost."""
+class _Family:
+    """A family that lanes hold, and what they have to do for it."""
 
     family: Family
-    # Its longest item that may go.
-    item: Waiting
-    lanes: list[int]
-    cost_bytes: int
+    # Its longest item that may go; None: none of it may.
+    item: Waiting | None
+    # The size of its pieces, in tokens; and for each lane that holds it the passes for which that has other work.
+    grain: float
+    busy: list[float]
+    # How many passes these lanes need.
+    passes: float = 0.0
+
+    def count(self) -> None:
+        """Counts the passes."""
+        longest = self.item.length if self.item is not None else 0.0
+        self.passes = passes(self.family.work, longest, self.grain, self.busy)
 
 
 def choose(look: Look) -> Choice | IdleReason:
@@ -86,6 +96,9 @@ def choose(look: Look) -> Choice | IdleReason:
     choice = _held(look) or _new(look) or _join(look)
     longest = look.room.longest(look.allowed)
     if longest is None or (isinstance(choice, Choice) and choice.item is longest):
+        return choice
+    if isinstance(choice, IdleReason):
+        # Whether it should join this lane has been asked.
         return choice
     work_left = look.room.work + sum(look.left.values())
     if longest.length * len(look.lanes.all) >= work_left and _is_worth(longest, look):
@@ -133,37 +146,51 @@ def _new(look: Look) -> Choice | None:
 def _join(look: Look) -> Choice | IdleReason:
     """One lane more for a family that others hold, where that is worth it.
 
-    1. The load of each lane: what it has to do, and its part of the families that it holds.
-    2. For the family of the fullest lane, the two fullest, … as many as lanes are free: the passes that are saved by
-       one lane more for each, against the prefixes that are computed for it.
+    The lanes that are free are given, one after the other, to the family that would be done last: if after some of
+    them the passes that are saved are worth the prefixes that are computed, the first of them goes.
     """
-    lanes, costs, prompt_token_s = look.lanes.all, look.meter.costs, look.meter.prompt_token_s
+    left, prompt_token_s = look.left, look.meter.prompt_token_s
+    costs = look.meter.costs_to_join(len(left))
     if costs is None or prompt_token_s is None:
         return IdleReason.PREFIX_PRICE
-    left = look.left
-    load = {each.number: left.get(each.number, 0.0) for each in lanes}
-    behind: list[_Behind] = []
+    families = _families(look, left)
+    still = max(left.values(), default=0.0)
+    before = max(still, *(one.passes for one in families))
+    first: Waiting | None = None
+    cost_s = 0.0
+    for _ in range(1 + sum(1 for lane in look.lanes.all if lane.is_open and lane is not look.lane)):
+        last = max(families, key=lambda one: one.passes)
+        if last.item is None:
+            break
+        first = first or last.item
+        last.busy.append(0.0)
+        last.count()
+        cost_s += prompt_token_s * look.meter.tokens(look.extra_bytes(last.family.prefix))
+        after = max(still, *(one.passes for one in families))
+        if costs.pass_s * (before - after) > JOIN_MARGIN * cost_s:
+            return Choice(first, ReleaseReason.JOINS_FAMILY)
+    return IdleReason.PREFIX_COST
+
+
+def _families(look: Look, left: Mapping[int, float]) -> list[_Family]:
+    """Every family that waits, and the lanes that hold it; a lane that holds several has a part of each to do."""
+    lanes = look.lanes.all
+    load = {lane.number: left.get(lane.number, 0.0) for lane in lanes}
+    found: list[tuple[Family, list[int]]] = []
     for family in look.room.compared():
         held = look.lanes.best_held(family.prefix)
         holders = [one.number for one in lanes if common_bytes(one.holds, family.prefix) > held - MIN_SHARED_BYTES]
         for number in holders:
             load[number] += family.work / len(holders)
-        item = look.room.top(family, look.allowed)
-        if item is not None:
-            behind.append(_Behind(family, item, holders, look.extra_bytes(family.prefix)))
-    behind.sort(key=lambda one: max(load[number] for number in one.lanes), reverse=True)
-    most = max(load.values())
-    free = 1 + sum(1 for each in lanes if each.is_open and each is not look.lane)
-    cost_s, after = 0.0, dict(load)
-    for helped in behind[:free]:
-        part = helped.family.work / len(helped.lanes) / (len(helped.lanes) + 1)
-        for number in helped.lanes:
-            after[number] -= part
-        added = part * len(helped.lanes)
-        cost_s += prompt_token_s * look.meter.tokens(helped.cost_bytes)
-        if costs.pass_s * (most - max(added, *after.values())) > JOIN_MARGIN * cost_s:
-            return Choice(behind[0].item, ReleaseReason.JOINS_FAMILY)
-    return IdleReason.PREFIX_COST
+        found.append((family, holders))
+    families: list[_Family] = []
+    for family, holders in found:
+        part, mean = family.work / len(holders), family.work / family.count
+        size = grain(mean, hypot(family.deviation, mean * look.meter.surprise(family.key)))
+        busy = [load[number] - part for number in holders]
+        families.append(_Family(family, look.room.top(family, look.allowed), size, busy))
+        families[-1].count()
+    return families
 
 
 def _is_worth(item: Waiting, look: Look) -> bool:

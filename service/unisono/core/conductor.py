@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from unisono.core.capacity import Capacity, Held
     from unisono.core.errors import UnisonoError
     from unisono.core.model import Usage
-    from unisono.core.schedule import Seat
+    from unisono.core.seats import Seat
 
 # A successor is released when so many tokens are left to an item's num_predict: the time of a release and of the
 # backend's own way from the socket to the slot, which is less than two passes of the fastest models measured.

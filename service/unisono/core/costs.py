@@ -19,8 +19,8 @@ is no bound. Everything fades, so that a change is followed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import exp
+from dataclasses import dataclass, replace
+from math import exp, sqrt
 
 from unisono.core.report import Costs
 
@@ -36,6 +36,10 @@ _LEAST_ANSWERS = 4
 _ANSWER_FADING = 0.98
 # Of a pass, the part of the members, until passes with different numbers of them were seen.
 _ASSUMED_SHARE = 0.5
+# How much the numbers of members must differ (their variance) to tell that part.
+_LEAST_SPREAD = 0.05
+# Of a pass, the part that is shared, as far as one may hope: for a second lane to be tried.
+_HOPED_SHARE = 0.9
 # Families whose lengths are remembered.
 _MOST_FAMILIES = 1_000
 # Passes of a stretch that are taken into account at one time.
@@ -51,15 +55,21 @@ class _Lengths:
     answers: int = 0
     weight: float = 0.0
     tokens: float = 0.0
+    squares: float = 0.0
+    # Of those that had a bound: their tokens, their tokens² ÷ bound, and the bounds.
     bounded: float = 0.0
+    bounded_squares: float = 0.0
     bounds: float = 0.0
 
     def add(self, tokens: int, bound: int | None) -> None:
         self.answers += 1
         self.weight = self.weight * _ANSWER_FADING + 1
         self.tokens = self.tokens * _ANSWER_FADING + tokens
+        self.squares = self.squares * _ANSWER_FADING + tokens**2
         if bound is not None and bound > 0:
-            self.bounded = self.bounded * _ANSWER_FADING + min(tokens, bound)
+            used = min(tokens, bound)
+            self.bounded = self.bounded * _ANSWER_FADING + used
+            self.bounded_squares = self.bounded_squares * _ANSWER_FADING + used**2 / bound
             self.bounds = self.bounds * _ANSWER_FADING + bound
 
 
@@ -81,6 +91,9 @@ class CostMeter:
         self._w = self._wm = self._wmm = self._wt = self._wmt = 0.0
         self._single_w = self._single_wt = 0.0
         self._passes = 0
+        # Of a pass with one member, the part of that member; None: not known. It is kept where passes with one number
+        # of members only are seen for long: their time tells how fast the machine is, not what is shared.
+        self._token_share: float | None = None
         # Who is being answered: each takes part in every pass, though it may say nothing in it.
         self._speakers: set[int] = set()
         # The pass under way: who spoke in it, and when it began (None: not known); the stretch that it goes on.
@@ -105,12 +118,8 @@ class CostMeter:
         if self._w == 0:
             return None
         mean_m, mean_t = self._wm / self._w, self._wt / self._w
-        spread = self._wmm / self._w - mean_m**2
-        if spread > 0.05:
-            slope = (self._wmt / self._w - mean_m * mean_t) / spread
-            token_s = min(max(slope, 0.0), mean_t / mean_m)
-        else:
-            token_s = mean_t * _ASSUMED_SHARE / mean_m
+        share = self._token_share
+        token_s = mean_t * (_ASSUMED_SHARE / mean_m if share is None else share / (1 - share + share * mean_m))
         return Costs(
             pass_s=mean_t - token_s * mean_m,
             token_s=token_s,
@@ -122,8 +131,22 @@ class CostMeter:
     @property
     def measured(self) -> Costs | None:
         """The costs, if nothing of them is assumed; else None."""
-        mean_m = self._wm / self._w if self._w else 0.0
-        return self.costs if self._w and self._wmm / self._w - mean_m**2 > 0.05 else None
+        return self.costs if self._token_share is not None else None
+
+    def costs_to_join(self, taken: int) -> Costs | None:
+        """What to reckon with when a lane more is considered, while so many are taken; None: not known yet.
+
+        As long as answers came from one lane only, nobody can say what part of a pass is shared. A second lane tells
+        that: it is tried where it would pay if nearly all were. Then the others wait until it has told.
+        """
+        if self._is_alone and self.costs is not None:
+            return replace(self.costs, pass_s=_HOPED_SHARE * self._wt / self._w) if taken <= 1 else None
+        return self.costs
+
+    @property
+    def _is_alone(self) -> bool:
+        """Whether all passes so far had one member."""
+        return self._token_share is None and self._w > 0 and self._wm / self._w < 1.05
 
     @property
     def prompt_token_s(self) -> float | None:
@@ -141,12 +164,27 @@ class CostMeter:
 
     def expected_length(self, bound: int | None, family: int) -> float:
         """About how many tokens an answer will have, at least 1. `bound`: its num_predict, where it has one."""
-        own = self._by_family.get(family)
-        seen = own if own is not None and own.answers >= _LEAST_ANSWERS else self._all
+        seen = self._seen(family)
         is_known = seen.answers >= _LEAST_ANSWERS
         if bound is not None and bound > 0:
             return max(1.0, bound * seen.bounded / seen.bounds) if is_known and seen.bounds else float(bound)
         return max(1.0, seen.tokens / seen.weight) if is_known else UNKNOWN_LENGTH
+
+    def surprise(self, family: int) -> float:
+        """How much answers differ from their expected lengths, as a part of these; 0 until some are known."""
+        seen = self._seen(family)
+        if seen.answers < _LEAST_ANSWERS:
+            return 0.0
+        if seen.bounds:
+            mean, square = seen.bounded / seen.bounds, seen.bounded_squares / seen.bounds
+        else:
+            mean, square = seen.tokens / seen.weight, seen.squares / seen.weight
+        return sqrt(max(0.0, square - mean**2)) / mean if mean else 0.0
+
+    def _seen(self, family: int) -> _Lengths:
+        """The answers by which those of a family are judged: its own, if there are enough of them; else all."""
+        own = self._by_family.get(family)
+        return own if own is not None and own.answers >= _LEAST_ANSWERS else self._all
 
     # -- What happens ------------------------------------------------------------------------------------------
 
@@ -197,7 +235,7 @@ class CostMeter:
             stretch.members, stretch.began_s = members, now if began_s is None else began_s
         stretch.passes += 1
         stretch.ended_s = now
-        if stretch.passes >= _STRETCH_PASSES or not self._passes:
+        if stretch.passes >= (2 if self._token_share is None else _STRETCH_PASSES):
             self._end_stretch()
 
     def left(self, ticket: int) -> None:
@@ -242,3 +280,9 @@ class CostMeter:
             self._single_w = self._single_w * fading + passes
             self._single_wt = self._single_wt * fading + passes * took_s
         self._passes += passes
+        mean_m, mean_t = self._wm / self._w, self._wt / self._w
+        spread = self._wmm / self._w - mean_m**2
+        if spread > _LEAST_SPREAD:
+            slope = (self._wmt / self._w - mean_m * mean_t) / spread
+            token_s = min(max(slope, 0.0), mean_t / mean_m)
+            self._token_share = token_s / (mean_t - token_s * (mean_m - 1))

@@ -1,13 +1,12 @@
 """Who sits where, and who is next: the lanes of a runner, filled from what waits.
 
-Theory of operation. A *seat* is a decision: this item, into that lane, for this reason. Seats are decided for lanes
-that are free (they go as soon as they are staged), and beforehand for lanes that are taken (so that the successor is
-staged when the lane falls free). A decision that has not gone yet is taken back and made anew whenever something
-happens that may change it, since by then another item may be the right one.
+Theory of operation. Seats (`seats.py`) are decided for lanes that are free: they go as soon as they are staged. And
+beforehand for lanes that are taken, so that the successor is staged when the lane falls free. A decision that has not
+gone yet is taken back and made anew whenever something happens that may change it, since by then another item may be
+the right one.
 
-Where it does not matter which item gets which slot, one more than the slots may stand *at the door*, which is the
-backend's own queue: it sits down in the moment in which a slot falls free. So may one for each item that is about
-to reach its num_predict.
+Where it does not matter which item gets which slot, one more than the slots may stand *at the door*: it sits down in
+the moment in which a slot falls free. So may one for each item that is about to reach its num_predict.
 
 Requests of single callers are *gathered* first: until there are as many as lanes, or for some milliseconds.
 """
@@ -16,43 +15,25 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from unisono.core.capacity import FIRST_LIMIT
 from unisono.core.choice import Choice, Look, choose
 from unisono.core.commands import ReleaseReason
 from unisono.core.costs import CostMeter
 from unisono.core.lanes import Lanes
-from unisono.core.prefixes import common_bytes
 from unisono.core.report import IdleReason
+from unisono.core.seats import Seats
 from unisono.core.suspects import Suspects
 from unisono.core.waiting import WaitingRoom
 from unisono.core.window import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable
+    from collections.abc import Container, Sequence
 
     from unisono.core.capacity import Capacity
-    from unisono.core.lanes import Lane
-    from unisono.core.prefixes import Prefix
+    from unisono.core.seats import Seat
     from unisono.core.waiting import Waiting
     from unisono.core.window import WindowSettings
-
-
-@dataclass(slots=True, eq=False)
-class Seat:
-    """An item that is about to be released, or made ready for it."""
-
-    item: Waiting
-    lane: Lane
-    reason: ReleaseReason
-    # Whether it counts as sitting already: its lane is free.
-    counts: bool = False
-    # Bytes of its beginning that the lane holds.
-    held_bytes: int = 0
-    # When its batch's items_per_second would have let it go; what is taken back gives that back.
-    rate_s: float = 0.0
 
 
 class Schedule:
@@ -69,12 +50,7 @@ class Schedule:
         self._capacity = capacity
         self._window = Window(window)
         self._lanes = Lanes()
-        # By ticket: who sits, who stands at the door, and what was decided and has not gone.
-        self._seated: dict[int, tuple[Waiting, Lane]] = {}
-        self._door: dict[int, Waiting] = {}
-        self._decided: dict[int, Seat] = {}
-        # Of those who sit: whose prompts are being computed.
-        self._prefilling: set[int] = set()
+        self._seats = Seats(self.room, self._lanes, self.meter)
         # Whether something has happened since the last plan.
         self._is_stale = True
         # When the limits of some batch let it go on; None: none of them waits for the time.
@@ -85,14 +61,14 @@ class Schedule:
     @property
     def has_waiting(self) -> bool:
         """Whether anything waits that may go, now or soon."""
-        if len(self._window) or self._decided:
+        if len(self._window) or self._seats.decided:
             return True
         return any(batch.waiting and not batch.is_parked for batch in self.room.batches.values())
 
     @property
     def flying(self) -> int:
         """Items at the backend."""
-        return len(self._seated) + len(self._door)
+        return self._seats.flying
 
     @property
     def lanes(self) -> int:
@@ -102,8 +78,7 @@ class Schedule:
     @property
     def most(self) -> int:
         """The most that may be at the backend at this moment: one in each lane, and who may stand at the door."""
-        near = sum(1 for item, _ in self._seated.values() if item.is_near_end)
-        door = 0 if self._capacity.slots.count == 0 else max(near, 1)
+        door = 0 if self._capacity.slots.count == 0 else max(self._seats.near_end, 1)
         return max(self._capacity.limit, len(self._lanes.all)) + door
 
     @property
@@ -118,7 +93,7 @@ class Schedule:
 
     def is_decided(self, ticket: int) -> bool:
         """Whether it has a seat that it has not taken yet."""
-        return ticket in self._decided
+        return ticket in self._seats.decided
 
     def next_moment(self) -> float | None:
         """When it must be looked at again, though nothing happens."""
@@ -151,27 +126,18 @@ class Schedule:
         gathered = self._window.drop(ticket)
         if gathered is not None:
             self.room.forget(self.room.batch(gathered.batch, gathered.terms))
-        seat = self._decided.get(ticket)
+        seat = self._seats.decided.get(ticket)
         if seat is not None:
-            self._undecide(seat)
+            self._seats.undecide(seat)
         item = self.room.get(ticket)
         if item is not None:
             self.room.take(item)
-            return
-        stood = self._door.pop(ticket, None)
-        if stood is not None:
-            self.meter.left(ticket)
-            self._count_out(stood)
-        if ticket in self._seated:
-            self._stand_up(ticket, now)
+        else:
+            self._seats.leave(ticket, now)
 
     def spoke(self, ticket: int, now: float) -> bool:
         """It got a token. Answers whether that may decide something."""
-        is_first = ticket in self._prefilling
-        if is_first:
-            self._prefilling.discard(ticket)
-            self.meter.prompt_done(now)
-        self.meter.spoke(ticket, now)
+        self._seats.spoke(ticket, now)
         if self.idle_reason is IdleReason.PREFIX_PRICE:
             self._is_stale = True
             return True
@@ -210,17 +176,17 @@ class Schedule:
         limit = self._limit
         is_same = limit == len(self._lanes.all) and not self._is_apart
         if is_same and not self._is_stale and not is_due:
-            return self._to_go()
+            return self._seats.going()
         self._is_stale, self._due_s = False, None
         self._lanes.resize(limit)
         for seat in self._to_reconsider():
-            self._undecide(seat)
+            self._seats.undecide(seat)
         # Lanes that somebody was to have can go only now; then all who were to follow change places.
         before = len(self._lanes.all)
         self._lanes.resize(limit)
         if len(self._lanes.all) < before:
-            for seat in [seat for seat in self._decided.values() if not seat.counts]:
-                self._undecide(seat)
+            for seat in self._seats.following():
+                self._seats.undecide(seat)
         self.idle_reason = IdleReason.WINDOW if len(self._window) else IdleReason.NO_ITEMS
         if self._is_apart:
             self.idle_reason = IdleReason.SUSPECTS
@@ -232,7 +198,7 @@ class Schedule:
         place = 0
         while place < len(free):
             # Who is about to go is as good as gone: a wave has all lanes to itself.
-            flying = self.flying + sum(1 for seat in self._decided.values() if seat.counts)
+            flying = self.flying + len(self._seats.going())
             allowed = self.room.allowed(now, flying, together=together)
             if isinstance(allowed, IdleReason):
                 if allowed is not IdleReason.NO_ITEMS:
@@ -241,7 +207,7 @@ class Schedule:
                 break
             if allowed[0].terms.is_together:
                 together = allowed[0].number
-            choice = self._decide(Look(free[place], self._lanes, self.room, allowed, self.meter, self._left))
+            choice = self._decide(Look(free[place], self._lanes, self.room, allowed, self.meter, self._seats.left))
             if isinstance(choice, IdleReason):
                 self.idle_reason = choice
                 place += 1
@@ -250,11 +216,11 @@ class Schedule:
                 self.idle_reason = IdleReason.MEMORY
                 break
             lane = self._lanes.choose(choice.item.prefix, choice.item.prompt_bytes, free)
-            _ = self._take(choice.item, lane, choice.reason, now)
+            _ = self._seats.take(choice.item, lane, choice.reason, now)
             free.remove(lane)
             # The others may be worth another look.
             place = 0
-        return self._to_go()
+        return self._seats.going()
 
     def ahead(self, now: float) -> list[Seat]:
         """Decides who follows in lanes that are taken, so that it can be made ready."""
@@ -267,20 +233,17 @@ class Schedule:
             allowed = self.room.allowed(now, 0, is_ahead=True)
             if isinstance(allowed, IdleReason):
                 break
-            choice = choose(Look(lane, self._lanes, self.room, allowed, self.meter, self._left))
+            choice = choose(Look(lane, self._lanes, self.room, allowed, self.meter, self._seats.left))
             if isinstance(choice, IdleReason):
                 continue
-            self.room.take(choice.item)
-            lane.successor = choice.item.ticket
-            self._decided[choice.item.ticket] = Seat(choice.item, lane, choice.reason)
-            seats.append(self._decided[choice.item.ticket])
+            seats.append(self._seats.follow(choice.item, lane, choice.reason))
         return seats
 
     def reconsider(self) -> None:
         """Somebody new has come, or nobody may go any more: nothing is decided."""
         self._is_stale, self._due_s = True, None
-        for seat in list(self._decided.values()):
-            self._undecide(seat)
+        for seat in list(self._seats.decided.values()):
+            self._seats.undecide(seat)
 
     def door(self, now: float, ready: Container[int]) -> list[Seat]:
         """Who may stand at the door now, of those that are ready.
@@ -294,10 +257,8 @@ class Schedule:
         if not self._does_any_do:
             # Whoever stands at the door gets the first slot that falls free, whatever that slot holds.
             return []
-        near = sum(1 for item, _ in self._seated.values() if item.is_near_end)
-        count = max(near, 1) - len(self._door)
-        decided = [self._decided[lane.successor] for lane in self._lanes.all if lane.successor is not None]
-        decided.sort(key=self._turn)
+        count = max(self._seats.near_end, 1) - len(self._seats.door)
+        decided = sorted(self._seats.decided.values(), key=self._turn)
         seats: list[Seat] = []
         chosen: Counter[int] = Counter()
         for seat in decided:
@@ -312,17 +273,7 @@ class Schedule:
 
     def go(self, seat: Seat, now: float) -> int | None:
         """It is released: it sits, or stands at the door. Answers with the bytes of it that its lane holds."""
-        item, lane = seat.item, seat.lane
-        del self._decided[item.ticket]
-        self.room.served(self.room.batch(item.batch, item.terms), item.length)
-        item.tokens, item.is_near_end, item.is_gathered = 0, False, False
-        lane.successor = None
-        if seat.counts:
-            held, lane.before = lane.before, None
-            return self._sit(item, lane, held, now)
-        self._count_in(item, now)
-        self._door[item.ticket] = item
-        return None
+        return self._seats.go(seat, now)
 
     # -- Inside ------------------------------------------------------------------------------------------------
 
@@ -336,12 +287,10 @@ class Schedule:
     def _limit(self) -> int:
         """How many lanes there may be.
 
-        Where it matters which item gets which slot, no more are tried than were seen: with more lanes than slots
-        nobody could say what each slot holds.
+        Where it matters which item gets which slot, no more are tried than are known: with more lanes than slots
+        each item would take the slot of another's prefix, and nobody could say what each slot holds.
         """
-        limit, capacity = self._capacity.limit, self._capacity
-        seen = max(FIRST_LIMIT, capacity.at_least)
-        return limit if limit <= seen or capacity.slots.count or self._does_any_do else seen
+        return self._capacity.limit if self._does_any_do else self._capacity.known
 
     @property
     def _does_any_do(self) -> bool:
@@ -349,7 +298,7 @@ class Schedule:
         if any(family.count > 1 and not self._lanes.is_held(family.prefix) for family in self.room.compared()):
             return False
         prefixes = [family.prefix for family in self.room.compared()]
-        prefixes += [seat.item.prefix for seat in self._decided.values() if seat.item.prefix is not None]
+        prefixes += [seat.item.prefix for seat in self._seats.decided.values() if seat.item.prefix is not None]
         return not any(self._lanes.is_held(prefix) and not self._lanes.is_held_by_all(prefix) for prefix in prefixes)
 
     def _turn(self, seat: Seat) -> tuple[object, ...]:
@@ -363,11 +312,10 @@ class Schedule:
         Of those who were to follow in a lane: whose own lane is free by now; the longest, as many as lanes are free;
         who could go to a free lane that holds the prefix. While only suspects may go: all that were about to.
         """
-        decided = self._decided.values()
         if self._is_apart:
-            return [seat for seat in decided if seat.lane.ticket is None]
-        following = {seat.item.ticket: seat for seat in decided if not seat.counts}
-        going = {seat.lane.number for seat in decided if seat.counts}
+            return [seat for seat in self._seats.decided.values() if seat.lane.ticket is None]
+        following = {seat.item.ticket: seat for seat in self._seats.following()}
+        going = {seat.lane.number for seat in self._seats.going()}
         free = [lane for lane in self._lanes.all if lane.ticket is None and lane.number not in going]
         if not free or not following:
             return []
@@ -377,25 +325,12 @@ class Schedule:
         found += [seat for seat in following.values() if seat.item.family in homes]
         return list({seat.item.ticket: seat for seat in found}.values())
 
-    def _to_go(self) -> list[Seat]:
-        """What has been decided for lanes that are free."""
-        return [seat for seat in self._decided.values() if seat.counts]
-
-    def _has_room_for(self, item: Waiting, more: Iterable[Seat] = ()) -> bool:
+    def _has_room_for(self, item: Waiting, more: Sequence[Seat] = ()) -> bool:
         """Whether its tokens fit beside those at the backend, and some more; one by itself always may."""
         if self.token_limit is None:
             return True
-        there = [other for other, _ in self._seated.values()]
-        there += [*self._door.values(), *(seat.item for seat in self._decided.values() if seat.counts)]
-        there += [seat.item for seat in more]
-        tokens = sum(self.meter.tokens(other.prompt_bytes) + other.length for other in (*there, item))
-        return not there or tokens <= self.token_limit
-
-    def _left(self) -> dict[int, float]:
-        """What each lane that is taken, or as good as, still has to do."""
-        left = {lane.number: item.left for item, lane in self._seated.values()}
-        left.update({seat.lane.number: seat.item.left for seat in self._decided.values() if seat.counts})
-        return left
+        is_alone = not (self.flying or self._seats.going() or more)
+        return is_alone or self._seats.tokens((item, *(seat.item for seat in more))) <= self.token_limit
 
     def _decide(self, look: Look) -> Choice | IdleReason:
         """Who gets a free lane, or why nobody does."""
@@ -404,74 +339,12 @@ class Schedule:
         longest = self.room.longest(look.allowed)
         return Choice(longest, ReleaseReason.TOGETHER) if longest is not None else IdleReason.TOGETHER
 
-    def _take(self, item: Waiting, lane: Lane, reason: ReleaseReason, now: float) -> Seat:
-        """The item is about to sit in a lane that is free, and counts as if it did."""
-        held = common_bytes(lane.holds, item.prefix)
-        seat = Seat(item, lane, reason, counts=True, held_bytes=held, rate_s=self._count_in(item, now))
-        self.room.take(item)
-        lane.successor, lane.before = item.ticket, lane.holds
-        self._lanes.hold(lane, item.prefix)
-        self._decided[item.ticket] = seat
-        return seat
-
-    def _undecide(self, seat: Seat) -> None:
-        """What has not gone waits again, in its old place."""
-        item, lane = seat.item, seat.lane
-        del self._decided[item.ticket]
-        lane.successor = None
-        if seat.counts:
-            self._lanes.hold(lane, lane.before)
-            lane.before = None
-        self.room.put(item)
-        if seat.counts:
-            batch = self.room.batch(item.batch, item.terms)
-            batch.terms.next_release_s = seat.rate_s
-            self._count_out(item)
-
-    def _count_in(self, item: Waiting, now: float) -> float:
-        """It is at the backend, or as good as. Answers with what its batch's rate was before."""
-        batch = self.room.batch(item.batch, item.terms)
-        terms = batch.terms
-        batch.seated += 1
-        terms.in_flight += 1
-        before = terms.next_release_s
-        if terms.items_per_second is not None:
-            terms.next_release_s = max(now, before) + 1 / terms.items_per_second
-        return before
-
-    def _count_out(self, item: Waiting) -> None:
-        """It is not at the backend any more."""
-        batch = self.room.batch(item.batch, item.terms)
-        batch.seated -= 1
-        batch.terms.in_flight -= 1
-        self.room.forget(batch)
-
-    def _sit(self, item: Waiting, lane: Lane, held: Prefix | None, now: float) -> int:
-        known_bytes = self._lanes.sit(lane, item.ticket, item.prefix, held)
-        self._seated[item.ticket] = (item, lane)
-        self._prefilling.add(item.ticket)
-        self.meter.prompt_begun(max(0, item.prompt_bytes - known_bytes), now)
-        return known_bytes
-
-    def _stand_up(self, ticket: int, now: float) -> None:
-        """It does not sit any more; who stands at the door takes its lane."""
-        item, lane = self._seated.pop(ticket)
-        self._lanes.stand_up(lane)
-        if ticket in self._prefilling:
-            self._prefilling.discard(ticket)
-            self.meter.prompt_lost()
-        self.meter.left(ticket)
-        self._count_out(item)
-        if self._door:
-            follower = self._door.pop(next(iter(self._door)))
-            self._sit(follower, lane, lane.holds, now)
-
     def _suspects(self, now: float) -> list[Seat]:
         """Those on trial, once everybody else has ended."""
         wake = self.suspects.wake
         on_trial = self.suspects.on_trial
         if (wake is not None and wake.is_grave) or any(
-            ticket not in on_trial for ticket in (*self._seated, *self._door)
+            ticket not in on_trial for ticket in (*self._seats.seated, *self._seats.door)
         ):
             return []
         seats: list[Seat] = []
@@ -479,7 +352,7 @@ class Schedule:
             item, free = self.room.get(ticket), self._lanes.open()
             if item is not None and free:
                 lane = self._lanes.choose(item.prefix, item.prompt_bytes, free)
-                seats.append(self._take(item, lane, ReleaseReason.SUSPECT, now))
+                seats.append(self._seats.take(item, lane, ReleaseReason.SUSPECT, now))
         return seats
 
 

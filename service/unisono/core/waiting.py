@@ -14,6 +14,7 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass, field
 from itertools import count, islice
+from math import sqrt
 from typing import TYPE_CHECKING
 
 from unisono.core.commands import Terms
@@ -74,11 +75,20 @@ _Line = list[_Entry]
 class Family:
     """Items that begin alike, of all batches."""
 
+    key: int
     prefix: Prefix | None
     lines: dict[int, _Line] = field(default_factory=dict)
     # Items that wait, and the tokens expected of them.
     count: int = 0
     work: float = 0.0
+    # Their squares, for how much they differ.
+    squares: float = 0.0
+
+    @property
+    def deviation(self) -> float:
+        """How much the expected lengths differ, in tokens: their standard deviation."""
+        mean = self.work / self.count
+        return sqrt(max(0.0, self.squares / self.count - mean**2))
 
 
 @dataclass(slots=True, eq=False)
@@ -135,7 +145,7 @@ class WaitingRoom:
         batch = self.batch(item.batch, item.terms)
         family = self.families.get(item.family)
         if family is None:
-            family = self.families[item.family] = Family(item.prefix)
+            family = self.families[item.family] = Family(item.family, item.prefix)
         item.version += 1
         entry = (-item.length, item.rank, item.version, item)
         heapq.heappush(family.lines.setdefault(item.batch, []), entry)
@@ -144,6 +154,7 @@ class WaitingRoom:
         batch.waiting += 1
         family.count += 1
         family.work += item.length
+        family.squares += item.length**2
         self.work += item.length
         self._items[item.ticket] = item
 
@@ -155,6 +166,7 @@ class WaitingRoom:
         batch.waiting -= 1
         family.count -= 1
         family.work -= item.length
+        family.squares -= item.length**2
         self.work -= item.length
         if not batch.waiting:
             batch.line.clear()

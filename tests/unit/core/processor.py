@@ -3,21 +3,27 @@
 A pass lasts `pass_s`, and `token_s` more for each answer in it, and `prompt_token_s` more for each prompt token that
 is computed in it. A slot keeps the prompt that was last in it; a request gets the free slot that has most in common
 with it, or the one that was used least recently. A token of text has four bytes.
+
+`Semaphore` stands where a conductor does: what a client does that lets so many requests run at a time.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from tests.unit.core.simulator import Audit, Staging
 from unisono.core.commands import Abort, Command, End, Release, Retry, Stage, Work
 from unisono.core.conductor import Conductor
-from unisono.core.errors import RunnerDiedError
+from unisono.core.errors import RunnerDiedError, UnisonoError
 from unisono.core.lanes import SIMILARITY
-from unisono.core.model import Usage
+from unisono.core.model import ItemState, Usage
 from unisono.core.prefixes import Prefix, common_bytes
+from unisono.core.slot_history import Held
 
 BYTES_PER_TOKEN = 4
 DIED = RunnerDiedError("the runner has died")
@@ -39,13 +45,71 @@ class Slot:
     used: int = 0
     prompt_left: int = 0
     said: int = 0
+    began_s: float = 0.0
+    spoke_s: float = 0.0
+
+
+class Semaphore:
+    """Lets so many items run at a time, in their order, whatever they begin with."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._serials = itertools.count()
+        self._waiting: deque[int] = deque()
+        self._flying = 0
+
+    def open(self, now: float) -> list[Command]:
+        """Nothing waits yet."""
+        return []
+
+    def add(self, works: Iterable[Work], now: float) -> list[Command]:
+        """Items want to be run."""
+        self._waiting += [work.ticket for work in works]
+        return self._go_on()
+
+    def staged(self, ticket: int, serial: int, now: float) -> list[Command]:
+        """Nothing is held."""
+        return [Release(tickets=(ticket,), wave=0)]
+
+    def spoke(self, ticket: int, serial: int, now: float) -> list[Command]:
+        """Whatever it says."""
+        return []
+
+    def finished(
+        self, ticket: int, serial: int, now: float, held: Held | None, usage: Usage | None = None
+    ) -> list[Command]:
+        """Makes room for another."""
+        self._flying -= 1
+        return [End(ticket=ticket, state=ItemState.COMPLETED, attempts=1), *self._go_on()]
+
+    def failed(self, ticket: int, serial: int, error: UnisonoError, now: float) -> list[Command]:
+        """Not here."""
+        raise AssertionError(error)
+
+    def tick(self, now: float) -> list[Command]:
+        """There is nothing to wait for."""
+        return []
+
+    def next_alarm(self) -> float | None:
+        """Never."""
+        return None
+
+    def _go_on(self) -> list[Command]:
+        commands: list[Command] = []
+        while self._waiting and self._flying < self._count:
+            self._flying += 1
+            commands.append(Stage(ticket=self._waiting.popleft(), serial=next(self._serials), attempt=1))
+        return commands
+
+
+_Filler = TypeVar("_Filler", Conductor, Semaphore)
 
 
 @dataclass(kw_only=True)
-class Processor:
+class Processor(Generic[_Filler]):
     """A runner, and the conductor that fills it."""
 
-    conductor: Conductor
+    conductor: _Filler
     slots: int
     pass_s: float = 0.02
     token_s: float = 0.001
@@ -54,6 +118,8 @@ class Processor:
     late_s: Callable[[], float] = lambda: 0.0
     # How long an answer is, where it is not as long as its num_predict.
     lengths: dict[int, int] = field(default_factory=dict)
+    # Whether it says of each answer when that held its slot.
+    tells_times: bool = False
     # Whose first token ends the runner.
     killers: set[int] = field(default_factory=set)
 
@@ -67,6 +133,7 @@ class Processor:
         self.retries: list[Retry] = []
         self._works: dict[int, Work] = {}
         self._queue: deque[Staging] = deque()
+        self._released_s: dict[Staging, float] = {}
         self._slots = [Slot() for _ in range(self.slots)]
         self._uses = 0
         self.do(self.conductor.open(self.now))
@@ -116,7 +183,9 @@ class Processor:
                     self.do(self.conductor.staged(ticket, serial, self.now))
                 case Release(tickets=tickets):
                     self.releases.append(command)
-                    self._queue += [Staging(ticket, self.audit.open[ticket]) for ticket in tickets]
+                    stagings = [Staging(ticket, self.audit.open[ticket]) for ticket in tickets]
+                    self._released_s.update(dict.fromkeys(stagings, self.now))
+                    self._queue += stagings
                 case Retry():
                     self.retries.append(command)
                 case Abort() | End():
@@ -135,7 +204,7 @@ class Processor:
                 slot = min(free, key=lambda slot: slot.used)
             free.remove(slot)
             left = work.prompt_bytes - common_bytes(slot.holds, work.prefix)
-            slot.staging, slot.holds, slot.said = staging, work.prefix, 0
+            slot.staging, slot.holds, slot.said, slot.began_s = staging, work.prefix, 0, self.now
             slot.prompt_left = max(1, left // BYTES_PER_TOKEN)
 
     def _pass(self) -> None:
@@ -167,6 +236,8 @@ class Processor:
             return False
         work = self._works[staging.ticket]
         slot.said += 1
+        if slot.said == 1:
+            slot.spoke_s = self.now
         self.do(self.conductor.spoke(*staging, self.now))
         length = self.lengths.get(staging.ticket, work.num_predict or 1)
         if slot.said >= length:
@@ -174,8 +245,22 @@ class Processor:
             slot.staging, slot.used = None, self._uses
             self.audit.was_closed(staging, "released")
             usage = Usage(prompt_tokens=work.prompt_bytes // BYTES_PER_TOKEN, completion_tokens=length)
-            self.do(self.conductor.finished(*staging, self.now, None, usage))
+            self.do(self.conductor.finished(*staging, self.now, self._held(staging, slot), usage))
         return True
+
+    def _held(self, staging: Staging, slot: Slot) -> Held | None:
+        """When an answer held its slot, as a backend tells it."""
+        if not self.tells_times:
+            return None
+        at_backend = [*self._queue, *(other.staging for other in self._slots if other.staging is not None)]
+        return Held(
+            start_s=slot.began_s,
+            end_s=self.now,
+            waited_s=slot.began_s - self._released_s[staging],
+            spoke_s=slot.spoke_s,
+            pass_s=self.pass_s,
+            settled_s=min((self._released_s[other] for other in at_backend), default=math.inf),
+        )
 
     def _die(self) -> None:
         self.deaths += 1

@@ -23,8 +23,9 @@ PASS_S = 0.020
 class Known(CostMeter):
     """A meter that has learned its costs."""
 
-    def __init__(self, pass_s: float | None, prompt_token_s: float | None) -> None:
+    def __init__(self, pass_s: float | None, prompt_token_s: float | None, surprise: float) -> None:
         super().__init__()
+        self._surprise = surprise
         self._known = None if pass_s is None else Costs(pass_s=pass_s, token_s=0.001, prompt_token_s=prompt_token_s)
 
     @property
@@ -37,6 +38,10 @@ class Known(CostMeter):
         """That of a prompt."""
         return self._known.prompt_token_s if self._known is not None else None
 
+    def surprise(self, family: int) -> float:
+        """How much answers differ from what was expected."""
+        return self._surprise
+
 
 @dataclass
 class Desk:
@@ -46,6 +51,7 @@ class Desk:
     left: list[float | None]
     pass_s: float | None = PASS_S
     prompt_token_s: float | None = 0.0005
+    surprise: float = 0.0
     room: WaitingRoom = field(default_factory=WaitingRoom)
 
     def wait(self, count: int, prefix: Prefix | None = None, length: float = 10.0, batch: int = 0) -> None:
@@ -63,7 +69,7 @@ class Desk:
                 lanes.stand_up(lanes.all[number])
         left_of = {number: left for number, left in enumerate(self.left) if left is not None}
         allowed = [each for each in self.room.batches.values() if batches is None or each.number in batches]
-        meter = Known(self.pass_s, self.prompt_token_s)
+        meter = Known(self.pass_s, self.prompt_token_s, self.surprise)
         return choose(Look(lanes.all[lane], lanes, self.room, allowed, meter, lambda: left_of))
 
     def reason(self, lane: int) -> ReleaseReason | IdleReason:
@@ -180,9 +186,9 @@ def test_little_in_common_makes_nothing_old() -> None:
 
 @pytest.mark.parametrize("joins", [True, False])
 def test_a_second_lane_where_it_saves_more_than_it_costs(*, joins: bool) -> None:
-    """Forty tokens wait: a second lane saves 20 passes of 20 ms, and costs 500 prompt tokens."""
+    """Forty tokens wait behind 10: a second lane saves 20 passes of 20 ms, and costs 500 prompt tokens."""
     price = 20 * PASS_S / 500 / JOIN_MARGIN
-    desk = Desk([A, None], [100.0, None], prompt_token_s=price * (0.99 if joins else 1.01))
+    desk = Desk([A, None], [10.0, None], prompt_token_s=price * (0.99 if joins else 1.01))
     desk.wait(4, A)
     assert desk.reason(1) is (ReleaseReason.JOINS_FAMILY if joins else IdleReason.PREFIX_COST)
 
@@ -223,6 +229,28 @@ def test_the_family_that_is_furthest_behind_is_helped_first() -> None:
     desk.wait(40, B)
     assert desk.reason(2) is ReleaseReason.JOINS_FAMILY
     assert desk.prefix(2) is B
+
+
+@pytest.mark.parametrize(("free", "reason"), [(3, IdleReason.PREFIX_COST), (4, ReleaseReason.JOINS_FAMILY)])
+def test_lanes_that_save_no_round_are_not_joined(free: int, reason: ReleaseReason | IdleReason) -> None:
+    """Four of equal length are left for four lanes: only with four lanes more is a whole round saved."""
+    desk = Desk([A] * 4 + [None] * free, [10.0] * 4 + [None] * free, prompt_token_s=1e-6)
+    desk.wait(4, A)
+    assert desk.reason(4) is reason
+
+
+def test_the_last_round_is_not_saved_at_any_price() -> None:
+    """One of the four would gain by a lane of its own; all together they do not."""
+    desk = Desk([A] * 4 + [None] * 4, [10.0] * 4 + [None] * 4, prompt_token_s=0.9 * 10 * PASS_S / 500 / JOIN_MARGIN)
+    desk.wait(4, A)
+    assert desk.reason(4) is IdleReason.PREFIX_COST
+
+
+def test_where_lengths_are_guesses_rounds_are_not_counted() -> None:
+    """Answers that end where they like leave no gaps."""
+    desk = Desk([A] * 4 + [None] * 3, [10.0] * 4 + [None] * 3, prompt_token_s=1e-6, surprise=0.5)
+    desk.wait(4, A)
+    assert desk.reason(4) is ReleaseReason.JOINS_FAMILY
 
 
 def test_a_lane_with_much_else_to_do_leaves_nothing_to_save() -> None:

@@ -147,6 +147,44 @@ def test_a_lost_prompt_spoils_its_episode() -> None:
     assert meter.prompt_token_s == pytest.approx(0.001)
 
 
+def test_what_a_pass_consists_of_is_not_forgotten() -> None:
+    """After thousands of passes with four members, which by themselves do not tell it."""
+    meter = CostMeter()
+    now = speak(meter, 1, 20, 0.012, 0.0)
+    meter.left(0)
+    now = speak(meter, 8, 20, 0.026, now)
+    for ticket in range(4, 8):
+        meter.left(ticket)
+    _ = speak(meter, 4, 5_000, 0.018, now)
+    costs = meter.measured
+    assert costs is not None
+    assert costs.pass_s == pytest.approx(0.010, rel=0.02)
+    assert costs.token_s == pytest.approx(0.002, rel=0.02)
+
+
+def test_a_second_lane_is_tried_in_hope() -> None:
+    """From one lane nobody learns what is shared: most, for one lane more; nothing for a third until it is known."""
+    meter = CostMeter()
+    assert meter.costs_to_join(0) is None
+    now = speak(meter, 1, 20, 0.020, 0.0)
+    hope = meter.costs_to_join(1)
+    assert hope is not None
+    assert hope.pass_s == pytest.approx(0.018)
+    assert meter.costs_to_join(2) is None
+    _ = speak(meter, 2, 20, 0.030, now)
+    for taken in (1, 2):
+        known = meter.costs_to_join(taken)
+        assert known is not None
+        assert known.pass_s == pytest.approx(0.010, rel=0.15)
+
+
+def test_several_lanes_are_joined_by_what_is_assumed() -> None:
+    """Passes of four members tell that something is shared, and lanes that end at different times will tell what."""
+    meter = CostMeter()
+    _ = speak(meter, 4, 20, 0.040, 0.0)
+    assert meter.costs_to_join(4) == meter.costs
+
+
 def test_bytes_a_token_are_learned() -> None:
     """The backend's own counts replace the guess; a prompt without text or count tells nothing."""
     meter = CostMeter()
@@ -209,6 +247,30 @@ def test_lengths_without_bounds_say_nothing_of_a_share() -> None:
         meter.answered(25, None, 1)
     assert meter.expected_length(400, 1) == 400
     assert meter.expected_length(None, 1) == pytest.approx(25)
+
+
+@pytest.mark.parametrize("bound", [None, 100])
+def test_how_much_lengths_surprise(bound: int | None) -> None:
+    """Nothing, until four are known or as long as all are alike; half of what was expected, for 25 and 75 tokens."""
+    meter = CostMeter()
+    for _ in range(3):
+        meter.answered(25, bound, 1)
+    assert meter.surprise(1) == 0
+    meter.answered(25, bound, 1)
+    assert meter.surprise(1) == pytest.approx(0, abs=1e-6)
+    for _ in range(500):
+        meter.answered(25, bound, 2)
+        meter.answered(75, bound, 2)
+    assert meter.surprise(2) == pytest.approx(0.5, rel=0.02)
+    assert meter.surprise(1) == pytest.approx(0, abs=1e-6)
+
+
+def test_answers_without_a_token_surprise_nobody() -> None:
+    """There is nothing to be a part of."""
+    meter = CostMeter()
+    for _ in range(4):
+        meter.answered(0, 10, 1)
+    assert meter.surprise(1) == 0
 
 
 def test_a_family_has_lengths_of_its_own() -> None:

@@ -15,7 +15,8 @@ from unisono.core.commands import Priority, Release, ReleaseReason, Terms, Work
 from unisono.core.conductor import Conductor
 from unisono.core.prefixes import Prefix
 from unisono.core.report import IdleReason
-from unisono.core.schedule import Schedule, Seat
+from unisono.core.schedule import Schedule
+from unisono.core.seats import Seat
 from unisono.core.waiting import Waiting
 from unisono.core.window import WindowSettings
 
@@ -23,7 +24,7 @@ from unisono.core.window import WindowSettings
 REST_BYTES = 80
 
 
-def runner(slots: int, **costs: float) -> Processor:
+def runner(slots: int, **costs: float) -> Processor[Conductor]:
     """An open runner whose slots are configured."""
     return Processor(conductor=Conductor(Capacity(configured=slots)), slots=slots, **costs)  # type: ignore[arg-type]
 
@@ -44,13 +45,13 @@ def items(
     ]
 
 
-def prompts(world: Processor, tokens: int) -> float:
+def prompts(world: Processor[Conductor], tokens: int) -> float:
     """How many prefixes of so many tokens were computed, about."""
     rests = len(world.ends) * REST_BYTES / BYTES_PER_TOKEN
     return (world.prompt_tokens - rests) / tokens
 
 
-def reasons(world: Processor) -> Counter[ReleaseReason]:
+def reasons(world: Processor[Conductor]) -> Counter[ReleaseReason]:
     """Why items went."""
     return Counter(reason for release in world.releases for reason in release.reasons)
 
@@ -99,6 +100,47 @@ def test_each_prefix_is_computed_once(families: int) -> None:
     world.add(works)
     _ = world.run()
     assert prompts(world, 2_000) == pytest.approx(families, rel=0.15)
+
+
+@pytest.mark.parametrize(("families", "each"), [(16, 4), (64, 2)])
+@pytest.mark.parametrize("slots", [4, 8, 16])
+def test_a_probe_costs_a_prefix_or_two(slots: int, families: int, each: int) -> None:
+    """Once their number is learned, one more than the slots is tried now and then: by one item, and no more.
+
+    Whoever stands at the backend takes whatever slot falls free, and who was to have that takes the next.
+    """
+    world = Processor(conductor=Conductor(Capacity()), slots=slots, tells_times=True)
+    world.add(items(range(64), batch=0))
+    _ = world.run()
+    assert world.conductor.capacity.slots.count == slots
+    for batch in range(1, 5):
+        works = [
+            work
+            for family_ in range(families)
+            for work in items(
+                range(10_000 * batch + 100 * family_, 10_000 * batch + 100 * family_ + each),
+                batch=batch,
+                prefix=family(1_000 * batch + family_, 2_240),
+            )
+        ]
+        random.Random(batch).shuffle(works)
+        before = world.prompt_tokens
+        world.add(works)
+        _ = world.run()
+        computed = (world.prompt_tokens - before - len(works) * REST_BYTES / BYTES_PER_TOKEN) / 560
+        assert families <= computed <= 1.15 * families + 1
+
+
+def test_a_number_remembered_too_low_is_put_right_among_families() -> None:
+    """The first item too many holds a slot beside the others: there are more."""
+    capacity = Capacity()
+    capacity.seed(2)
+    world = Processor(conductor=Conductor(capacity), slots=8, tells_times=True)
+    for key in range(1, 17):
+        world.add(items(range(100 * key, 100 * key + 4), prefix=family(key, 2_240)))
+    _ = world.run()
+    assert capacity.at_least == 8
+    assert prompts(world, 560) <= 17
 
 
 def test_equal_families_are_helped_together() -> None:
@@ -155,7 +197,7 @@ def test_lanes_are_what_the_runner_does() -> None:
 # -- Who stands at the door --------------------------------------------------------------------------------------
 
 
-def times_at_the_door(world: Processor) -> int:
+def times_at_the_door(world: Processor[Conductor]) -> int:
     """How often somebody went to the backend's own queue, for whichever slot falls free."""
     return sum(1 for release in world.releases if None in release.lanes)
 
