@@ -206,7 +206,7 @@ class Conductor:
         item.tokens += 1
         entry.heard_at_s = now
         self._patience.heard(now)
-        is_told = self._schedule.spoke(ticket, now)
+        is_told = self._schedule.spoke(item, now)
         bound = entry.work.num_predict
         if not item.is_near_end and bound is not None and 0 < bound <= item.tokens + NEAR_END_TOKENS:
             item.is_near_end = is_told = True

@@ -137,6 +137,7 @@ class Exits:
     def _fall(self, entry: Entry, error: UnisonoError, now: float) -> None:
         """It fell as if the runner had died; it waits until that is judged."""
         self._schedule.suspects.fell(entry.work.ticket, error, self._roster.flying, now)
+        entry.item.fell_at = entry.item.tokens
         self._leave(entry, Step.BACK_OFF, now)
         entry.has_fallen = True
 

@@ -135,10 +135,11 @@ class Schedule:
         else:
             self._seats.leave(ticket, now)
 
-    def spoke(self, ticket: int, now: float) -> bool:
+    def spoke(self, item: Waiting, now: float) -> bool:
         """It got a token. Answers whether that may decide something."""
-        self._seats.spoke(ticket, now)
-        if self.idle_reason is IdleReason.PREFIX_PRICE:
+        self._seats.spoke(item.ticket, now)
+        is_cleared = item.tokens > item.fell_at and self.suspects.clear(item.ticket)
+        if is_cleared or self.idle_reason is IdleReason.PREFIX_PRICE:
             self._is_stale = True
             return True
         return False
@@ -340,11 +341,11 @@ class Schedule:
         return Choice(longest, ReleaseReason.TOGETHER) if longest is not None else IdleReason.TOGETHER
 
     def _suspects(self, now: float) -> list[Seat]:
-        """Those on trial, once everybody else has ended."""
+        """Those on trial, once everybody else has ended or is cleared."""
         wake = self.suspects.wake
-        on_trial = self.suspects.on_trial
+        on_trial, at_large = self.suspects.on_trial, self.suspects.at_large
         if (wake is not None and wake.is_grave) or any(
-            ticket not in on_trial for ticket in (*self._seats.seated, *self._seats.door)
+            ticket not in at_large for ticket in (*self._seats.seated, *self._seats.door)
         ):
             return []
         seats: list[Seat] = []

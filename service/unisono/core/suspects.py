@@ -9,7 +9,11 @@ second has passed, nothing is judged. Then:
 - One fell alone: it was the culprit, or its connection was cut. It is charged an attempt; if it ended the runner, it
   is tried again by itself.
 
-So of n items, a single culprit is found after at most log2(n) more deaths, and no innocent one fails.
+Whoever gets further than it was when it fell is *cleared*: what ends a runner does so at the same place, mostly. It
+goes on, and the next half need not wait for its end. Should the runner die all the same, those on trial are suspected
+first, and the cleared ones wait with everybody else.
+
+So of n items, a single culprit is found after at most log2(n) + 1 more deaths, and no innocent one fails.
 """
 
 from __future__ import annotations
@@ -52,6 +56,8 @@ class Suspects:
         self.wake: Wake | None = None
         self._trials: deque[tuple[int, ...]] = deque()
         self._on_trial: set[int] = set()
+        # Still at the backend, and further than when they fell.
+        self._cleared: set[int] = set()
 
     @property
     def is_active(self) -> bool:
@@ -65,6 +71,11 @@ class Suspects:
             self._on_trial = set(self._trials.popleft())
         return frozenset(self._on_trial)
 
+    @property
+    def at_large(self) -> frozenset[int]:
+        """Who may be at the backend while others are tried: those on trial, and those that are cleared."""
+        return self.on_trial | self._cleared
+
     def fell(self, ticket: int, error: UnisonoError, flying: Iterable[int], now: float) -> None:
         """An attempt fell as if the runner had died. `flying`: who else is in flight."""
         if self.wake is None:
@@ -72,9 +83,18 @@ class Suspects:
         self.wake.alive.discard(ticket)
         self.wake.fallen[ticket] = error
 
+    def clear(self, ticket: int) -> bool:
+        """It got further than when it fell. Answers whether it was on trial."""
+        if ticket not in self._on_trial:
+            return False
+        self._on_trial.discard(ticket)
+        self._cleared.add(ticket)
+        return True
+
     def left(self, ticket: int) -> None:
         """It was answered, stopped, or failed for a reason of its own: it is no suspect any more."""
         self._on_trial.discard(ticket)
+        self._cleared.discard(ticket)
         if self.wake is not None:
             self.wake.alive.discard(ticket)
             self.wake.fallen.pop(ticket, None)
@@ -88,9 +108,11 @@ class Suspects:
         return wake.fallen
 
     def halve(self, fallen: Iterable[int]) -> None:
-        """These fell together: each half is run apart."""
-        suspects = tuple(fallen)
-        self._on_trial.difference_update(suspects)
+        """These fell together: each half is run apart. If some of them were on trial, it was one of these."""
+        everybody = tuple(fallen)
+        suspects = tuple(ticket for ticket in everybody if ticket in self._on_trial) or everybody
+        self._on_trial.difference_update(everybody)
+        self._cleared.difference_update(everybody)
         middle = (len(suspects) + 1) // 2
         self._trials.extendleft(half for half in (suspects[middle:], suspects[:middle]) if half)
 

@@ -52,6 +52,8 @@ class Waiting:
     # Of its present attempt: tokens so far, and whether it is about to reach its num_predict.
     tokens: int = 0
     is_near_end: bool = False
+    # How many tokens it had when it last fell with the runner.
+    fell_at: int = 0
     # It came out of the window with others, and goes with them.
     is_gathered: bool = False
 

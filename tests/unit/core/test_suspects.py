@@ -151,6 +151,41 @@ def test_suspects_are_run_apart_from_everybody_else() -> None:
     assert {ticket for trial in trials for ticket in trial} == set(range(5))
 
 
+def test_nobody_waits_for_the_long_answers_of_the_cleared() -> None:
+    """Who got further than when it fell goes on beside the next half; then beside everybody else."""
+    world = Processor(conductor=Conductor(Capacity(configured=8)), slots=8)
+    world.killers = {5}
+    world.add([Work(ticket=n, batch=0, num_predict=500, max_attempts=1) for n in range(16)])
+    while 5 not in world.ends:
+        _ = world.run(passes=1)
+    assert world.passes <= 30
+    _ = world.run(passes=3)
+    # Nobody has ended, and all eight slots are taken; one stands at the door.
+    assert set(world.ends) == {5}
+    assert world.conductor.in_flight == 8 + 1
+    ends = world.run()
+    assert {end.attempts for ticket, end in ends.items() if ticket != 5} == {1}
+    assert world.passes <= 2 * 500 + 100
+
+
+def test_the_cleared_are_not_suspected_before_those_on_trial() -> None:
+    """They fell with them; of these it was one."""
+    suspects = Suspects()
+    suspects.halve([1, 2, 3, 4])
+    assert suspects.on_trial == {1, 2}
+    assert suspects.clear(1)
+    assert not suspects.clear(1)
+    assert suspects.clear(2)
+    assert suspects.on_trial == {3, 4}
+    assert suspects.at_large == {1, 2, 3, 4}
+    suspects.halve([1, 2, 3, 4])
+    assert suspects.on_trial == suspects.at_large == {3}
+    suspects.left(3)
+    assert suspects.on_trial == {4}
+    suspects.left(4)
+    assert not suspects.is_active
+
+
 def test_one_attempt_is_enough_for_a_culprit_that_has_no_more() -> None:
     """It ends as soon as it fell alone."""
     world = Processor(conductor=Conductor(Capacity(configured=4)), slots=4)
@@ -159,7 +194,8 @@ def test_one_attempt_is_enough_for_a_culprit_that_has_no_more() -> None:
     ends = world.run()
     assert ends[3].state is ItemState.FAILED
     assert [ends[n].state for n in range(3)] == [ItemState.COMPLETED] * 3
-    assert world.deaths <= 3
+    # All; one half, beside the other, which was cleared; its half; by itself.
+    assert world.deaths <= 4
 
 
 def test_a_lone_death_is_judged_when_a_second_has_passed() -> None:
