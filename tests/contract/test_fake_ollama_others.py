@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from itertools import pairwise
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.fakes.ollama import FakeOllama
+from tests.fakes.ollama import FakeModel, FakeOllama
 
 
 def chat(text: str, **more: Any) -> dict[str, Any]:
@@ -120,6 +121,61 @@ async def test_a_slot_is_chosen_by_its_prefix_only_above_a_tenth(own: int, *, is
             await client.post("/api/chat", json=chat("rule " * 24 + "other " * own + "[[tokens=1]]"))
             assert fake.requests[-1].slot == third.slot
             assert fake.requests[-1].prompt_tokens_cached < 24
+
+
+# Drafts.
+
+
+@pytest.mark.parametrize(
+    ("right", "drafted", "asked", "passes"),
+    [
+        pytest.param((2,), 2, {"num_predict": 10}, [1, 3, 3, 3], id="three a pass"),
+        pytest.param((2,), 2, {"num_predict": 9}, [1, 3, 3, 2], id="no more than are wanted"),
+        pytest.param((2, 0, 1), 2, {"num_predict": 10}, [1, 3, 1, 2, 3], id="some are wrong"),
+        pytest.param((2,), 1, {"num_predict": 5}, [1, 2, 2], id="no more than are drafted"),
+        pytest.param((2,), 0, {"num_predict": 4}, [1, 1, 1, 1], id="not asked for"),
+        pytest.param((), 2, {"num_predict": 4}, [1, 1, 1, 1], id="a model that cannot"),
+    ],
+)
+async def test_drafted_tokens_that_are_right_come_from_one_pass(
+    right: tuple[int, ...], drafted: int, asked: dict[str, int], passes: list[int]
+) -> None:
+    """Each has a line of its own, written when its pass is over; the pass of the prompt gives one token."""
+    models = [FakeModel(name="fake", drafts=right)]
+    async with FakeOllama(models) as fake, client_of(fake) as client:
+        fake.hold_passes()
+        options = {**asked, "draft_num_predict": drafted}
+        task = asyncio.create_task(client.post("/api/chat", json=chat("x", stream=True, options=options)))
+        await fake.wait_for(lambda f: f.busy_slots == 1)
+        lines = [0]
+        for _ in passes:
+            await fake.step()
+            lines.append(fake.requests[-1].lines)
+        fake.release_passes()
+        answer = await task
+        # The last pass is followed by the done line in the same moment.
+        lines[-1] -= 1
+        assert [after - before for before, after in pairwise(lines)] == passes
+        *said, done = (json.loads(line) for line in answer.text.splitlines())
+        # Tokens of one pass are of one moment; those of two are not, as nobody steps so fast.
+        times = [float(line["created_at"].rstrip("Z").rpartition(":")[2]) for line in said]
+        within = [abs(after - before) < 1e-6 for before, after in pairwise(times)]
+        assert within == [one for count in passes for one in (*[True] * (count - 1), False)][:-1]
+        assert (done["eval_count"], done["done_reason"]) == (asked["num_predict"], "length")
+        assert fake.passes == len(passes)
+        assert {len(one.requests) for one in fake.pass_log} == {1}
+
+
+async def test_drafts_end_with_the_answer() -> None:
+    """The end token may be a drafted one, and counts; a runner that dies in a pass says no more of its drafts."""
+    models = [FakeModel(name="fake", drafts=(2,))]
+    async with FakeOllama(models) as fake, client_of(fake) as client:
+        options = {"draft_num_predict": 2}
+        done = (await client.post("/api/chat", json=chat("x [[tokens=5]]", options=options))).json()
+        assert (done["eval_count"], done["done_reason"], fake.passes) == (6, "stop", 3)
+        died = await client.post("/api/chat", json=chat("x [[tokens=9]] [[crash=3]]", stream=True, options=options))
+        assert len(died.text.splitlines()) == 3 + 1
+        assert "error" in died.text.splitlines()[-1]
 
 
 # Other clients.

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from tests.fakes.ollama import Fault, FaultKind
+from tests.fakes.ollama import FakeModel, Fault, FaultKind
 from tests.fakes.ollama.answers import Answer
 from tests.integration.service import House, Seen, chat, chats, house, is_load, reason_of
 from unisono._generated.unisono.v1 import event_pb2, item_pb2
 
 PASS_S = 0.004
+# Tokens of one draft are told from those of two passes by the pause between passes, which is 2 ms at least.
+DRAFTING_PASS_S = 0.008
 
 
 def near(seen: Seen, passes: int) -> None:
@@ -47,6 +51,59 @@ async def test_passes_quicker_than_they_are_read() -> None:
     async with house(num_parallel=4, settings={"slots": 4}) as h:
         await warm(h)
         seen = await h.run(chats(12, num_predict=60))
+        near(seen, speaking_passes(h))
+
+
+@pytest.mark.parametrize("slots", [pytest.param(4, id="slots told"), pytest.param(None, id="slots learned")])
+@pytest.mark.parametrize(
+    "right", [pytest.param((2,), id="three a pass"), pytest.param((2, 0, 1), id="one to three a pass")]
+)
+async def test_drafted_tokens_are_of_one_pass(right: tuple[int, ...], slots: int | None) -> None:
+    """A draft of two tokens, of which both are right or some: no more passes are counted than were made.
+
+    Where the slots are not told, what a pass gives is taken for no more of them than there are.
+    """
+    options: dict[str, Any] = {"runner": item_pb2.RunnerOptions(draft_num_predict=2)}
+    settings: dict[str, Any] = {} if slots is None else {"slots": slots}
+    async with house(
+        models=[FakeModel(name="fake", drafts=right)], num_parallel=4, settings=settings, pass_s=DRAFTING_PASS_S
+    ) as h:
+        _ = await h.run([chat("warm", num_predict=1, **options)])
+        h.fake.pass_log.clear()
+        tokens = 40
+        items = chats(24, num_predict=tokens, **options)
+        seen = await h.run(items)
+        assert set(seen.states().values()) == {"COMPLETED"}
+        assert len(seen.results) == len(items)
+        assert {result.usage.completion_tokens for result in seen.results.values()} == {tokens}
+        # Far fewer passes than tokens: it did draft.
+        assert speaking_passes(h) < 0.7 * len(items) * tokens / 4
+        near(seen, speaking_passes(h))
+        assert seen.report.groups[0].group.slots.count in (0, 4)
+
+
+async def test_drafted_tokens_in_pieces_and_a_crash() -> None:
+    """What is drafted is counted right too where it comes in pieces, and the runner dies with four in flight."""
+    options: dict[str, Any] = {"runner": item_pb2.RunnerOptions(draft_num_predict=2)}
+    async with house(
+        models=[FakeModel(name="fake", drafts=(2, 1))],
+        num_parallel=4,
+        settings={"slots": 4},
+        pass_s=DRAFTING_PASS_S,
+    ) as h:
+        _ = await h.run([chat("warm", num_predict=1, **options)])
+        h.fake.pass_log.clear()
+        for fault in (
+            Fault(
+                FaultKind.KILL_RUNNER, path="/api/chat", when=lambda body: not is_load(body), nth=2, after_lines=10
+            ),
+            Fault(FaultKind.SLICE, path="/api/chat", when=lambda body: not is_load(body), times=None, piece_bytes=97),
+        ):
+            _ = h.fake.faults.add(fault)
+        seen = await h.run(chats(12, num_predict=40, **options))
+        assert len(seen.results) == 12
+        assert set(seen.states().values()) == {"COMPLETED"}
+        assert sum(result.disturbed for result in seen.results.values()) >= 4
         near(seen, speaking_passes(h))
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
+from typing import Any
 
+import httpx
 import pytest
 
-from tests.integration.service import House, chat, chats, config, house
+from tests.fakes.ollama import FakeModel, RequestRecord
+from tests.integration.service import LIMIT_S, House, Seen, chat, chats, config, house
 from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
 from unisono._generated.unisono.v1 import event_pb2
 
@@ -112,3 +116,112 @@ async def test_a_foreign_reload_waits_no_longer_than_for_our_batch() -> None:
         seen = await h.run(chats(8, num_predict=4))
         assert set(seen.states().values()) == {"COMPLETED"}
         assert h.fake.loads == 2
+
+
+# -- Somebody else's model ---------------------------------------------------------------------------------------
+
+# One of them is in memory at a time.
+TWO_MODELS: dict[str, Any] = {
+    "models": [FakeModel(name="fake"), FakeModel(name="other")],
+    "max_loaded_models": 1,
+    "num_parallel": 4,
+    "load_s": 0.05,
+    "pass_s": 0.002,
+    "settings": {"slots": 4},
+}
+
+
+async def ask_for_the_other(h: House) -> None:
+    """Another client has a question for the other model, and waits for its answer."""
+    body = {"model": "other", "messages": [{"role": "user", "content": "Hello"}], "options": {"num_predict": 20}}
+    async with httpx.AsyncClient(base_url=h.fake.url, timeout=LIMIT_S) as client:
+        answer = await client.post("/api/chat", json={**body, "stream": False})
+    assert answer.status_code == 200
+    assert answer.json()["eval_count"] == 20
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What the backend saw while somebody else asked for another model."""
+
+    guest: RequestRecord
+    # Requests of ours that had a slot when it came; that got one before it, though they came later; and the others.
+    beside: list[RequestRecord]
+    ahead: list[RequestRecord]
+    behind: list[RequestRecord]
+
+
+def visit_of(h: House) -> Visit:
+    """The only one."""
+    (guest,) = [one for one in h.work if one.model == "other"]
+    assert guest.slot_ns is not None
+    visit = Visit(guest, [], [], [])
+    for one in h.work:
+        assert one.slot_ns is not None
+        assert one.end_ns is not None
+        if one is guest or one.end_ns < guest.headers_ns:
+            continue
+        began = (one.slot_ns > guest.headers_ns) + (one.slot_ns > guest.slot_ns)
+        (visit.beside, visit.ahead, visit.behind)[began].append(one)
+    return visit
+
+
+async def visited(h: House, count: int, co_scheduling: pb.CoScheduling.ValueType) -> Seen:
+    """A batch of items of several lengths; somebody asks for the other model while four of them are running."""
+    items = [chat(f"i{n}", f"Question {n}", num_predict=30 + 4 * n) for n in range(count)]
+    call = h.run_batch(items, co_scheduling=co_scheduling)
+    await h.fake.wait_for(
+        lambda fake: fake.busy_slots == 4 and fake.pass_log and len(fake.pass_log[-1].decoding) == 4,
+        LIMIT_S,
+    )
+    # It comes between two passes, so that nobody ends while it is on its way.
+    h.fake.hold_passes()
+    guest = asyncio.create_task(ask_for_the_other(h))
+    await h.fake.wait_for(lambda _: any(one.model == "other" for one in h.work), LIMIT_S)
+    h.fake.release_passes()
+    seen = await call.to_end()
+    async with asyncio.timeout(LIMIT_S):
+        await guest
+    assert len(seen.results) == count
+    assert set(seen.states().values()) == {"COMPLETED"}
+    assert {result.attempts for result in seen.results.values()} == {1}
+    return seen
+
+
+async def test_a_foreign_model_is_served_after_the_wave_that_runs() -> None:
+    """Waves that go together leave the runner idle between them: then Ollama gives somebody else the room.
+
+    So nobody waits longer than for the longest of the items that were running when it came; our next wave waits for
+    its answer, and has the model loaded back, once. That is what its items' load durations tell.
+    """
+    async with house(**TWO_MODELS) as h:
+        seen = await visited(h, 12, pb.CO_SCHEDULING_TOGETHER)
+        visit = visit_of(h)
+        assert (len(visit.beside), len(visit.ahead), len(visit.behind)) == (4, 0, 8)
+        # Ours, the other, and ours back.
+        assert h.fake.loads == 3
+        assert h.loads == ["fake:latest"]
+        back = sorted(seen.results.values(), key=lambda result: result.timings.load.ToNanoseconds())[-4:]
+        assert all(result.timings.load.ToNanoseconds() >= TWO_MODELS["load_s"] * 1e9 for result in back)
+        # Nothing more to load: the model is ours again.
+        assert set((await h.run(chats(8, num_predict=4))).states().values()) == {"COMPLETED"}
+        assert h.fake.loads == 3
+
+
+async def test_a_foreign_model_waits_no_longer_than_for_our_batch() -> None:
+    """Slots that are filled again at once are never all free; who wants the loaded model overtakes who wants another.
+
+    From outside nothing shows that somebody waits. So it is served when the batch has nothing more for the runner:
+    after all that it had when the guest came, and never in the middle. Our next batch costs one load back.
+    """
+    async with house(**TWO_MODELS) as h:
+        _ = await visited(h, 24, pb.CO_SCHEDULING_UNSPECIFIED)
+        visit = visit_of(h)
+        assert (len(visit.beside), len(visit.ahead), len(visit.behind)) == (4, 20, 0)
+        assert h.fake.loads == 2
+        # With what it knew a moment ago, our next batch sends a wave without a load before it: one of its own loads.
+        seen = await h.run(chats(8, num_predict=4))
+        assert len(seen.results) == 8
+        assert set(seen.states().values()) == {"COMPLETED"}
+        assert {result.attempts for result in seen.results.values()} == {1}
+        assert h.fake.loads == 3

@@ -294,8 +294,8 @@ class Connection(asyncio.Protocol):
             self._malformed()
             return
         exchange = self.exchange
-        if exchange is not None and not exchange.started and exchange.body.endswith(b"}"):
-            if _is_whole(exchange.body):
+        if exchange is not None and not exchange.started:
+            if exchange.body.endswith(b"}") and _is_whole(exchange.body):
                 self._start(exchange, now_ns)
             else:
                 self._server.changed()

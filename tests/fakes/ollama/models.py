@@ -80,6 +80,9 @@ class FakeModel:
     quantization_level: str = "Q4_1"
     system: str = ""  # the model's own system prompt
     options: Mapping[str, Any] = field(default_factory=dict)  # PARAMETER lines of its Modelfile
+    # How many drafted tokens are right, pass after pass in turn; empty: the model has nothing to draft with, and
+    # draft_num_predict changes nothing.
+    drafts: tuple[int, ...] = ()
     modified_at: str = "2026-11-21T09:34:30.841237365Z"
 
     @property

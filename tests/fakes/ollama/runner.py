@@ -7,6 +7,10 @@ slots leave of it goes to the prompts that still have to be computed, slot by sl
 prompt's last token also gives that job's first token. A job that ends by itself takes one more pass for its end
 token; one that is cut by its length does not.
 
+A model that drafts (`FakeModel.drafts`), loaded with a `draft_num_predict`, gives a decoding slot its token and those
+drafted ones that are right in one pass: one line for each, written one right after the other, as llama.cpp's server
+does and Ollama passes it on. All drafted tokens, right or not, take room in the pass.
+
 The slots share one processor: a pass lasts `pass_s`, plus `member_s` for each sequence in it, plus
 `prefill_token_s` for each prompt token computed in it, for everybody. Passes are callbacks of the event loop, one at
 a time, so that with durations of 0 the loop still reads its sockets between two of them.
@@ -23,7 +27,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from tests.fakes.ollama.health import Pings
 from tests.fakes.ollama.log import LiveRequest, PassRecord
-from tests.fakes.ollama.wire import ApiError
+from tests.fakes.ollama.wire import ApiError, WallClock
 
 if TYPE_CHECKING:
     from tests.fakes.ollama.models import FakeModel, RunnerOptions
@@ -60,6 +64,7 @@ class Processor(Protocol):
     passes: int
     prompt_tokens_computed: int
     pass_log: list[PassRecord]
+    clock: WallClock
 
     def may_pass(self) -> bool:
         """Whether the next pass may begin now; False holds it until Runner.kick()."""
@@ -81,6 +86,7 @@ class Job:
         "computed",
         "crash_after",
         "decode_ns",
+        "decoded",
         "done_ns",
         "error",
         "frozen",
@@ -127,6 +133,7 @@ class Job:
         self.cached = 0
         self.computed = 0  # tokens of the prompt that the slot holds
         self.said = 0  # tokens decoded, the end token included
+        self.decoded = 0  # passes that it decoded in
         self.prefill_ns = 0
         self.decode_ns = 0
         self.done_ns = 0
@@ -179,6 +186,7 @@ class Runner:
         self.n_batch = n_batch
         self.slots = [Slot(place) for place in range(slots)]
         self.waiting: deque[Job] = deque()
+        self.drafted = options.draft_num_predict if model.drafts else 0  # tokens that it drafts for each pass
         self.dead = False
         self.refs = 0  # requests that hold it (server/sched.go, refCount)
         self.keep_alive_s = 0.0
@@ -275,7 +283,7 @@ class Runner:
                 decoding.append(job)
             elif job.state is State.PREFILL:
                 prompts.append(job)
-        left = max(self.n_batch - len(decoding), 1)
+        left = max(self.n_batch - len(decoding) * (1 + self.drafted), 1)
         prefilling: list[Job] = []
         tokens = 0
         for job in prompts:
@@ -317,7 +325,7 @@ class Runner:
         )
         for job in decoding:
             if job.state is State.DECODE:
-                self._token(job, now_ns)
+                self._decode(job, now_ns)
         for job in prefilling:
             if job.state is State.ENDED:
                 self._free(job)  # cancelled in this block
@@ -346,6 +354,21 @@ class Runner:
             job.state = State.DECODE
             job.live.first_token_ns = now_ns
             self._token(job, now_ns)
+
+    def _decode(self, job: Job, now_ns: int) -> None:
+        """Its token of this pass, and the drafted ones that are right, as far as they are wanted."""
+        if not self.drafted:
+            self._token(job, now_ns)
+            return
+        drafts = self.model.drafts
+        right = min(self.drafted, drafts[job.decoded % len(drafts)])
+        job.decoded += 1
+        with self._processor.clock.stopped():
+            self._token(job, now_ns)
+            for _ in range(right):
+                if not job.is_in(State.DECODE) or job.frozen:
+                    return
+                self._token(job, now_ns)
 
     def _token(self, job: Job, now_ns: int) -> None:
         place = job.said

@@ -87,9 +87,9 @@ class FakeOllama:
         self._listener: asyncio.Server | None = None
         self._placeholder: socket.socket | None = None
         self._scheduler = Scheduler(self)
-        clock = WallClock()
-        api = Api(self._models, self._scheduler, clock, self._answers)
-        self._routes = Routes(self, api, OpenAi(api, clock))
+        self.clock = WallClock()
+        api = Api(self._models, self._scheduler, self.clock, self._answers)
+        self._routes = Routes(self, api, OpenAi(api, self.clock))
 
     # Life.
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from json.encoder import encode_basestring
 
 _HTML = re.compile("[<>&\u2028\u2029]")
@@ -52,14 +54,24 @@ class WallClock:
 
     def __init__(self) -> None:
         self._last_ns = 0
+        self._stopped_ns: int | None = None
         self._second = -1
         self._prefix = ""
 
     def stamp(self) -> str:
         """The next time stamp."""
-        now_ns = max(time.time_ns(), self._last_ns + 1)
-        self._last_ns = now_ns
-        return self.text(now_ns)
+        now_ns = time.time_ns() if self._stopped_ns is None else self._stopped_ns
+        self._last_ns = max(now_ns, self._last_ns + 1)
+        return self.text(self._last_ns)
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """What is stamped meanwhile is of one moment, however often this process is put aside."""
+        self._stopped_ns = time.time_ns()
+        try:
+            yield
+        finally:
+            self._stopped_ns = None
 
     def text(self, wall_ns: int) -> str:
         """RFC 3339 text of nanoseconds since 1970."""
