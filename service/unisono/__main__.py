@@ -11,14 +11,14 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from pydantic import AliasChoices, ValidationError
+from pydantic import ValidationError
 
 # First: it keeps gRPC's core, which is imported with the rest, from writing to standard error.
 from unisono.edge.cli.main import build_cli  # isort: split
 
 from unisono import __version__
 from unisono.bootstrap import running, running_engine, usable_model
-from unisono.config import SettingError, Settings
+from unisono.config import SettingError, Settings, wrong_settings
 from unisono.edge.cli.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -106,22 +106,12 @@ def _settings_told() -> Generator[None]:
     try:
         yield
     except ValidationError as error:
-        for one in error.errors():
-            what = one["msg"].removeprefix("Value error, ")
-            sys.stderr.write(f"unisono: {_variable(str(one['loc'][0]))}: {what}\n")
+        for line in wrong_settings(error, os.environ):
+            sys.stderr.write(f"unisono: {line}\n")
         sys.exit(ExitCode.USAGE)
     except SettingError as error:
         sys.stderr.write(f"unisono: {error}\n")
         sys.exit(ExitCode.USAGE)
-
-
-def _variable(place: str) -> str:
-    """The variable of a field, which is called by its name; or the one that is set, of a field that has several."""
-    for field in Settings.model_fields.values():
-        names = field.validation_alias
-        if isinstance(names, AliasChoices) and place in names.choices:
-            return next((str(name) for name in names.choices if name in os.environ), place)
-    return f"UNISONO_{place.upper()}"
 
 
 def _configure_log(level: str) -> None:

@@ -35,6 +35,7 @@ from unisono.core.arbiter import ArbiterSettings
 from unisono.core.conductor import ConductorSettings
 from unisono.core.errors import UnisonoError
 from unisono.core.limits import Limits
+from unisono.core.memory import MemoryBounds
 from unisono.core.window import WindowSettings
 from unisono.edge.grpc.server import MAX_RECEIVE_BYTES, MAX_SEND_BYTES, GrpcServer
 from unisono.edge.grpc.service import BatchInferenceServicer, ServerFacts
@@ -148,7 +149,8 @@ async def running(
                 keep_alive_s=settings.keep_alive,
                 detach_grace_s=settings.detach_grace,
                 default_model=settings.default_model,
-                memory_limit_bytes=settings.memory_limit,
+                memory=MemoryBounds(factor=settings.memory_factor, limit_bytes=settings.memory_limit),
+                window=_window(settings),
             ),
         )
         servicer = BatchInferenceServicer(
@@ -313,11 +315,13 @@ def _refuse_twins(backends: Sequence[Backend]) -> None:
             raise SettingError(f"UNISONO_BACKENDS: {names[backend.url]} and {backend.name} are one: {backend.url}")
 
 
+def _window(settings: Settings) -> WindowSettings:
+    window_s = settings.batch_timeout if settings.batch_enabled else 0.0
+    return WindowSettings(window_s=window_s, size=settings.batch_size)
+
+
 def _arbiter_settings(settings: Settings) -> ArbiterSettings:
-    window = WindowSettings(
-        window_s=settings.batch_timeout if settings.batch_enabled else 0.0, size=settings.batch_size
-    )
-    conductor = ConductorSettings(stall_s=settings.stall_timeout, window=window)
+    conductor = ConductorSettings(stall_s=settings.stall_timeout, window=_window(settings))
     return ArbiterSettings(patience_s=settings.backend_patience, conductor=conductor)
 
 

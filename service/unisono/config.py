@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, TypeAdapter, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -46,10 +46,12 @@ def _milliseconds(value: Any) -> Any:
     return _duration(value)
 
 
-# Seconds, and bytes.
-Duration = Annotated[float, BeforeValidator(_duration)]
-MillisecondsOrDuration = Annotated[float, BeforeValidator(_milliseconds)]
-Size = Annotated[int, BeforeValidator(_size)]
+# Seconds, and bytes. A description is what `wrong_settings` calls a value of the kind.
+_A_DURATION = Field(description="a duration like 500ms, 30s or 1h30m")
+Duration = Annotated[float, BeforeValidator(_duration), _A_DURATION]
+MillisecondsOrDuration = Annotated[float, BeforeValidator(_milliseconds), _A_DURATION]
+_A_SIZE = Field(description="a size like 4MiB, 512kB or a number of bytes")
+Size = Annotated[int, _A_SIZE, BeforeValidator(_size)]
 Slots = Annotated[int, Field(ge=1, le=4096)]
 
 
@@ -140,7 +142,7 @@ class Settings(BaseSettings):
 
     # Where the gRPC service listens. Loopback by default: there is no authentication yet.
     listen: str = "127.0.0.1:50051"
-    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     # -- The backend: the first that is set, of these four.
     # Several, each with a name: see `parse_backends`.
@@ -170,7 +172,7 @@ class Settings(BaseSettings):
     # The most requests in flight while slots are being learned.
     max_in_flight: int = Field(default=64, ge=1, le=4096)
     # The memory that a runner may take; no larger context is asked for than fits. Unset: not known.
-    memory_limit: Size | None = Field(default=None, ge=1)
+    memory_limit: Annotated[int, Field(ge=1), _A_SIZE, BeforeValidator(_size)] | None = None
     # The share of a runner's context, of all its slots together, that items in flight may reserve.
     memory_factor: float = Field(
         default=1.0,
@@ -253,9 +255,61 @@ def configured_backends(settings: Settings, environ: Mapping[str, str]) -> tuple
 def _own_slots(environ: Mapping[str, str], variable: str) -> int | None:
     value = environ.get(variable, "").strip()
     try:
-        return _slots(value) if value else None
+        return _slots.validate_python(value) if value else None
     except ValidationError as error:
-        raise SettingError(f"{variable}: {error.errors()[0]['msg']}") from error
+        raise SettingError(_must_be(variable, value, _slots.json_schema())) from error
 
 
-_slots = TypeAdapter[int](Slots).validate_python
+_slots = TypeAdapter[int](Slots)
+
+
+# -- What is wrong ---------------------------------------------------------------------------------------------
+
+# Kinds of values, by their name in a JSON schema. Texts and lists are not among them: they may hold a password.
+_KIND_WORDS = {"integer": "a whole number", "number": "a number", "boolean": "true or false"}
+
+
+def wrong_settings(error: ValidationError, environ: Mapping[str, str]) -> list[str]:
+    """For each setting that cannot be what it is: the variable, its value, and what it must be.
+
+    Validators of our own say so in words of their own; for the rest, the words follow from the setting's schema.
+    """
+    schemas = Settings.model_json_schema(by_alias=False)["properties"]
+    lines: list[str] = []
+    for one in error.errors():
+        name, variable = _setting(str(one["loc"][0]), environ)
+        if (own := one.get("ctx", {}).get("error")) is not None:
+            lines.append(f"{variable}: {own}")
+        else:
+            lines.append(_must_be(variable, environ.get(variable, one["input"]), schemas[name]))
+    return lines
+
+
+def _setting(place: str, environ: Mapping[str, str]) -> tuple[str, str]:
+    """The field that an error speaks of, and its variable: of one that has several, the one that is set."""
+    for name, field_info in Settings.model_fields.items():
+        names = field_info.validation_alias
+        if isinstance(names, AliasChoices) and place in names.choices:
+            return name, next((str(variable) for variable in names.choices if variable in environ), place)
+    return place.lower(), f"UNISONO_{place.upper()}"
+
+
+def _must_be(variable: str, value: object, schema: Mapping[str, Any]) -> str:
+    # Where a setting may be left out, its schema is that of what else it may be.
+    schema = schema["anyOf"][0] if "anyOf" in schema else schema
+    if "enum" in schema:
+        *others, last = schema["enum"]
+        return f"{variable} is {value!r}; it must be {', '.join(others)} or {last}"
+    kind = schema.get("description") or _KIND_WORDS.get(schema["type"])
+    if kind is None:
+        return f"{variable} is not a valid {schema['type']}"
+    return f"{variable} is {value!r}; it must be {kind}{_bounds(schema)}"
+
+
+def _bounds(schema: Mapping[str, Any]) -> str:
+    above, least, most = schema.get("exclusiveMinimum"), schema.get("minimum"), schema.get("maximum")
+    if least is not None:
+        return f", {least:g} to {most:g}" if most is not None else f", {least:g} or more"
+    if above is not None:
+        return f", above {above:g}" + (f" and up to {most:g}" if most is not None else "")
+    return ""

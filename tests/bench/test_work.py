@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 from tests.bench.work import MODELS, no_engine, stand_in
 from unisono.bench.sides import GATHER, OLLAMA_PACKAGE, ONE_AT_A_TIME, SEMAPHORE, UNISONO
-from unisono.edge.cli.bench import BenchOptions, bench
+from unisono.edge.cli.bench import BenchOptions, Ticker, bench
 from unisono.edge.cli.terminal import Terminal
 
 LIMIT_S = 100
@@ -70,6 +71,82 @@ async def test_a_model_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> 
     assert not capsys.readouterr().out
 
 
+def stop_at(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    """Cancels the bench of the task that runs, as a signal does, once it says this."""
+    say = Ticker.say
+
+    def listen(ticker: Ticker, text: str) -> None:
+        say(ticker, text)
+        if words in text:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+
+    monkeypatch.setattr(Ticker, "say", listen)
+
+
+async def test_a_bench_that_is_stopped_keeps_what_it_has(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The runs that are finished stand in table, JSON and picture, and that there were to be more."""
+    stop_at(monkeypatch, "run 2 of 9: W4-2 cold")
+    plot, figures = tmp_path / "bench.svg", tmp_path / "bench.json"
+    with stand_in(pass_s=0.002, load_s=0.03) as url:
+        options = BenchOptions(
+            backend=url,
+            workloads=("W1", "W4-2"),
+            models=MODELS[:1],
+            slots=4,
+            runs=9,
+            json=str(figures),
+            plot=str(plot),
+            is_quick=True,
+        )
+        with pytest.raises(asyncio.CancelledError):
+            await bench(options, no_engine, Terminal.standard())
+    found = json.loads(figures.read_text())
+    assert {(one["workload"], one["run"]) for one in found["samples"]} == {("W1", 0), ("W4-2", 0), ("W1", 1)}
+    assert "stopped after 3 of 18 measurements" in found["notes"]
+    shown = capsys.readouterr()
+    assert "W1: as many equal items as slots" in shown.out
+    assert "note: stopped after 3 of 18 measurements" in shown.out
+    assert "unisono: stopped after 3 of 18 measurements" in shown.err
+    ET.fromstring(plot.read_text())
+
+
+async def test_a_bench_that_is_stopped_before_it_has_anything(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Is silent but for that; a file of earlier figures stays."""
+    stop_at(monkeypatch, "run 1 of 3: W1, one at a time")
+    figures = tmp_path / "bench.json"
+    figures.write_text("earlier")
+    with stand_in(pass_s=0.002) as url:
+        options = BenchOptions(
+            backend=url, workloads=("W1",), models=MODELS[:1], slots=4, json=str(figures), is_quick=True
+        )
+        with pytest.raises(asyncio.CancelledError):
+            await bench(options, no_engine, Terminal.standard())
+    shown = capsys.readouterr()
+    assert (shown.out, figures.read_text()) == ("", "earlier")
+    assert "unisono: stopped before any measurement" in shown.err
+
+
+async def test_a_models_gain_that_is_stopped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Models that were measured are told of, with as many runs as there were."""
+    stop_at(monkeypatch, f"run 1 of 2: {MODELS[1]}, 1 item")
+    with stand_in(pass_s=0.002) as url:
+        options = BenchOptions(backend=url, models=MODELS[:2], runs=2, sizes=(1, 2), num_predict=4, json="-")
+        with pytest.raises(asyncio.CancelledError):
+            await bench(options, no_engine, Terminal.standard())
+    found = json.loads(capsys.readouterr().out)
+    assert [each["model"] for each in found["models"]] == [MODELS[0]]
+    assert [step["items"] for step in found["models"][0]["steps"]] == [1, 2]
+    assert found["notes"] == ["stopped after 2 of 8 measurements"]
+
+
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at processes in /proc")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_bench_that_is_ended_leaves_nothing_behind(number: signal.Signals) -> None:
@@ -81,8 +158,9 @@ def test_a_bench_that_is_ended_leaves_nothing_behind(number: signal.Signals) -> 
         ) as process:
             children = wait_for_children(process.pid)
             process.send_signal(number)
-            process.communicate(timeout=LIMIT_S)
+            _, said = process.communicate(timeout=LIMIT_S)
         assert process.returncode == 128 + number
+        assert b"unisono: terminated" in said or b"unisono: interrupted" in said
         assert not any(Path(f"/proc/{child}").exists() for child in children)
 
 

@@ -67,3 +67,17 @@ async def test_no_more_than_memory_allows() -> None:
     async with house(settings={"memory_limit": 1}) as h:
         answer = await h.stub.PlanBatch(pb.PlanBatchRequest(config=config(), items=[asking("a", 4000)]))
         assert [warning.reason for warning in answer.warnings] == ["CONTEXT_CLAMPED"]
+
+
+async def test_a_batch_without_an_answer_has_no_figures_of_answers() -> None:
+    """Passes were counted; what items shared of them, and of the context, nobody was told."""
+    async with house(num_parallel=4, pass_s=0.005, settings={"slots": 4}) as h:
+        call = h.run_batch(chats(3, num_predict=2000))
+        batch_id = (await call.until("accepted")).batch_id
+        await h.fake.wait_for(lambda fake: fake.passes > 20)
+        _ = await h.cancel(batch_id)
+        (group,) = (await call.to_end()).report.groups
+    assert group.passes.count > 5
+    assert not group.HasField("items_per_pass")
+    assert not group.HasField("context_used")
+    assert not group.HasField("fewest_passes")

@@ -5,8 +5,11 @@ from __future__ import annotations
 import random
 from itertools import pairwise
 
+import pytest
+
 from tests.fakes.ollama import FakeModel
-from tests.integration.service import House, Seen, chat, house
+from tests.integration.service import House, Seen, chat, chats, house
+from unisono.app import resolve
 
 MODELS = [FakeModel(name=name) for name in ("ash", "birch", "cedar")]
 NAMES = [model.name for model in MODELS]
@@ -88,3 +91,40 @@ async def test_a_model_that_must_be_loaded_waits_for_those_that_run() -> None:
         ash, birch = ([one for one in h.work[before:] if one.model == f"{name}:latest"] for name in NAMES[:2])
         assert max(one.end_ns or 0 for one in ash) <= min(one.slot_ns or 0 for one in birch)
         assert h.fake.loads == 2
+
+
+async def test_names_of_one_file_share_a_runner_across_batches() -> None:
+    """What one batch calls by its first name, and another by a copy's, fills the same slots, and is loaded once."""
+    models = [FakeModel(name="base", digest="ab" * 32), FakeModel(name="copy", digest="ab" * 32)]
+    async with house(models=models, num_parallel=4, pass_s=0.002, settings={"slots": 4}) as h:
+        _ = await h.run([chat("warm", model="copy", num_predict=1)])
+        before = len(h.work)
+        calls = [h.run_batch(chats(4, num_predict=40), model=name) for name in ("base", "copy")]
+        seen = [await call.to_end() for call in calls]
+        assert {state for one in seen for state in one.states().values()} == {"COMPLETED"}
+        assert {planned.model for one in seen for planned in one.of("group_planned")} == {"copy:latest"}
+        assert h.fake.loads == 1
+        # Each batch has its share of the four slots from the first wave on; nobody waits for another's turn.
+        begun = sorted(one.slot_ns or 0 for one in h.work[before:])
+        first_end = min(one.end_ns or 0 for one in h.work[before:])
+        assert begun[3] < first_end
+        assert len({one.model for one in h.work[before:]}) == 1
+
+
+@pytest.mark.parametrize("is_pulled_anew", [False, True], ids=["removed", "other files"])
+async def test_a_first_name_that_is_gone_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, *, is_pulled_anew: bool
+) -> None:
+    """A copy goes on under its own name."""
+    monkeypatch.setattr(resolve, "MODEL_TTL_S", 0.0)
+    models = [FakeModel(name="base", digest="ab" * 32), FakeModel(name="copy", digest="ab" * 32)]
+    async with house(models=models) as h:
+        _ = await h.run([chat("a", model="base")])
+        known = h.fake._models
+        del known["base:latest"]
+        if is_pulled_anew:
+            known["base:latest"] = FakeModel(name="base", digest="cd" * 32)
+        for _ in range(2):
+            seen = await h.run([chat("b", model="copy")])
+            assert seen.states() == {"b": "COMPLETED"}
+            assert [planned.model for planned in seen.of("group_planned")] == ["copy:latest"]

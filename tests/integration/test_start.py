@@ -36,7 +36,8 @@ async def unisono(*arguments: str, **environ: str) -> tuple[int | None, str, str
         ("doctor", "UNISONO_BACKENDS", "a=http://x, a=http://y", "UNISONO_BACKENDS: two backends are called 'a'"),
         ("serve", "UNISONO_BACKENDS", "a=x, b=x", "UNISONO_BACKENDS: a and b are one"),
         ("doctor", "UNISONO_BACKENDS", "a=ftp://x", "the address of backend a: the scheme must be http or https"),
-        ("serve", "UNISONO_SLOTS", "0", "UNISONO_SLOTS: "),
+        ("serve", "UNISONO_SLOTS", "0", "UNISONO_SLOTS is '0'; it must be a whole number, 1 to 4096"),
+        ("serve", "UNISONO_MEMORY_FACTOR", "abc", "UNISONO_MEMORY_FACTOR is 'abc'; it must be a number, above 0 and"),
         ("serve", "OLLAMA_BATCH_TIMEOUT", "soon", "OLLAMA_BATCH_TIMEOUT: 'soon' is not a duration"),
     ],
 )

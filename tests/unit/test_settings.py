@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from unisono.config import SettingError, Settings, configured_backends, parse_backends
+from unisono.config import SettingError, Settings, configured_backends, parse_backends, wrong_settings
 
 
 @pytest.mark.parametrize("name", ["UNISONO_MEMORY_FACTOR", "OLLAMA_BATCH_MEMORY_FACTOR"])
@@ -41,6 +43,52 @@ def test_the_memory_limit_is_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNISONO_MEMORY_LIMIT", "0")
     with pytest.raises(ValidationError):
         Settings()
+
+
+# -- What is wrong -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("UNISONO_MEMORY_FACTOR", "abc", "is 'abc'; it must be a number, above 0 and up to 1"),
+        ("OLLAMA_BATCH_MEMORY_FACTOR", "nan", "is 'nan'; it must be a number, above 0 and up to 1"),
+        ("UNISONO_SLOTS", "5000", "is '5000'; it must be a whole number, 1 to 4096"),
+        ("OLLAMA_BATCH_SIZE", "1.5", "is '1.5'; it must be a whole number, 1 or more"),
+        ("UNISONO_EMBEDDED", "maybe", "is 'maybe'; it must be true or false"),
+        ("UNISONO_LOG_LEVEL", "loud", "is 'loud'; it must be debug, info, warning or error"),
+        ("UNISONO_STALL_TIMEOUT", "0s", "is '0s'; it must be a duration like 500ms, 30s or 1h30m, above 0"),
+        ("UNISONO_LOAD_TIMEOUT", "soon", ": 'soon' is not a duration: write it as 500ms, 30s, 10m or 1h30m"),
+        ("UNISONO_MEMORY_LIMIT", "0", "is '0'; it must be a size like 4MiB, 512kB or a number of bytes, 1 or more"),
+        ("UNISONO_MEMORY_LIMIT", "much", ": 'much' is not a size: write 4MiB, 512kB or a number of bytes"),
+        (
+            "UNISONO_MAX_JOURNAL_BYTES",
+            "1kB",
+            "is '1kB'; it must be a size like 4MiB, 512kB or a number of bytes, 1024",
+        ),
+    ],
+)
+def test_a_wrong_setting_is_told_in_our_words(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, says: str
+) -> None:
+    """The variable as it is set, its value as it stands there, and what it must be."""
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    (line,) = wrong_settings(caught.value, os.environ)
+    assert line.startswith(f"{variable}{says if says.startswith(':') else f' {says}'}")
+    assert "nput should" not in line
+
+
+def test_all_that_is_wrong_is_told() -> None:
+    """Each in a line of its own; what a program gives is called by its variable too. Lists are not repeated."""
+    with pytest.raises(ValidationError) as caught:
+        Settings(slots=0, log_level="loud", backends=[{"url": "http://user:secret@there"}])  # type: ignore[arg-type]
+    lines = wrong_settings(caught.value, {})
+    assert "UNISONO_SLOTS is 0; it must be a whole number, 1 to 4096" in lines
+    assert "UNISONO_LOG_LEVEL is 'loud'; it must be debug, info, warning or error" in lines
+    assert any(line.startswith("UNISONO_BACKENDS is not") for line in lines)
+    assert "secret" not in str(lines)
 
 
 # -- The window --------------------------------------------------------------------------------------------------

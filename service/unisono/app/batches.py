@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from unisono.app import intake
+from unisono.app.coalesce import Company
 from unisono.app.run_batch import RunningBatch
 from unisono.core.batch import BadItem, CoScheduling
 from unisono.core.errors import (
@@ -18,12 +19,13 @@ from unisono.core.errors import (
     RequestIdReusedError,
     ShuttingDownError,
     UnisonoError,
-    Violation,
 )
 from unisono.core.limits import Limits
+from unisono.core.memory import MemoryBounds
 from unisono.core.model import Slots, SlotSource, SlotState
 from unisono.core.plan import Warned, plan, warn_of_slots
-from unisono.core.required import lacks_slots
+from unisono.core.required import contradictions, lacks_room
+from unisono.core.window import WindowSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from unisono.app.ports import Clock, Journal, Listener
     from unisono.app.resolve import Resolver
     from unisono.core.batch import BatchConfig
+    from unisono.core.errors import NotEnoughSlotsError
     from unisono.core.model import Item
     from unisono.core.plan import Group, Plan
 
@@ -55,8 +58,9 @@ class BatchesSettings:
     default_model: str = ""
     # How long a batch that detaches goes on without a reader.
     detach_grace_s: float = 15 * 60.0
-    # The memory that a runner may take; None: not known.
-    memory_limit_bytes: int | None = None
+    memory: MemoryBounds = field(default_factory=MemoryBounds)
+    # How embeddings of single callers are gathered.
+    window: WindowSettings = field(default_factory=WindowSettings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +94,7 @@ class Batches:
         self._journal = journal
         self._listener = listener
         self._clock = clock
+        self._company = Company(self.settings.window)
         self._report_defect = report_defect
         self._batches: dict[str, RunningBatch] = {}
         # Ended ones, the oldest first: the bytes that each is charged for, and their sum.
@@ -111,9 +116,10 @@ class Batches:
     ) -> list[intake.Checked]:
         """The items that a request's become, and what is wrong with each.
 
-        Raises InvalidRequestError where the request cannot be run as it is: no items or too many; under STRICT also
-        anything that is wrong with one, whose path begins with `path`. Raises NotEnoughSlotsError where all must run
-        at one time and cannot, and BackendUnavailableError where nobody knows.
+        Raises InvalidRequestError where the request cannot be run as it is: no items or too many, or terms that
+        contradict each other; under STRICT also anything that is wrong with one, whose path begins with `path`.
+        Raises NotEnoughSlotsError where all must run at one time and cannot, and BackendUnavailableError where nobody
+        knows.
         """
         intake.refuse_count(len(items), self.limits)
         checked = await intake.examine(items, self._complete(config), self.limits)
@@ -121,7 +127,7 @@ class Batches:
             intake.refuse_wrong(checked, path)
         # A batch that is only joined again was checked before.
         if config.co_scheduling is CoScheduling.REQUIRED and config.request_id not in self._requests:
-            await self._require_slots(checked, config)
+            await self._require_room(checked, config)
         return checked
 
     def open(
@@ -160,6 +166,7 @@ class Batches:
             self._complete(config),
             item_count=item_count,
             drivers=self._drivers,
+            company=self._company,
             resolver=self._resolver,
             journal=self._journal,
             clock=self._clock,
@@ -169,7 +176,7 @@ class Batches:
             ),
             on_end=self._on_end,
             report_defect=self._report_defect,
-            memory_limit_bytes=self.settings.memory_limit_bytes,
+            memory_limit_bytes=self.settings.memory.limit_bytes,
         )
         self._batches[batch_id] = batch
         self._all_ended.clear()
@@ -192,7 +199,10 @@ class Batches:
         self._forget(batch.batch_id)
 
     async def plan(self, items: Sequence[Item | BadItem], config: BatchConfig) -> PlanView:
-        """What a batch of these items would do; nothing is run or loaded. Raises InvalidRequestError for no items."""
+        """What a batch of these items would do; nothing is run or loaded.
+
+        Raises InvalidRequestError for no items, and for terms that contradict each other.
+        """
         intake.refuse_count(len(items), self.limits)
         good: list[Item] = []
         refused: list[tuple[str, int, UnisonoError]] = []
@@ -202,6 +212,7 @@ class Batches:
             else:
                 # Here, an index is the place in the request.
                 good.append(replace(one.item, index=one.place))
+        _refuse_contradictions(config, len(good))
         planned = await self._plan(good, config)
         refused += [(item.item_id, item.index, error) for item, error in planned.refused]
         groups = tuple((group, self._slots(group)) for group in planned.groups)
@@ -210,8 +221,9 @@ class Batches:
             for group, state in groups
             if (warning := warn_of_slots(group, state.slots, kind=self._drivers[group.runner.backend].backend.kind))
         ]
-        if config.co_scheduling is CoScheduling.REQUIRED and (lack := lacks_slots(groups)) is not None:
-            warnings.insert(0, Warned(item_id="", field="", reason=lack.reason, message=lack.message))
+        if config.co_scheduling is CoScheduling.REQUIRED and (lack := self._lacks_room(groups)) is not None:
+            message = f"RunBatch refuses this batch: {lack.message}"
+            warnings.insert(0, Warned(item_id="", field="", reason=lack.reason, message=message))
         return PlanView(
             groups=groups,
             refused=tuple(sorted(refused, key=lambda each: each[1])),
@@ -237,29 +249,34 @@ class Batches:
             found.models,
             found.loaded,
             policy=config.context_policy,
-            memory_limit_bytes=self.settings.memory_limit_bytes,
+            memory_limit_bytes=self.settings.memory.limit_bytes,
             standing={backend: self._drivers[backend].standing for backend in found.loaded},
             slots_of=lambda runner: self._drivers[runner.backend].slots(runner).count,
         )
 
-    async def _require_slots(self, checked: Sequence[intake.Checked], config: BatchConfig) -> None:
+    async def _require_room(self, checked: Sequence[intake.Checked], config: BatchConfig) -> None:
         """Raises NotEnoughSlotsError unless all items that can run at all can do so at one time."""
         good = [one.item for one in checked if not isinstance(one.item, BadItem) and not one.wrong]
-        if config.max_concurrency is not None and config.max_concurrency < len(good):
-            what = f"is {config.max_concurrency:,}, and {len(good):,} items must run at one time (REQUIRED)"
-            raise intake.error_of([Violation(field="config.max_concurrency", description=what)])
+        _refuse_contradictions(config, len(good))
         planned = await self._plan(good, config)
         for _, error in planned.refused:
             if isinstance(error, BackendUnavailableError):
                 raise error
-        lack = lacks_slots([(group, self._slots(group)) for group in planned.groups])
+        lack = self._lacks_room([(group, self._slots(group)) for group in planned.groups])
         if lack is not None:
             raise lack
+
+    def _lacks_room(self, groups: Sequence[tuple[Group, SlotState]]) -> NotEnoughSlotsError | None:
+        return lacks_room(
+            groups,
+            self.settings.memory,
+            bytes_per_token=lambda runner: self._drivers[runner.backend].figures(runner).bytes_per_token,
+        )
 
     def _slots(self, group: Group) -> SlotState:
         state = self._drivers[group.runner.backend].slot_state(group.runner, group.model)
         if state.slots.count == 0 and group.told_slots is not None:
-            return replace(state, slots=Slots(count=group.told_slots, source=SlotSource.TOLD))
+            return replace(state, slots=Slots(count=group.told_slots, source=SlotSource.TOLD), limit=group.told_slots)
         return state
 
     def _complete(self, config: BatchConfig) -> BatchConfig:
@@ -300,3 +317,9 @@ class Batches:
         self._journal.forget(batch_id)
         if batch is not None and batch.config.request_id:
             self._requests.pop(batch.config.request_id, None)
+
+
+def _refuse_contradictions(config: BatchConfig, item_count: int) -> None:
+    """Raises InvalidRequestError where so many items must run at one time, and the batch's own terms forbid that."""
+    if config.co_scheduling is CoScheduling.REQUIRED and (wrong := contradictions(config, item_count)):
+        raise intake.error_of(wrong)

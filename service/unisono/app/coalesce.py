@@ -6,20 +6,26 @@ the answer is dealt out, and an end ends all of them, unless one text may be at 
 anew. A member that is cancelled, or whose queue_timeout is over, ends here and is told nothing more; the request is
 broken off when none is left.
 
+Single callers (`Infer`) that ask a runner for the same share a coalescer, which outlives their batches: what they
+submit is gathered first, until `core/window.py` lets it go. What concerns one of them, such as its cancel or its
+deadline, ends its own item alone.
+
 Prices of this:
 
-1. Bundles are made when items are submitted. A stream that releases few at a time sends small ones, and what waits in
-   the queue is not put together later.
+1. A batch's bundles are made when its items are submitted. A stream that releases few at a time sends small ones, and
+   what waits in the queue is not put together later.
 2. A member that ends in the queue leaves its texts in the request.
 3. To the schedule a bundle is one item: max_concurrency, the shares between batches, and `others` of a wave count it
    once. Only items_per_second does not allow it: such a batch's items go one by one.
 4. Halves go behind what waits already.
+5. A bundle of several callers goes on the first one's account, and in its trace.
 """
 
 from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from unisono.app.sink import Sink
@@ -27,10 +33,11 @@ from unisono.app.timers import Timers
 from unisono.core.bundles import MOST_TEXTS, Standing, bundled, dealt, merged
 from unisono.core.commands import End, Retry
 from unisono.core.errors import QueueTimeoutError
-from unisono.core.model import ItemState
+from unisono.core.model import EmbedRequest, ItemState
+from unisono.core.window import bundle_goes_s
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 
     from unisono.app.driver import BackendDriver
     from unisono.app.ports import Clock, LoadOutcome, ReleaseTimes
@@ -38,17 +45,27 @@ if TYPE_CHECKING:
     from unisono.core.commands import Work
     from unisono.core.errors import UnisonoError
     from unisono.core.model import Finished, Item, RunnerSpec, Spoke
+    from unisono.core.window import WindowSettings
 
 # A timer a hair too early must not spin the loop.
 _SHORTEST_S = 0.001
 
 
 class Members(Sink, Protocol):
-    """Whoever is told what happens to the members."""
+    """Whose items they are, all of one batch: told what happens to each."""
 
     def item_bundled(self, ticket: int, size: int) -> None:
         """From now on its request holds so many items, itself included."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """An item, and whom to tell of it."""
+
+    work: Work
+    item: Item
+    teller: Members
 
 
 @dataclass(slots=True, eq=False)
@@ -57,10 +74,10 @@ class _Bundle:
 
     ticket: int
     # In the order of their texts in the request, those that have ended since included.
-    works: Sequence[tuple[Work, Item]]
+    members: Sequence[_Member]
     standing: Standing
-    # Members that have not ended, in their order.
-    alive: dict[int, None] = field(default_factory=dict)
+    # For those that have not ended, in their order, whom to tell.
+    alive: dict[int, Members] = field(default_factory=dict)
     # Times that the members were released, in this bundle or earlier ones; of these, broken off for another's sake.
     releases: int = 0
     disturbed: int = 0
@@ -70,37 +87,53 @@ class _Bundle:
 
     def work(self) -> Work:
         """What the conductor is told. Limits of the members that are not all alike are kept here, not there."""
-        first, _ = self.works[0]
+        first = self.members[0].work
         return replace(
             first,
             ticket=self.ticket,
             speak_by_s=None,
-            max_attempts=self.standing.attempts_left(len(self.works)),
-            prompt_bytes=sum(work.prompt_bytes for work, _ in self.works),
+            # A single caller's batch sees to its deadline itself, and its company was waited for here.
+            end_by_s=None if first.is_single else first.end_by_s,
+            is_single=False,
+            max_attempts=self.standing.attempts_left(len(self.members)),
+            prompt_bytes=sum(member.work.prompt_bytes for member in self.members),
         )
 
 
 class Coalescer:
-    """The way of one group's items to the driver, as bundles. It is a `sink.Sink`."""
+    """The way of items to one runner, as bundles: those of one batch's group, or of single callers.
+
+    It is a `sink.Sink`.
+    """
 
     def __init__(
         self,
-        members: Members,
         *,
         driver: BackendDriver,
         runner: RunnerSpec,
         clock: Clock,
         tickets: Iterator[int],
         report_defect: Callable[[str, BaseException], None],
+        window: WindowSettings | None = None,
+        on_empty: Callable[[], object] = lambda: None,
     ) -> None:
-        """`tickets`: names at the driver that nobody else has."""
-        self._members = members
+        """`tickets`: names at the driver that nobody else has. `window`: how items are gathered; None: not at all.
+
+        `on_empty` is called whenever all items have ended.
+        """
         self._driver = driver
         self._runner = runner
         self._clock = clock
         self._tickets = tickets
         self._report_defect = report_defect
+        self._window = window
+        self._on_empty = on_empty
         self._keep_alive_s: float | None = None
+        # Those that are being gathered, by ticket; since when, and as what they were planned.
+        self._gathered: dict[int, _Member] = {}
+        self._since_s = 0.0
+        self._is_loaded = True
+        self._context_tokens = 0
         # By their own tickets; and by those of the members that have not ended.
         self._bundles: dict[int, _Bundle] = {}
         self._bundle_of: dict[int, _Bundle] = {}
@@ -112,36 +145,37 @@ class Coalescer:
 
     def submit(
         self,
+        teller: Members,
         works: Sequence[tuple[Work, Item]],
         *,
         is_loaded: bool,
         keep_alive_s: float | None,
         context_tokens: int,
     ) -> None:
-        """Items want to be run."""
+        """Items want to be run; `teller` is told of them."""
         self._keep_alive_s = keep_alive_s
         for work, _ in works:
             if work.speak_by_s is not None:
                 heapq.heappush(self._limits, (work.speak_by_s, work.ticket))
-        # A rate is asked for so that the backend is not given more at a time.
-        has_rate = any(work.terms is not None and work.terms.items_per_second is not None for work, _ in works)
-        places = bundled([item for _, item in works], most_texts=1 if has_rate else MOST_TEXTS)
-        bundles = [[works[place] for place in theirs] for theirs in places]
-        standings = [Standing(max_attempts=theirs[0][0].max_attempts) for theirs in bundles]
-        self._send(
-            [
-                _Bundle(next(self._tickets), theirs, standing)
-                for theirs, standing in zip(bundles, standings, strict=True)
-            ],
-            is_loaded=is_loaded,
-            context_tokens=context_tokens,
-        )
+        members = [_Member(work, item, teller) for work, item in works]
+        if self._window is None:
+            self._send_bundled(members, is_loaded=is_loaded, context_tokens=context_tokens)
+        else:
+            if not self._gathered:
+                self._since_s, self._is_loaded, self._context_tokens = self._clock.monotonic_s(), True, 0
+            self._gathered |= {member.work.ticket: member for member in members}
+            self._is_loaded &= is_loaded
+            self._context_tokens = max(self._context_tokens, context_tokens)
+            self._close_window(self._window)
         self._set_timer()
 
     def end(self, tickets: Iterable[int], state: ItemState, error: UnisonoError) -> list[int]:
         """These members end now; answers with what the driver must end for that: bundles of which nobody is left."""
         by_bundle: dict[_Bundle, list[int]] = {}
         for ticket in tickets:
+            gathered = self._gathered.pop(ticket, None)
+            if gathered is not None:
+                self._tell_end(gathered.teller, End(ticket=ticket, state=state, attempts=0, error=error))
             bundle = self._bundle_of.get(ticket)
             if bundle is not None:
                 by_bundle.setdefault(bundle, []).append(ticket)
@@ -163,26 +197,32 @@ class Coalescer:
         """See Sink. The request is part of the first member's trace; the others' say that they were bundled."""
         bundle = self._bundles[ticket]
         attempt = bundle.releases + 1
-        headers = [self._members.item_staging(member, attempt) for member in bundle.alive]
+        headers = [teller.item_staging(member, attempt) for member, teller in bundle.alive.items()]
         return headers[0] if headers else {}
 
     def item_staged(self, ticket: int) -> None:
         """See Sink."""
-        for member in self._bundles[ticket].alive:
-            self._members.item_staged(member)
+        for member, teller in self._bundles[ticket].alive.items():
+            teller.item_staged(member)
 
     def item_released(self, ticket: int, departure: Departure) -> None:
         """See Sink."""
         bundle = self._bundles[ticket]
         bundle.releases += 1
         bundle.is_flying = True
-        for member in bundle.alive:
-            self._members.item_released(member, departure)
+        for member, teller in bundle.alive.items():
+            teller.item_released(member, departure)
 
     def wave_released(self, tickets: Sequence[int], others: int, times: ReleaseTimes, wave_key: int) -> None:
         """See Sink."""
-        members = [member for ticket in tickets for member in self._bundles[ticket].alive]
-        self._members.wave_released(members, others, times, wave_key)
+        by_teller: dict[Members, list[int]] = {}
+        for ticket in tickets:
+            for member, teller in self._bundles[ticket].alive.items():
+                by_teller.setdefault(teller, []).append(member)
+        total = sum(map(len, by_teller.values()))
+        for teller, theirs in by_teller.items():
+            teller.wave_released(theirs, others + total - len(theirs), times, wave_key)
+        self._look()
 
     def item_spoke(self, ticket: int, piece: Spoke) -> None:
         """See Sink: an embedding says nothing before it is whole."""
@@ -190,10 +230,10 @@ class Coalescer:
     def item_finished(self, ticket: int, answer: Finished) -> None:
         """See Sink."""
         bundle = self._bundles[ticket]
-        answers = dealt(answer, [item for _, item in bundle.works])
-        for (work, _), own in zip(bundle.works, answers, strict=True):
-            if work.ticket in bundle.alive:
-                self._members.item_finished(work.ticket, own)
+        answers = dealt(answer, [member.item for member in bundle.members])
+        for member, own in zip(bundle.members, answers, strict=True):
+            if member.work.ticket in bundle.alive:
+                member.teller.item_finished(member.work.ticket, own)
 
     def item_retried(self, word: Retry) -> None:
         """See Sink."""
@@ -203,8 +243,8 @@ class Coalescer:
             bundle.disturbed += 1
         else:
             bundle.standing = replace(bundle.standing, charged=bundle.standing.charged + 1)
-        for member in bundle.alive:
-            self._members.item_retried(replace(word, ticket=member, attempt=max(1, bundle.releases)))
+        for member, teller in bundle.alive.items():
+            teller.item_retried(replace(word, ticket=member, attempt=max(1, bundle.releases)))
 
     def item_ended(self, end: End) -> None:
         """See Sink.
@@ -216,33 +256,84 @@ class Coalescer:
         bundle = self._bundles.pop(end.ticket)
         may_be_one = end.state is ItemState.FAILED and bundle.is_flying and not bundle.is_stopped
         # Also where one is left: it may have been the text of another, which has ended since.
-        if may_be_one and end.error is not None and len(bundle.works) > 1:
+        if may_be_one and end.error is not None and len(bundle.members) > 1:
             standing = bundle.standing.after(end.error)
             if standing is not None:
                 self._divide(bundle, standing, end.error)
                 return
         for member in list(bundle.alive):
             self._end(bundle, member, end.state, end.error)
+        self._look()
 
     def runner_loading(self) -> None:
         """See Sink."""
-        self._members.runner_loading()
+        for teller in self._tellers():
+            teller.runner_loading()
 
     def runner_loaded(self, started_ns: int, outcome: LoadOutcome | None, error: UnisonoError | None) -> None:
         """See Sink."""
-        self._members.runner_loaded(started_ns, outcome, error)
+        for teller in self._tellers():
+            teller.runner_loaded(started_ns, outcome, error)
 
     # -- Steps ---------------------------------------------------------------------------------------------
+
+    def _tellers(self) -> list[Members]:
+        """All whose items have not ended."""
+        found = [bundle.alive[ticket] for ticket, bundle in self._bundle_of.items()]
+        return list(dict.fromkeys((*found, *(member.teller for member in self._gathered.values()))))
+
+    def _look(self) -> None:
+        """Those who are gathered may have waited for what just happened."""
+        if self._window is not None:
+            self._close_window(self._window)
+
+    def _close_window(self, window: WindowSettings) -> None:
+        """Sends those who were gathered, if they may go; else now or later they may."""
+        self._timers.stop("window")
+        if not self._gathered:
+            return
+        # One that is to be tried again holds nobody up.
+        gone = [bundle.releases > 0 for bundle in self._bundles.values()]
+        goes_s = bundle_goes_s(
+            window,
+            texts=sum(_texts(member.item) for member in self._gathered.values()),
+            most_texts=MOST_TEXTS,
+            since_s=self._since_s,
+            has_waiting=not all(gone),
+            has_flying=any(gone),
+        )
+        if goes_s is None:
+            return
+        left_s = goes_s - self._clock.monotonic_s()
+        if left_s > 0:
+            self._timers.start("window", max(_SHORTEST_S, left_s), self._look)
+            return
+        members, self._gathered = list(self._gathered.values()), {}
+        self._send_bundled(members, is_loaded=self._is_loaded, context_tokens=self._context_tokens)
+
+    def _send_bundled(self, members: Sequence[_Member], *, is_loaded: bool, context_tokens: int) -> None:
+        # A rate is asked for so that the backend is not given more at a time.
+        has_rate = any(one.work.terms is not None and one.work.terms.items_per_second is not None for one in members)
+        places = bundled([one.item for one in members], most_texts=1 if has_rate else MOST_TEXTS)
+        bundles = [[members[place] for place in theirs] for theirs in places]
+        self._send(
+            [
+                _Bundle(next(self._tickets), theirs, Standing(max_attempts=theirs[0].work.max_attempts))
+                for theirs in bundles
+            ],
+            is_loaded=is_loaded,
+            context_tokens=context_tokens,
+        )
 
     def _send(self, bundles: Sequence[_Bundle], *, is_loaded: bool, context_tokens: int = 0) -> None:
         sent: list[tuple[Work, Item]] = []
         for bundle in bundles:
-            bundle.alive = {work.ticket: None for work, _ in bundle.works}
+            bundle.alive = {member.work.ticket: member.teller for member in bundle.members}
             self._bundles[bundle.ticket] = bundle
-            for work, _ in bundle.works:
-                self._bundle_of[work.ticket] = bundle
-                self._members.item_bundled(work.ticket, len(bundle.works))
-            sent.append((bundle.work(), merged([item for _, item in bundle.works])))
+            for member in bundle.members:
+                self._bundle_of[member.work.ticket] = bundle
+                member.teller.item_bundled(member.work.ticket, len(bundle.members))
+            sent.append((bundle.work(), merged([member.item for member in bundle.members])))
         self._driver.submit(
             self._runner,
             sent,
@@ -254,11 +345,11 @@ class Coalescer:
 
     def _divide(self, bundle: _Bundle, standing: Standing, error: UnisonoError) -> None:
         """Sends each half of it as a bundle of its own; the attempt that failed is charged to nobody."""
-        for member in bundle.alive:
-            self._members.item_retried(
-                Retry(ticket=member, attempt=bundle.releases, error=error, again_in_s=0.0, is_free=True)
+        for ticket, teller in bundle.alive.items():
+            teller.item_retried(
+                Retry(ticket=ticket, attempt=bundle.releases, error=error, again_in_s=0.0, is_free=True)
             )
-        left = [(work, item) for work, item in bundle.works if work.ticket in bundle.alive]
+        left = [member for member in bundle.members if member.work.ticket in bundle.alive]
         middle = (len(left) + 1) // 2
         halves = [
             _Bundle(next(self._tickets), half, standing, releases=bundle.releases, disturbed=bundle.disturbed + 1)
@@ -272,10 +363,8 @@ class Coalescer:
         """A member ends, if it has not yet: the end of another can have ended it."""
         if ticket not in bundle.alive:
             return
-        del bundle.alive[ticket], self._bundle_of[ticket]
-        if not self._bundle_of:
-            self._limits.clear()
-            self._timers.stop_all()
+        teller = bundle.alive.pop(ticket)
+        del self._bundle_of[ticket]
         end = End(
             ticket=ticket,
             state=state,
@@ -283,8 +372,15 @@ class Coalescer:
             error=error,
             disturbed=bundle.disturbed,
         )
+        self._tell_end(teller, end)
+
+    def _tell_end(self, teller: Members, end: End) -> None:
+        if not self._bundle_of and not self._gathered:
+            self._limits.clear()
+            self._timers.stop_all()
+            self._on_empty()
         try:
-            self._members.item_ended(end)
+            teller.item_ended(end)
         except Exception as defect:  # noqa: BLE001 - the members behind it would wait for their end for ever
             self._report_defect("the end of an item of a bundle", defect)
 
@@ -303,3 +399,25 @@ class Coalescer:
         error = QueueTimeoutError("had not been answered anything in time (queue_timeout)")
         self._driver.end(self.end(late, ItemState.EXPIRED, error), ItemState.EXPIRED, error)
         self._set_timer()
+
+
+class Company:
+    """The coalescers that single callers share."""
+
+    def __init__(self, window: WindowSettings) -> None:
+        self._window = window
+        self._coalescers: dict[Hashable, Coalescer] = {}
+
+    def of(self, alike: Hashable, make: Callable[..., Coalescer]) -> Coalescer:
+        """The one of callers that are alike in this, made if need be; each his own where nobody is gathered."""
+        if not self._window.window_s > 0:
+            return make()
+        found = self._coalescers.get(alike)
+        if found is None:
+            forget = partial(self._coalescers.pop, alike, None)
+            found = self._coalescers[alike] = make(window=self._window, on_empty=forget)
+        return found
+
+
+def _texts(item: Item) -> int:
+    return len(item.request.input) if isinstance(item.request, EmbedRequest) else 1

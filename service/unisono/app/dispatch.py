@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from unisono.app.batch_journal import BatchJournal
+    from unisono.app.coalesce import Company
     from unisono.app.driver import BackendDriver
     from unisono.app.item_run import ItemRun
     from unisono.app.ports import BatchWatch, Clock
@@ -47,6 +49,7 @@ class Dispatch:
         config: BatchConfig,
         *,
         drivers: Mapping[str, BackendDriver],
+        company: Company,
         resolver: Resolver,
         journal: BatchJournal,
         clock: Clock,
@@ -74,6 +77,7 @@ class Dispatch:
             is_together=config.co_scheduling is not CoScheduling.FASTEST,
         )
         self._drivers = drivers
+        self._company = company
         self._resolver = resolver
         self._journal = journal
         self._clock = clock
@@ -207,16 +211,25 @@ class Dispatch:
             self.groups.append(run)
             self._group_of[group.runner] = run
             if group.runner.is_embedding:
-                self._coalescers[run.number] = Coalescer(
-                    run,
-                    driver=run.driver,
-                    runner=run.runner,
-                    clock=self._clock,
-                    tickets=_tickets,
-                    report_defect=self._report_defect,
-                )
+                self._coalescers[run.number] = self._coalescer(run)
         run.item_count += len(group.items)
         return run
+
+    def _coalescer(self, run: GroupRun) -> Coalescer:
+        """The batch's own; or, of single callers who ask for nothing special, the one of all who are alike."""
+        make = partial(
+            Coalescer,
+            driver=run.driver,
+            runner=run.runner,
+            clock=self._clock,
+            tickets=_tickets,
+            report_defect=self._report_defect,
+        )
+        config, terms = self._config, self._terms
+        if not config.is_single or terms.is_together or terms.items_per_second is not None:
+            return make()
+        limits = (config.keep_alive_s, config.item_timeout_s, config.max_attempts)
+        return self._company.of((run.runner, terms.priority, terms.weight, limits), make)
 
     def _submit(self, group: GroupRun, planned: Group) -> None:
         works: list[tuple[Work, Item]] = []
@@ -248,7 +261,7 @@ class Dispatch:
             )
             works.append((work, item))
         coalescer = self._coalescers.get(group.number)
-        submit = coalescer.submit if coalescer is not None else group.submit
+        submit = partial(coalescer.submit, group) if coalescer is not None else group.submit
         submit(
             works,
             is_loaded=planned.is_loaded,

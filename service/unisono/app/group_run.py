@@ -282,6 +282,7 @@ class GroupRun:
         idle = ((reason, seconds - before.idle_s.get(reason, 0.0)) for reason, seconds in after.idle_s.items())
         # The texts of a request go through a slot one after the other, and nothing of them stays there.
         room = 0 if self.runner.is_embedding else slots.count * (self._first.context_tokens or 0)
+        most_context = self._context.most
         return GroupReport(
             group=self.planned,
             passes=self.counter.count,
@@ -303,6 +304,6 @@ class GroupRun:
                 completion_tokens=self.completion_tokens,
             ),
             families=self._families.report(after.bytes_per_token),
-            context_used=self._context.most / room if room else None,
+            context_used=most_context / room if room and most_context else None,
             runner_deaths=after.deaths - before.deaths,
         )

@@ -70,6 +70,8 @@ class Resolver:
         # None: it did not say.
         self._loaded: dict[str, _Known[tuple[LoadedRunner, ...] | None]] = {}
         self._asking: dict[tuple[str, str], asyncio.Task[_Answer]] = {}
+        # By backend and digest, the name under which these files were asked for first.
+        self._first_names: dict[tuple[str, str], str] = {}
         # Backends that did not answer the last time, or not in time.
         self._silent: set[str] = set()
 
@@ -237,4 +239,26 @@ class Resolver:
             if len(models) != 1:
                 return models
             name = models[0].name
-        return (await port.find_model(name),)
+        return (await self._as_first_named(backend, await port.find_model(name)),)
+
+    async def _as_first_named(self, backend: str, model: ModelInfo) -> ModelInfo:
+        """The model under the name by which its files were first asked for, as long as that still names them.
+
+        To the backend two names of one digest are one runner, and its slots are shared: so they must be here.
+        """
+        key = backend, model.digest
+        if len(self._first_names) >= MOST_REMEMBERED:
+            self._first_names.clear()
+        name = self._first_names.setdefault(key, model.name)
+        if name == model.name:
+            return model
+        try:
+            first = await self._drivers[backend].backend.find_model(name)
+        except ModelNotFoundError:
+            first = None
+        except UnisonoError:
+            return model
+        if first is None or first.digest != model.digest:
+            self._first_names[key] = model.name
+            return model
+        return first

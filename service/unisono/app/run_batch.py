@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from unisono.app.batch_journal import Reader
+    from unisono.app.coalesce import Company
     from unisono.app.driver import BackendDriver
     from unisono.app.intake import Checked
     from unisono.app.ports import BatchWatch, Clock, Journal
@@ -68,6 +69,7 @@ class RunningBatch:
         *,
         item_count: int,
         drivers: Mapping[str, BackendDriver],
+        company: Company,
         resolver: Resolver,
         journal: Journal,
         clock: Clock,
@@ -105,6 +107,7 @@ class RunningBatch:
         self._dispatch = Dispatch(
             config,
             drivers=drivers,
+            company=company,
             resolver=resolver,
             journal=self.journal,
             clock=clock,

@@ -103,20 +103,27 @@ class Measurement:
         self._on_progress = on_progress
         # Of each workload with prefixes, what an item computes at least where its slot holds the prefix.
         self._rests: dict[str, int | None] = {}
-        self._notes: dict[str, None] = {}
+        why_not = {workload.name: why_left_out(workload, backend) for workload in plan.workloads}
+        self._notes = dict.fromkeys(why for why in why_not.values() if why)
+        self._workloads = {each.name: each for each in plan.workloads if not why_not[each.name]}
+        self._samples: list[Sample] = []
+        # Runs of a workload, through all its sides.
+        self.finished = 0
+        self.wanted = plan.runs * len(self._workloads)
 
-    async def run(self) -> Measured:
-        """Everything, in turn."""
-        workloads = [workload for workload in self._plan.workloads if self._can_run(workload)]
-        samples: list[Sample] = []
+    async def run(self) -> None:
+        """Everything, in turn; `found` has what is finished, also where this is broken off."""
         await self._warm_up()
         async with self._counters.watching():
             for run in range(self._plan.runs):
-                for workload in workloads:
-                    samples += await self._run_workload(workload, run)
-        self._note_other_lengths(samples)
-        order = {workload.name: workload for workload in workloads}
-        return Measured(samples=samples, rows=rows_of(samples, order), notes=list(self._notes))
+                for workload in self._workloads.values():
+                    self._samples += await self._run_workload(workload, run)
+                    self.finished += 1
+
+    def found(self) -> Measured:
+        """What the finished runs say."""
+        notes = [*self._notes, *_other_lengths(self._samples)]
+        return Measured(samples=self._samples, rows=rows_of(self._samples, self._workloads), notes=notes)
 
     async def _warm_up(self) -> None:
         """A small batch through each side, that counts for nothing."""
@@ -124,16 +131,6 @@ class Measurement:
         for side in self._sides:
             self._on_progress(f"warming up: {side.name}")
             await side.run(EQUAL.phases(shape)[0], EQUAL.sending, callers=CALLERS)
-
-    def _can_run(self, workload: Workload) -> bool:
-        if workload.loads and self._backend.kind != OLLAMA:
-            self._notes[f"{workload.name} was left out: it needs a backend that loads models, an Ollama"] = None
-            return False
-        if workload.models > len(self._backend.models):
-            has = len(self._backend.models)
-            self._notes[f"{workload.name} was left out: it needs {workload.models} models, there are {has}"] = None
-            return False
-        return True
 
     async def _run_workload(self, workload: Workload, run: int) -> list[Sample]:
         samples: list[Sample] = []
@@ -230,19 +227,34 @@ class Measurement:
             figures=figures,
         )
 
-    def _note_other_lengths(self, samples: Iterable[Sample]) -> None:
-        """Says where sides did not do the same work, because answers ended before their length, or were lost."""
-        tokens: dict[tuple[str, int], dict[str, int]] = {}
-        for sample in samples:
-            name = _name(sample.workload, sample.phase)
-            if not sample.lost:
-                tokens.setdefault((name, sample.run), {})[sample.side] = sample.completion_tokens
-            if sample.lost:
-                told = f"{name}, {sample.side}: {sample.lost:,} of {sample.items:,} lost ({sample.errors[0]})"
-                self._notes[told] = None
-        for (name, _), by_side in tokens.items():
-            if max(by_side.values()) > (1 + _SAME_WORK) * min(by_side.values()):
-                self._notes[f"{name}: the sides' answers are not equally long, so times do not compare"] = None
+
+def why_left_out(workload: Workload, backend: Backend) -> str:
+    """Why a workload says nothing about a backend; "" where it does."""
+    if workload.loads and backend.kind != OLLAMA:
+        return (
+            f"{workload.name} ({workload.title}) was left out: it is about loading models, "
+            "which an Ollama does when asked, and a llama.cpp server once, at its start"
+        )
+    if workload.models > len(backend.models):
+        has = len(backend.models)
+        return f"{workload.name} ({workload.title}) was left out: it needs {workload.models} models, there are {has}"
+    return ""
+
+
+def _other_lengths(samples: Iterable[Sample]) -> list[str]:
+    """Where sides did not do the same work, because answers ended before their length, or were lost."""
+    notes: dict[str, None] = {}
+    tokens: dict[tuple[str, int], dict[str, int]] = {}
+    for sample in samples:
+        name = _name(sample.workload, sample.phase)
+        if not sample.lost:
+            tokens.setdefault((name, sample.run), {})[sample.side] = sample.completion_tokens
+        if sample.lost:
+            notes[f"{name}, {sample.side}: {sample.lost:,} of {sample.items:,} lost ({sample.errors[0]})"] = None
+    for (name, _), by_side in tokens.items():
+        if max(by_side.values()) > (1 + _SAME_WORK) * min(by_side.values()):
+            notes[f"{name}: the sides' answers are not equally long, so times do not compare"] = None
+    return list(notes)
 
 
 def least_prompt_tokens(

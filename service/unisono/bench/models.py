@@ -55,28 +55,49 @@ class _Found:
     error: str = ""
 
 
-async def measure_models(
-    stub: rpc_grpc.BatchInferenceStub,
-    models: Sequence[str],
-    *,
-    runs: int,
-    sizes: Sequence[int] = SIZES,
-    num_predict: int = 48,
-    on_progress: Callable[[str], None] = lambda _: None,
-) -> list[ModelFigures]:
-    """Each model's figures, in the order given; one that fails has its error instead."""
-    found = {model: _Found() for model in models}
-    for model, each in found.items():
-        on_progress(f"{model}: the first answer")
-        # Loads the model, and counts for nothing.
-        await _run(stub, each, items_of(model, 1, run=-1, num_predict=num_predict), counts=False)
-    for run in range(runs):
-        for model, each in found.items():
-            for size in sizes:
-                if not each.error:
-                    on_progress(f"run {run + 1} of {runs}: {model}, {size} {'items' if size > 1 else 'item'}")
-                    await _run(stub, each, items_of(model, size, run=run, num_predict=num_predict), counts=True)
-    return [_figures(model, each) for model, each in found.items()]
+class GainMeasurement:
+    """Measures models, in the order given."""
+
+    def __init__(
+        self,
+        stub: rpc_grpc.BatchInferenceStub,
+        models: Sequence[str],
+        *,
+        runs: int,
+        sizes: Sequence[int] = SIZES,
+        num_predict: int = 48,
+        on_progress: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._stub = stub
+        self._runs = runs
+        self._sizes = sizes
+        self._num_predict = num_predict
+        self._on_progress = on_progress
+        self._found = {model: _Found() for model in models}
+        # Batches that were measured, and those that were to be.
+        self.finished = 0
+        self.wanted = runs * len(sizes) * len(self._found)
+
+    async def run(self) -> None:
+        """Everything, in turn; `found` has what is finished, also where this is broken off."""
+        for model, each in self._found.items():
+            self._on_progress(f"{model}: the first answer")
+            # Loads the model, and counts for nothing.
+            items = items_of(model, 1, run=-1, num_predict=self._num_predict)
+            await _run(self._stub, each, items, counts=False)
+        for run in range(self._runs):
+            for model, each in self._found.items():
+                for size in self._sizes:
+                    if not each.error:
+                        what = f"{size} {'items' if size > 1 else 'item'}"
+                        self._on_progress(f"run {run + 1} of {self._runs}: {model}, {what}")
+                        items = items_of(model, size, run=run, num_predict=self._num_predict)
+                        await _run(self._stub, each, items, counts=True)
+                    self.finished += 1
+
+    def found(self) -> list[ModelFigures]:
+        """The figures of the models that were measured so far; one that failed has its error instead."""
+        return [_figures(model, each) for model, each in self._found.items() if each.runs or each.error]
 
 
 def items_of(model: str, size: int, *, run: int, num_predict: int) -> list[item_pb2.Item]:

@@ -81,9 +81,10 @@ async def service_process(backend: Backend) -> AsyncGenerator[ServiceProcess, No
     )
     log: deque[str] = deque(maxlen=_SHOWN_LINES)
     stderr = process.stderr
-    assert stderr is not None  # noqa: S101 - it was started with a pipe
     reader: asyncio.Task[None] | None = None
     try:
+        if stderr is None:
+            raise BenchError("the service did not start: its log cannot be read")
         try:
             async with asyncio.timeout(_START_S):
                 target = await _listening(stderr, log)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import importlib.util
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -147,9 +148,8 @@ def cut(whole: Sequence[_T], parts: int) -> list[Sequence[_T]]:
 
 
 def _ollama_client(backend: Backend) -> Any:
-    # Here, because it is a development's dependency: only this side needs it.
-    import ollama  # noqa: PLC0415
-
+    # By name, because it need not be installed, and takes its time: only this side needs it.
+    ollama = importlib.import_module("ollama")
     return ollama.AsyncClient(host=backend.url, headers=backend.headers, trust_env=False)
 
 

@@ -117,7 +117,7 @@ class Workload:
 
     def phases(self, shape: Shape) -> tuple[Phase, ...]:
         """The requests; the seed is the workload's name and the run, so that all sides have the same lengths."""
-        return self.build(shape, random.Random(f"{self.name}/{shape.run}"))  # noqa: S311 - chance is the point
+        return self.build(shape, random.Random(f"{self.name}/{shape.run}"))  # noqa: S311 - no secret: the same seed must give the same work
 
 
 def words(rng: random.Random, count: int) -> str:

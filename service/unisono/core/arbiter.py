@@ -141,6 +141,9 @@ class Arbiter:
         place = self._place(runner)
         if not place.conductor.has_work:
             place.waiting_since_s = now
+        if not is_loaded and not place.is_active:
+            # However lately it was used: another process, or another model, has taken its place.
+            place.ready_until_s = 0.0
         place.is_loaded = place.is_beside = is_loaded
         place.wants_unload = place.wants_unload or unload_after
         if not self._runner_of:
@@ -160,6 +163,8 @@ class Arbiter:
             for other in self._places.values():
                 # It may have had to make room.
                 other.is_beside = other.is_active and other.is_beside
+            # Another process: what was seen of the one before proves nothing of its slots.
+            place.conductor.capacity.forget()
         place.load_failures = 0
         place.is_loaded = place.is_beside = place.was_used = True
         if slots is not None:

@@ -6,20 +6,24 @@ each finished item tells when it held a slot, and how long it waited for one (`s
 *Lower bound.* The most items that held a slot at one time were that many slots: `at_least`.
 
 *Learned.* It is their number once items waited for a slot while that many held one, twice, and got it from one of
-ours. Until then the limit is 8 and doubles while nobody waits.
+ours. Until then the limit is 8 and doubles while nobody waits though about as many are there.
 
 *Too low.* Now and then the limit is one higher than the number: a probe. If the item too many waits, the number is
 confirmed. If it holds a slot beside the others, the number was wrong, and is withdrawn: what is known is "at least so
 many", and the limit goes to twice that, and doubles further while nobody waits. A number remembered from an earlier
-run, or from before an outage, is used and probed from the first item on.
+run of the service is used and probed from the first item on; one from before a load or an outage, 16 items later.
 
 *Too high.* A server that was started again with fewer slots looks from outside like one that others use too. So while
 items wait beside fewer than the number, first only the limit falls to what was seen (three waits in a row), and it
 rises again when items stop waiting or hold more slots. The number itself falls only where nothing speaks for others:
 each wait in a long row was beside the same number of ours, and each slot came from one of ours. Foreign requests
-break such a row when they give up a slot, or take one. The row is 16 waits in 128 items and 60 s for a number that
-was proven here; 8 waits in 32 items for one that is only remembered. Others who hold the same slots all that time are
-mistaken for fewer slots; the next probe after they have left puts it right.
+break such a row when they give up a slot, or take one. Those who hold the same slots all the time leave the very
+same times as fewer slots, whatever is tried, so how long the row must be is how long they are given the benefit of
+the doubt: 60 s and 16 waits for a number that was proven of this process. After that they are mistaken for fewer
+slots; the next probe after they have left puts it right.
+
+A runner that was loaded anew may have other slots, and nobody else's requests were there before ours: its number is
+only remembered, and falls after 8 waits in 32 items.
 
 *Trouble.* A time-out or an item that ran out of memory halves the limit; each row of `limit` items that end well
 raises it by one, until it is where it was.
@@ -46,6 +50,8 @@ SHORT_WAITS = 3
 # Items between two probes: at first, and at most.
 FIRST_PROBE = 16
 LAST_PROBE = 64
+# The limit doubles only where this share of it was at the backend together: that nobody waits tells nothing else.
+_FULL = 0.75
 # A probe is given up after so many items for each slot: there was too little to do.
 _PROBE_PATIENCE = 4
 
@@ -59,8 +65,8 @@ class _Row:
     span_s: float
 
 
-# A number that was proven here; one that is only remembered.
-PROVEN_FALLS = _Row(waits=16, items=128, span_s=60.0)
+# A number that was proven of this process; one that is only remembered.
+PROVEN_FALLS = _Row(waits=16, items=32, span_s=60.0)
 REMEMBERED_FALLS = _Row(waits=8, items=32, span_s=0.0)
 
 
@@ -94,6 +100,8 @@ class Capacity:
         self._at_least = 0
         # What is tried while the number is not known.
         self._search = min(FIRST_LIMIT, self._ceiling)
+        # Where the search begins: the most that held a slot at another time.
+        self._hint = 0
         # Items that ended without having waited, since one had to or the limit was raised.
         self._calm = 0
         self._proofs = 0
@@ -176,11 +184,12 @@ class Capacity:
         if count > 0:
             self._slots = Slots(count=min(count, self._ceiling), source=SlotSource.REMEMBERED)
             self._is_probing = True
+        self._hint = at_least
         self._search = min(self._ceiling, max(self._search, at_least))
 
     def forget(self) -> None:
-        """The server may have been restarted: what was learned holds no more, but may still be so."""
-        count = self._slots.count
+        """The runner is, or may be, another process: what was learned holds no more, but may still be so."""
+        count, hint = self._slots.count, max(self._hint, self._at_least)
         if not self._is_given:
             self._slots = Slots()
         self._history.clear()
@@ -189,7 +198,9 @@ class Capacity:
         self._next_probe = FIRST_PROBE
         self._settle_probe()
         self._trust()
-        self.seed(count)
+        self.seed(count, hint)
+        # It is as likely as ever to be right, and the first wave is not to have one item too many.
+        self._settle_probe()
 
     def missed(self) -> None:
         """An item left the backend without telling when it held a slot: failed, or cancelled."""
@@ -326,8 +337,11 @@ class Capacity:
             if self._left >= self._slots.count:
                 self._left = None
         elif not self._slots.count and self._calm >= self._search:
-            self._search = min(self._ceiling, 2 * self._search)
             self._calm = 0
+            # Prompts that wait for each other show fewer that hold a slot than do.
+            together = max(self._at_least, self._history.under_way(2 * self._search))
+            if together >= _FULL * self._search:
+                self._search = min(self._ceiling, 2 * self._search)
 
     def _probe(self) -> None:
         """Begins a probe when it is time, and gives up one that nothing answers."""

@@ -25,6 +25,16 @@ _BYTES_PER_NUMBER = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryBounds:
+    """How much memory may be used, by the settings."""
+
+    # The share of a runner's context that items in flight may reserve.
+    factor: float = 1.0
+    # What a runner may take; None: not known.
+    limit_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryEstimate:
     """What a runner takes, in bytes, without its working buffers."""
 
@@ -87,10 +97,12 @@ def tokens_limit(context_tokens: int, slots: int, factor: float) -> int:
 
 
 def reserved_tokens(prompt_tokens: int, num_predict: int | None, context_tokens: int) -> int:
-    """What one item reserves of that: its prompt and the longest answer; a whole slot where that has no bound."""
+    """The most that one item may reserve of that, as the schedule counts: its prompt and the longest answer, though a
+    slot may have fewer; a whole slot where the answer has no bound.
+    """
     if num_predict is None or num_predict < 0:
         return context_tokens
-    return min(context_tokens, prompt_tokens + num_predict)
+    return prompt_tokens + num_predict
 
 
 def kv_bytes_per_token(facts: Mapping[str, object]) -> int | None:

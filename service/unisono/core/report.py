@@ -157,8 +157,8 @@ class GroupReport:
 
     @property
     def items_per_pass(self) -> float | None:
-        """Tokens of answers ÷ passes; None where there was no pass."""
-        return self.completion_tokens / self.passes.count if self.passes.count else None
+        """Tokens of answers ÷ passes; None where there was no pass, or no answer to count."""
+        return self.completion_tokens / self.passes.count if self.passes.count and self.completion_tokens else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,11 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 # A wait shorter than this is the backend's own bookkeeping, not a queue.
 WAIT_S = 0.030
@@ -71,7 +76,10 @@ class SlotHistory:
 
     def __init__(self) -> None:
         self._held: deque[Held] = deque(maxlen=_MOST_HELD)
-        self._waits: deque[Held] = deque()
+        # For each of these, when the last of it and those before it ended: items end about in the order in which they
+        # are told of, so that whoever asks for a moment need look at the newest only.
+        self._over_s: deque[float] = deque(maxlen=_MOST_HELD)
+        self._waits: list[Held] = []
         # Before this moment, something that held a slot is not in the history.
         self._blind_until_s = -math.inf
         self._has_missed = False
@@ -84,6 +92,7 @@ class SlotHistory:
             self._blind_until_s = max(self._blind_until_s, held.end_s)
         if len(self._held) == _MOST_HELD:
             self._blind_until_s = max(self._blind_until_s, self._held[0].end_s)
+        self._over_s.append(max(held.end_s, self._over_s[-1]) if self._over_s else held.end_s)
         self._held.append(held)
         if held.has_waited and len(self._waits) < _MOST_WAITS:
             self._waits.append(held)
@@ -96,43 +105,42 @@ class SlotHistory:
     def clear(self) -> None:
         """Forgets all."""
         self._held.clear()
+        self._over_s.clear()
         self._waits.clear()
         self._blind_until_s = -math.inf
         self._has_missed = False
 
     def settle(self, settled_s: float) -> list[Wait]:
         """The waits that can be judged now, each once; those that show nothing are left out."""
-        found: list[Wait] = []
-        for held in list(self._waits):
-            if held.start_s > settled_s:
-                continue
-            self._waits.remove(held)
-            wait = self._judge(held)
-            if wait is not None:
-                found.append(wait)
-        return found
+        settled = [held for held in self._waits if held.start_s <= settled_s]
+        if not settled:
+            return []
+        self._waits = [held for held in self._waits if held.start_s > settled_s]
+        return [wait for held in settled if (wait := self._judge(held)) is not None]
 
     def overlap(self, start_s: float, end_s: float) -> int:
         """The most items that held a slot at one moment between two."""
-        edges: list[tuple[float, int]] = []
-        for held in self._held:
-            held_s = min(held.start_s + SLACK_S, (held.start_s + held.end_s) / 2)
-            if held_s < end_s and held.end_s > start_s:
-                edges += [(max(held_s, start_s), 1), (min(held.end_s, end_s), -1)]
-        # At one moment an end comes before a start: the slot went from one to the other.
-        edges.sort()
-        most = now = 0
-        for _, step in edges:
-            now += step
-            most = max(most, now)
-        return most
+        return _most_at_once(map(_in_slot, self._since(start_s)), start_s, end_s)
+
+    def under_way(self, last: int) -> int:
+        """The most of so many, the last to end, that were at the backend at one moment, with a slot or without."""
+        there = ((held.start_s - held.waited_s, held.end_s) for held in islice(reversed(self._held), last))
+        return _most_at_once(there, -math.inf, math.inf)
+
+    def _since(self, start_s: float) -> Iterator[Held]:
+        """Those that ended after a moment, the newest first."""
+        for held, over_s in zip(reversed(self._held), reversed(self._over_s), strict=True):
+            if over_s <= start_s:
+                return
+            if held.end_s > start_s:
+                yield held
 
     def _judge(self, waited: Held) -> Wait | None:
         """What a settled wait shows; None: nothing."""
         began_s, start_s = waited.start_s - waited.waited_s, waited.start_s
         if began_s < self._blind_until_s:
             return None
-        beside = [held for held in self._held if held.start_s < start_s and held.end_s > began_s]
+        beside = [held for held in self._since(began_s) if held.start_s < start_s]
         # Passes that others' prompts made longer say nothing of those in between: the quickest counts.
         pass_s = min((held.pass_s for held in beside if held.pass_s > 0), default=0.0)
         least_s = max(WAIT_S, _PASSES * pass_s)
@@ -140,11 +148,36 @@ class SlotHistory:
         if not free:
             return None
         earliest_s = start_s - WAIT_S - _PASSES * pass_s
+        spans = [_in_slot(held) for held in beside]
         return Wait(
             start_s=start_s,
-            beside=max(self.overlap(a_s, z_s) for a_s, z_s in free),
+            beside=max(_most_at_once(spans, a_s, z_s) for a_s, z_s in free),
             is_handed_over=any(earliest_s <= held.end_s <= start_s + SLACK_S for held in beside),
         )
+
+
+def _in_slot(held: Held) -> tuple[float, float]:
+    """From when to when it certainly held its slot."""
+    return min(held.start_s + SLACK_S, (held.start_s + held.end_s) / 2), held.end_s
+
+
+def _most_at_once(spans: Iterable[tuple[float, float]], start_s: float, end_s: float) -> int:
+    """The most of these spans that lie upon each other at one moment between two."""
+    starts: list[float] = []
+    ends: list[float] = []
+    for from_s, until_s in spans:
+        if from_s < end_s and until_s > start_s:
+            starts.append(max(from_s, start_s))
+            ends.append(min(until_s, end_s))
+    starts.sort()
+    ends.sort()
+    most = over = 0
+    for number, moment_s in enumerate(starts, 1):
+        # At one moment an end comes before a start: the slot went from one to the other.
+        while over < number and ends[over] <= moment_s:
+            over += 1
+        most = max(most, number - over)
+    return most
 
 
 def _without_prompts(beside: list[Held], began_s: float, start_s: float) -> list[tuple[float, float]]:

@@ -1,8 +1,11 @@
-"""Requests of single callers, gathered for a moment so that they can go as one wave.
+"""Requests of single callers, gathered for a moment so that they can go as one wave, or as one request.
 
 Theory of operation. The first who waits opens the window. It closes when as many wait as there are lanes (or as the
 settings say), or some milliseconds later; then all of them may go, together. Who finds the runner idle does not wait
 at all: that is seen to by `schedule.py`.
+
+Texts to embed are gathered before they come to the runner, since they go in one request (`bundles.py`). While such a
+request waits for its turn, the next could only wait behind it, and may as well grow.
 """
 
 from __future__ import annotations
@@ -22,6 +25,24 @@ class WindowSettings:
     window_s: float = 0.010
     # Until there are so many; None: as many as lanes.
     size: int | None = None
+
+
+def bundle_goes_s(
+    settings: WindowSettings, *, texts: int, most_texts: int, since_s: float, has_waiting: bool, has_flying: bool
+) -> float | None:
+    """From when on texts of single callers that were gathered since then may go, as one request.
+
+    `has_waiting`: an earlier request of theirs has not been released; `has_flying`: one is at the backend.
+
+    1. None: one waits, and they would have to wait for it.
+    2. At once: there is none that they could have gathered behind, or they are enough.
+    3. When the window closes.
+    """
+    if has_waiting:
+        return None
+    if not has_flying or texts >= min(settings.size or most_texts, most_texts):
+        return since_s
+    return since_s + settings.window_s
 
 
 class Window:

@@ -9,27 +9,33 @@ from contextlib import AbstractAsyncContextManager
 import pytest
 from typer.testing import CliRunner, Result
 
+from tests.fakes.ollama import FakeOllama, Fault, FaultKind
 from unisono._generated.unisono.v1 import event_pb2
 from unisono.bench.models import ModelFigures, items_of
 from unisono.core.benchmark import BatchRun, advise, steps_of
 from unisono.core.errors import LoadFailedError
+from unisono.edge.cli.bench import BenchOptions, bench
+from unisono.edge.cli.errors import StopError
 from unisono.edge.cli.gain import draw_models, models_as_json
 from unisono.edge.cli.main import build_cli
 from unisono.edge.cli.ports import StartedEngine
+from unisono.edge.cli.terminal import Terminal
+
+
+def start_nothing(
+    *, slots: int | None, on_progress: Callable[[str], None]
+) -> AbstractAsyncContextManager[StartedEngine]:
+    """No engine can be had."""
+    raise LoadFailedError("there is no engine here")
 
 
 def invoke(runner: CliRunner, *arguments: str) -> Result:
     """Runs the command where no engine can be had."""
 
-    def start_engine(
-        *, slots: int | None, on_progress: Callable[[str], None]
-    ) -> AbstractAsyncContextManager[StartedEngine]:
-        raise LoadFailedError("there is no engine here")
-
     def unused(**_: object) -> None:
         raise NotImplementedError
 
-    cli = build_cli(unused, unused, version="1.2.3", start_engine=start_engine)  # type: ignore[arg-type]
+    cli = build_cli(unused, unused, version="1.2.3", start_engine=start_nothing)  # type: ignore[arg-type]
     return runner.invoke(cli, ["bench", *arguments])
 
 
@@ -58,6 +64,25 @@ def test_what_cannot_be_measured_is_said(runner: CliRunner, arguments: list[str]
     result = invoke(runner, *arguments)
     assert result.exit_code == code, result.output
     assert says in " ".join(result.stderr.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("names", "left_out"),
+    [(("W5",), ["W5 (two values of num_ctx, 16 items)"]), (("W6", "W7"), ["W6 (a burst", "W7 (three models"])],
+)
+async def test_workloads_that_do_not_apply_are_named(names: tuple[str, ...], left_out: list[str]) -> None:
+    """A llama.cpp server loads no models: where nothing else was asked for, that is an error, and nothing is run."""
+    async with FakeOllama() as fake:
+        fake.faults.add(Fault(FaultKind.ANSWER, path="/api/version", status=404, times=None))
+        fake.faults.add(Fault(FaultKind.ANSWER, path="/props", status=200, body={"total_slots": 4}, times=None))
+        with pytest.raises(StopError) as caught:
+            await bench(BenchOptions(backend=fake.url, workloads=names), start_nothing, Terminal.standard())
+        assert not fake.requests_to("/v1/chat/completions")
+    assert caught.value.code == 2
+    assert len(caught.value.lines) == len(left_out) + 1
+    assert all(line.startswith(name) for name, line in zip(left_out, caught.value.lines, strict=False))
+    assert "is about loading models" in caught.value.lines[0]
+    assert caught.value.lines[-1] == "Nothing was measured."
 
 
 def figures(gains: Iterable[float], *, slots: int | None = 4, error: str = "") -> ModelFigures:

@@ -114,6 +114,7 @@ def test_fields_expressions_and_a_limit(runner: CliRunner, tmp_path: Path) -> No
         ([{"question": "q", "answer": "x"}], ["--expect-regex", "y"], "holds nothing that y finds"),
         ([{"question": "q", "answer": None}], [], "must be text or a number, not null"),
         ([{"question": "q", "answer": "1"}], ["--answer-regex", "("], "is no regular expression"),
+        ([{"question": "q", "answer": "1"}] * 3, ["--field", "nope"], "line 3: nope: must be text, not null"),
         ([{"question": "q", "answer": "1"}], ["--output", "SAME"], "is the file that is read"),
         ([{"question": "q", "answer": "1"}], ["--output", "/none/x"], "cannot be written"),
     ],
@@ -126,6 +127,13 @@ def test_what_cannot_be_scored_is_said(
     result, started = invoke(runner, ["eval", file, *[file if word == "SAME" else word for word in arguments]])
     assert (result.exit_code, started) == (2, [])
     assert says in " ".join(result.stderr.replace("│", " ").split())
+    assert not result.stdout
+
+
+def test_help_tells_what_is_usually_found(runner: CliRunner) -> None:
+    """In words."""
+    result, _ = invoke(runner, ["eval", "--help"])
+    assert "[default: (the last number)]" in " ".join(result.stdout.replace("│", " ").split())
 
 
 def test_a_file_that_is_not_there(runner: CliRunner) -> None:

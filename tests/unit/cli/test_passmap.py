@@ -125,6 +125,6 @@ def test_nothing_is_drawn_of_nothing() -> None:
 )
 def test_the_map_fits(turns: list[set[int]], width: int, unicode: bool) -> None:  # noqa: FBT001
     """Whatever the batch, no line of the map itself is wider than it may be, and no item is missing."""
-    drawn = draw_pass_map(passes(*(tuple(turn) for turn in turns)), {}, width, unicode, rows=None)
+    drawn = draw_pass_map(passes(*(tuple(turn) for turn in turns)), {}, width, unicode=unicode, rows=None)
     assert all(cell_len(line) <= max(width, 40) for line in drawn[1:-1])
     assert sum("│" in line or "|" in line for line in drawn[:-1]) == len(set().union(*turns))

@@ -55,6 +55,8 @@ def test_the_meter_knows_only_what_it_was_told(meter: Meter, clock: Clock) -> No
     clock.now += 2
     meter.count_result(result(event_pb2.ITEM_STATE_COMPLETED, 30))
     assert meter.sentence() == "1 of 24 done, 15 tokens/s"
+    meter.note(event("progress { completion_tokens: 0 passes: 1 }"))
+    assert meter.sentence() == "1 of 24 done, 15 tokens/s"
     meter.note(event("progress { completion_tokens: 100 passes: 16 }"))
     meter.count_result(result(event_pb2.ITEM_STATE_FAILED))
     assert meter.sentence() == "2 of 24 done, 1 failed, 50 tokens/s, 6.2 items per pass"

@@ -94,6 +94,14 @@ def test_what_is_not_known_is_not_made_up() -> None:
     assert not any("items per pass" in line for line in drawn)
 
 
+def test_a_service_that_counted_nothing_is_not_quoted() -> None:
+    """An older one says 0.0 items a pass where all answers were broken off."""
+    report = text_format.Parse(
+        "groups { passes { count: 5 method: PASS_METHOD_ARRIVAL } items_per_pass: 0 }", event_pb2.Report()
+    )
+    assert not any("items per pass" in line for line in draw_report(Tally(), report))
+
+
 def test_only_the_first_failures_are_told() -> None:
     """A file of a thousand mistakes does not fill the screen."""
     tally = Tally()

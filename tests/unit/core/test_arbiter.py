@@ -90,20 +90,36 @@ def test_who_was_just_used_needs_no_load() -> None:
     world.add(works([0]), A)
     world.run()
     world.run(for_s=4.9)
-    world.add(works([1]), A)
+    world.add(works([1]), A, is_loaded=True)
     world.run()
     assert world.loads == 1
     world.run(for_s=5.1)
-    world.add(works([2]), A)
+    world.add(works([2]), A, is_loaded=True)
     finish(world)
     assert world.loads == 2
+
+
+def test_who_was_just_used_and_is_gone_is_loaded_again() -> None:
+    """The server may have been started again meanwhile. Who is at work is there, whatever an older look said."""
+    arbiter, world = simulate(slots=2)
+    world.add(works(range(20)), A)
+    world.run(for_s=1.2)
+    assert world.loads == 1
+    world.add(works([20]), A)
+    world.run()
+    assert world.loads == 1
+    assert arbiter.capacity(A).slots.source is SlotSource.LEARNED
+    world.add(works([21]), A)
+    finish(world)
+    assert world.loads == 2
+    assert arbiter.capacity(A).slots == Slots(count=2, source=SlotSource.REMEMBERED)
 
 
 def test_who_may_have_made_room_is_loaded_again() -> None:
     """A runner that was just used is loaded again once another has been: memory may hold only one of them."""
     _, world = simulate(settings=ArbiterSettings(ready_s=1000.0))
     for n, runner in enumerate((A, B, A, A)):
-        world.add(works([n]), runner)
+        world.add(works([n]), runner, is_loaded=n > 1)
         world.run()
     finish(world)
     assert [load.runner.model for load in world.said(Load)] == ["a", "b", "a"]
@@ -117,6 +133,20 @@ def test_told_slots_are_used_from_the_first_wave_on() -> None:
     assert arbiter.capacity(A).slots == Slots(count=3, source=SlotSource.TOLD)
     assert len(world.waves[0]) == 3
     assert world.most_in_flight == 4
+
+
+def test_load_of_another_process_forgets_what_the_one_before_showed() -> None:
+    """Its number is remembered until it is confirmed; a runner that was found there is the same one."""
+    arbiter, world = simulate(slots=2)
+    world.add(works(range(20)), A)
+    finish(world)
+    learned = Slots(count=2, source=SlotSource.LEARNED)
+    assert (arbiter.capacity(A).slots, arbiter.capacity(A).at_least) == (learned, 2)
+    _ = arbiter.loaded(A, world.now, was_loaded=True)
+    assert (arbiter.capacity(A).slots, arbiter.capacity(A).at_least) == (learned, 2)
+    _ = arbiter.loaded(A, world.now)
+    assert arbiter.capacity(A).slots == Slots(count=2, source=SlotSource.REMEMBERED)
+    assert arbiter.capacity(A).at_least == 0
 
 
 def test_failed_load_is_tried_again() -> None:

@@ -165,8 +165,8 @@ def test_tokens_that_may_be_in_flight(factor: float, limit: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "num_predict", "tokens"), [(10, 20, 30), (10, 0, 10), (90, 20, 100), (10, None, 100), (10, -1, 100)]
+    ("prompt", "num_predict", "tokens"), [(10, 20, 30), (10, 0, 10), (90, 20, 110), (10, None, 100), (10, -1, 100)]
 )
 def test_tokens_that_an_item_reserves(prompt: int, num_predict: int | None, tokens: int) -> None:
-    """No more than its slot has; all of it where the answer has no end."""
+    """As the schedule counts, though its slot may have fewer; all of a slot where the answer has no end."""
     assert reserved_tokens(prompt, num_predict, 100) == tokens

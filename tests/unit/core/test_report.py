@@ -38,9 +38,13 @@ def test_longest_first_comes_close_to_the_fewest(tokens: list[int], slots: int) 
     assert fewest <= max(ends) <= 2 * fewest
 
 
-@pytest.mark.parametrize(("passes", "shared"), [(161, pytest.approx(7.95, abs=0.01)), (0, None)])
-def test_items_per_pass(passes: int, shared: float | None) -> None:
-    """Tokens ÷ passes; None where there was no pass."""
+@pytest.mark.parametrize(
+    ("passes", "tokens", "shared"),
+    [(161, 1280, pytest.approx(7.95, abs=0.01)), (0, 1280, None), (12, 0, None)],
+    ids=["counted", "no pass", "no answer"],
+)
+def test_items_per_pass(passes: int, tokens: int, shared: float | None) -> None:
+    """Tokens ÷ passes; None where there was no pass, or where all answers were broken off."""
     report = GroupReport(
         group=GroupPlanned(
             group=0, runner=RunnerSpec(backend="b", model="m", digest="d"), item_count=16, is_loaded=True
@@ -53,6 +57,6 @@ def test_items_per_pass(passes: int, shared: float | None) -> None:
         load_s=0.0,
         duration_s=7.0,
         prompt_tokens=100,
-        completion_tokens=1280,
+        completion_tokens=tokens,
     )
     assert report.items_per_pass == shared

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+from typing import Any
 
 import pytest
 
@@ -30,6 +32,52 @@ def test_overlap_is_of_one_moment() -> None:
     assert made.overlap(2.5, 4) == 0
     # An item shorter than what clocks differ by still held a slot.
     assert history(held(0, 0.004)).overlap(0, 1) == 1
+
+
+def test_overlap_is_what_a_look_at_every_moment_shows() -> None:
+    """In whatever order items are told of, and though a clock is set back."""
+    chance = random.Random(1)
+    made, items = SlotHistory(), []
+    for n in range(600):
+        start_s = chance.uniform(n, n + 20) - (300 if n > 400 else 0)
+        items.append(held(start_s, start_s + chance.choice([0.0, 0.05, 3.0, 30.0])))
+        made.add(items[-1])
+        from_s = chance.uniform(n - 320, n + 20)
+        until_s = from_s + chance.choice([0.0, 1.0, 50.0])
+        spans = [
+            (max(from_s, min(one.start_s + 0.010, (one.start_s + one.end_s) / 2)), min(until_s, one.end_s))
+            for one in items[-512:]
+            if one.end_s > from_s
+        ]
+        seen = [sum(1 for a_s, z_s in spans if a_s <= moment_s < z_s) for moment_s, _ in spans]
+        assert made.overlap(from_s, until_s) == max(seen, default=0)
+
+
+def test_who_is_under_way_need_not_hold_a_slot() -> None:
+    """It counts from when it came; only the last so many are looked at."""
+    made = history(held(0, 9), held(4, 5), held(6, 7, 5.0), held(7, 8, 2.5))
+    assert made.overlap(0, 9) == 2
+    assert (made.under_way(4), made.under_way(2), made.under_way(1)) == (4, 2, 1)
+
+
+def test_only_the_newest_are_looked_at() -> None:
+    """Of 500 items, those that ended since the moment that is asked about."""
+    looks = 0
+
+    class Watched(Held):
+        """Knows when it is looked at."""
+
+        def __getattribute__(self, name: str) -> Any:
+            nonlocal looks
+            looks += name == "start_s"
+            return super().__getattribute__(name)
+
+    made = SlotHistory()
+    for n in range(500):
+        made.add(Watched(start_s=n, end_s=n + 1.5, waited_s=0.0))
+    looks = 0
+    assert made.overlap(497.2, 500.0) == 2
+    assert looks <= 10
 
 
 def test_wait_beside_all_is_seen_with_its_hand_over() -> None:

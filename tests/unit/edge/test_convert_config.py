@@ -81,7 +81,7 @@ def test_a_config_arrives_as_it_was_sent() -> None:
         request_id="r" * 256,
         deltas=pb.DeltaConfig(flush_interval=Duration(seconds=10), flush_bytes=1),
         release=pb.ReleasePolicy(size=8, interval=Duration(nanos=100_000_000)),
-        co_scheduling=pb.CO_SCHEDULING_TOGETHER,
+        co_scheduling=pb.CO_SCHEDULING_FASTEST,
         max_concurrency=1,
         items_per_second=0.5,
         priority=pb.PRIORITY_LOW,
@@ -103,7 +103,7 @@ def test_a_config_arrives_as_it_was_sent() -> None:
         request_id="r" * 256,
         release_size=8,
         release_interval_s=0.1,
-        co_scheduling=CoScheduling.TOGETHER,
+        co_scheduling=CoScheduling.FASTEST,
         max_concurrency=1,
         items_per_second=0.5,
         priority=Priority.LOW,
@@ -209,10 +209,13 @@ def vars_of(value: BatchConfig) -> list[Any]:
             pytest.param(pb.BatchConfig(items_per_second=rate), ["config.items_per_second"], id=f"{rate} a second")
             for rate in (0.0, -1.0, math.inf, math.nan)
         ),
-        pytest.param(
-            pb.BatchConfig(items_per_second=1.0, co_scheduling=pb.CO_SCHEDULING_REQUIRED),
-            ["config.items_per_second"],
-            id="all at one time, one a second",
+        *(
+            pytest.param(
+                pb.BatchConfig(items_per_second=1.0, co_scheduling=way),
+                ["config.items_per_second"],
+                id=f"one a second, {pb.CoScheduling.Name(way)}",
+            )
+            for way in (pb.CO_SCHEDULING_REQUIRED, pb.CO_SCHEDULING_TOGETHER)
         ),
         pytest.param(
             pb.BatchConfig(shared_context=pb.SharedContext(messages=[USER, it.Message(), it.Message(role=UNKNOWN)])),

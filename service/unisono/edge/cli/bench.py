@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import signal
+import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ from rich.status import Status
 from unisono._generated.unisono.v1 import batch_inference_pb2_grpc
 from unisono.bench.backend import OLLAMA, Backend, BenchError, look, warm
 from unisono.bench.counters import Counters, find_counters
-from unisono.bench.measure import Measured, Measurement, Plan, as_json
-from unisono.bench.models import SIZES, ModelFigures, measure_models
+from unisono.bench.measure import Measured, Measurement, Plan, as_json, why_left_out
+from unisono.bench.models import SIZES, GainMeasurement, ModelFigures
 from unisono.bench.plot import draw_plot
 from unisono.bench.service import ServiceProcess, service_process
 from unisono.bench.sides import Side, direct_sides
@@ -77,6 +78,19 @@ class BenchOptions:
     is_full: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Bench:
+    """What a bench is made with."""
+
+    options: BenchOptions
+    # Those to be measured; empty: models are.
+    workloads: tuple[Workload, ...]
+    backend: Backend
+    service: ServiceProcess
+    terminal: Terminal
+    ticker: Ticker
+
+
 async def bench(options: BenchOptions, start_engine: StartEngine, terminal: Terminal) -> int:
     """Measures, and shows what was found; raises StopError where nothing can be measured."""
     if options.plot and options.models and not options.workloads:
@@ -86,14 +100,24 @@ async def bench(options: BenchOptions, start_engine: StartEngine, terminal: Term
         workloads = find(options.workloads) if options.workloads else ()
     except ValueError as error:
         raise StopError(str(error), code=ExitCode.USAGE) from None
-    with _Ticker(terminal) as ticker, _ended_by(signal.SIGTERM) as is_ended:
+    with Ticker(terminal) as ticker, _ended_by(signal.SIGTERM) as is_ended:
         try:
-            async with _backend(options, start_engine, ticker) as backend, service_process(backend) as service:
-                if options.models and not workloads:
-                    return await _bench_models(options, service, terminal, ticker)
-                return await _bench_workloads(options, workloads, backend, service, terminal, ticker)
+            async with _backend(options, start_engine, ticker) as backend:
+                measures_models = bool(options.models) and not workloads
+                wanted = () if measures_models else _applicable(workloads, backend)
+                async with service_process(backend) as service:
+                    what = _Bench(
+                        options=options,
+                        workloads=wanted,
+                        backend=backend,
+                        service=service,
+                        terminal=terminal,
+                        ticker=ticker,
+                    )
+                    return await (_bench_models(what) if measures_models else _bench_workloads(what))
         except asyncio.CancelledError:
             if is_ended():
+                terminal.say("unisono: terminated")
                 return 128 + signal.SIGTERM
             raise
         except BenchError as error:
@@ -122,9 +146,7 @@ def _ended_by(number: signal.Signals) -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.asynccontextmanager
-async def _backend(
-    options: BenchOptions, start_engine: StartEngine, ticker: _Ticker
-) -> AsyncGenerator[Backend, None]:
+async def _backend(options: BenchOptions, start_engine: StartEngine, ticker: Ticker) -> AsyncGenerator[Backend, None]:
     """The backend that was asked for, started if it is the embedded one."""
     if options.backend != EMBEDDED:
         token = os.environ.get("UNISONO_BACKEND_TOKEN", "")
@@ -141,54 +163,74 @@ async def _backend(
 # -- Workloads -------------------------------------------------------------------------------------------------
 
 
-async def _bench_workloads(  # noqa: PLR0917 - what each is, its type says
-    options: BenchOptions,
-    workloads: tuple[Workload, ...],
-    backend: Backend,
-    service: ServiceProcess,
-    terminal: Terminal,
-    ticker: _Ticker,
-) -> int:
+def _applicable(workloads: tuple[Workload, ...], backend: Backend) -> tuple[Workload, ...]:
+    """Those that are wanted, or else the usual ones; raises StopError where none of them applies to the backend."""
+    wanted = workloads or find(_USUAL_OF_OLLAMA if backend.kind == OLLAMA else _USUAL)
+    reasons = [why_left_out(workload, backend) for workload in wanted]
+    if all(reasons):
+        raise StopError(*reasons, "Nothing was measured.", code=ExitCode.USAGE)
+    return wanted
+
+
+async def _bench_workloads(what: _Bench) -> int:
+    options, backend, ticker = what.options, what.backend, what.ticker
     slots, notes = backend.slots, []
     if slots is None:
-        slots = await _learn_slots(service, backend, ticker)
+        slots = await _learn_slots(what.service, backend, ticker)
         if slots is None:
             slots = int(os.environ.get("OLLAMA_NUM_PARALLEL") or _ASSUMED_SLOTS)
             notes.append(f"how many slots it has is not known, {slots} were assumed: --slots says it")
     # A runner has counters once there is one.
     await warm(backend, backend.models[0])
     counters = await find_counters(backend, options.counters)
-    usual = _USUAL_OF_OLLAMA if backend.kind == OLLAMA else _USUAL
     plan = Plan(
-        workloads=workloads or find(usual),
+        workloads=what.workloads,
         runs=options.runs,
         slots=slots,
         is_quick=options.is_quick,
         is_full=options.is_full,
     )
     rivals, missing = direct_sides(backend, slots=slots, streams=not counters.knows_passes)
-    ours = ThroughUnisono(service.target, backend, memory=service.memory, ask_one=ONE_ITEM_RPCS[options.rpc])
+    ours = ThroughUnisono(
+        what.service.target, backend, memory=what.service.memory, ask_one=ONE_ITEM_RPCS[options.rpc]
+    )
     sides: list[Side] = [*rivals, ours]
-    measured = await Measurement(plan, backend, sides, counters, on_progress=ticker.say).run()
-    measured.notes[:0] = [*notes, *missing]
-    ticker.stop()
-    facts = _facts(options, backend, plan, counters)
-    _show(options, measured, facts, terminal)
+    measurement = Measurement(plan, backend, sides, counters, on_progress=ticker.say)
+    try:
+        await measurement.run()
+    finally:
+        ticker.stop()
+        measured = measurement.found()
+        measured.notes[:0] = [*_stopped(measurement, what.terminal), *notes, *missing]
+        if measurement.finished:
+            _show(options, measured, _facts(options, backend, plan, counters), what.terminal)
     has_lost = any(sample.lost for sample in measured.samples if sample.side == ours.name)
     return ExitCode.ITEMS_FAILED if has_lost else ExitCode.DONE
 
 
-async def _learn_slots(service: ServiceProcess, backend: Backend, ticker: _Ticker) -> int | None:
+def _stopped(measurement: Measurement | GainMeasurement, terminal: Terminal) -> list[str]:
+    """Says how much was measured, where that is not all."""
+    finished, wanted = measurement.finished, measurement.wanted
+    if finished == wanted:
+        return []
+    note = f"stopped after {finished:,} of {wanted:,} measurements" if finished else "stopped before any measurement"
+    terminal.say(f"unisono: {note}")
+    return [note]
+
+
+async def _learn_slots(service: ServiceProcess, backend: Backend, ticker: Ticker) -> int | None:
     """The slots that the service learns from a batch whose items have to wait; None where it does not."""
     ticker.say("how many slots are there?")
     async with channel_to(service.target) as channel:
         stub = batch_inference_pb2_grpc.BatchInferenceStub(channel)
         try:
-            (figures,) = await measure_models(
+            measurement = GainMeasurement(
                 stub, backend.models[:1], runs=1, sizes=(_LEARN_ITEMS,), num_predict=16, on_progress=ticker.say
             )
+            await measurement.run()
         except grpc.aio.AioRpcError as error:
             raise stop_for_call(error, service.target) from error
+    (figures,) = measurement.found()
     if figures.error:
         raise BenchError(f"{figures.model} does not answer: {figures.error}")
     return figures.slots
@@ -229,7 +271,8 @@ def _show(options: BenchOptions, measured: Measured, facts: dict[str, object], t
 def _write(path: str, text: str) -> None:
     try:
         if path == "-":
-            print(text, end="")  # noqa: T201 - standard output was asked for
+            sys.stdout.write(text)
+            sys.stdout.flush()
         else:
             Path(path).write_text(text, encoding="utf-8")
     except OSError as error:
@@ -239,33 +282,44 @@ def _write(path: str, text: str) -> None:
 # -- Models ----------------------------------------------------------------------------------------------------
 
 
-async def _bench_models(options: BenchOptions, service: ServiceProcess, terminal: Terminal, ticker: _Ticker) -> int:
-    async with channel_to(service.target) as channel:
-        stub = batch_inference_pb2_grpc.BatchInferenceStub(channel)
+async def _bench_models(what: _Bench) -> int:
+    options, ticker = what.options, what.ticker
+    async with channel_to(what.service.target) as channel:
+        measurement = GainMeasurement(
+            batch_inference_pb2_grpc.BatchInferenceStub(channel),
+            options.models,
+            runs=options.runs,
+            sizes=options.sizes,
+            num_predict=options.num_predict,
+            on_progress=ticker.say,
+        )
         try:
-            found: list[ModelFigures] = await measure_models(
-                stub,
-                options.models,
-                runs=options.runs,
-                sizes=options.sizes,
-                num_predict=options.num_predict,
-                on_progress=ticker.say,
-            )
+            await measurement.run()
         except grpc.aio.AioRpcError as error:
-            raise stop_for_call(error, service.target) from error
-    ticker.stop()
+            raise stop_for_call(error, what.service.target) from error
+        finally:
+            ticker.stop()
+            notes = _stopped(measurement, what.terminal)
+            found = measurement.found()
+            if found:
+                _show_models(options, found, notes, what.terminal)
+    return ExitCode.ITEMS_FAILED if any(each.error for each in found) else ExitCode.DONE
+
+
+def _show_models(options: BenchOptions, found: list[ModelFigures], notes: list[str], terminal: Terminal) -> None:
     if options.json:
         machine = {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "runs": options.runs}
-        _write(options.json, json.dumps({"facts": machine} | models_as_json(found), indent=1) + "\n")
+        figures = {"facts": machine} | models_as_json(found) | ({"notes": notes} if notes else {})
+        _write(options.json, json.dumps(figures, indent=1) + "\n")
     if options.json != "-":
-        paint(terminal.out, draw_models(found, is_ollama=options.backend != EMBEDDED))
-    return ExitCode.ITEMS_FAILED if any(each.error for each in found) else ExitCode.DONE
+        lines = draw_models(found, is_ollama=options.backend != EMBEDDED)
+        paint(terminal.out, [*lines, *(f"  note: {note}" for note in notes)])
 
 
 # -- Progress --------------------------------------------------------------------------------------------------
 
 
-class _Ticker:
+class Ticker:
     """Says what is being done, on standard error: a moving line on a terminal, elsewhere a line now and then."""
 
     def __init__(self, terminal: Terminal) -> None:

@@ -51,7 +51,9 @@ Examples:
     unisono bench --backend http://127.0.0.1:11434 --model llama3.2 --runs 5
 
 Exit codes: 0 measured; 1 Unisono lost items, or a model could not be
-measured; 2 wrong usage; 3 no backend or no service; 130 interrupted.
+measured; 2 wrong usage, or workloads that say nothing about this backend; 3
+no backend or no service; 130 interrupted (the runs that are finished are
+shown).
 """
 
 

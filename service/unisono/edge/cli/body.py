@@ -148,10 +148,9 @@ def _read_options(fields: Fields, *, is_embed: bool) -> item_pb2.Options:
     if not is_embed:
         for theirs, ours in _OPENAI_OPTIONS.items():
             if fields.has(theirs):
-                field = options.DESCRIPTOR.fields_by_name[ours]
-                if options.stop if ours == "stop" else options.HasField(field.name):  # type: ignore[arg-type]
+                if any(said.name == ours for said, _ in options.ListFields()):
                     raise fields.wrong(theirs, f"says again what is said elsewhere ({ours}); write one of them")
-                _take_option(fields, theirs, options, field)
+                _take_option(fields, theirs, options, options.DESCRIPTOR.fields_by_name[ours])
     extra = fields.value("extra_options")
     if extra is not None:
         if not isinstance(extra, dict):

@@ -215,8 +215,6 @@ async def evaluate(options: EvalOptions, start: StartServer, terminal: Terminal)
         collector = Collector(reader=reader, outlet=scorer, meter=meter, display=display)
         feed = LineFeed(source, reader, on_bad_line=collector.on_bad_line, on_lines=collector.on_lines)
         if not await feed.look_ahead():
-            terminal.say("")
-            paint(terminal.out, scorer.lines())
             _tell_failures(collector, terminal)
             raise StopError(f"{options.file} holds no question.", code=ExitCode.USAGE)
         async with connect(options.wish, start, display.say) as connection:
@@ -238,7 +236,7 @@ async def evaluate(options: EvalOptions, start: StartServer, terminal: Terminal)
 
 def _tell_failures(collector: Collector, terminal: Terminal) -> None:
     for failure in collector.tally.failures:
-        write(terminal.err, f"{failure.item_id}: {failure.message}", "red")
+        write(terminal.err, failure.message, "red")
 
 
 def _create(options: EvalOptions) -> BinaryIO:

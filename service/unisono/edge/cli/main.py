@@ -300,9 +300,14 @@ def build_cli(
         *,
         server: _Server = None,
         answer_regex: Annotated[
-            re.Pattern[str],
-            typer.Option(parser=_regex, metavar="REGEX", help="Finds the answer in what was said."),
-        ] = ANSWER,  # type: ignore[assignment]  # typer parses it
+            re.Pattern[str] | None,
+            typer.Option(
+                parser=_regex,
+                metavar="REGEX",
+                show_default="the last number",
+                help="Finds the answer in what was said.",
+            ),
+        ] = None,
         field: Annotated[str, typer.Option(metavar="NAME", help="The field with the question.")] = "question",
         expect: Annotated[str, typer.Option(metavar="NAME", help="The field with the right answer.")] = "answer",
         expect_regex: Annotated[
@@ -327,7 +332,7 @@ def build_cli(
         options = EvalOptions(
             file=file,
             wish=Wish(server=server, embedded=embedded, ollama_url=ollama),
-            answer_regex=answer_regex,
+            answer_regex=answer_regex or re.compile(ANSWER),
             expect_regex=expect_regex,
             field=field,
             expect=expect,

@@ -118,8 +118,7 @@ class InOrder:
         self._next = 0
         # Where each waiting result is: its origin, place in the spool, length, and the rest of `Ended`.
         self._held: dict[int, tuple[Origin, int, int, str, int]] = {}
-        # Closed by `close`, which every run comes to.
-        self._spool = tempfile.SpooledTemporaryFile(max_size=_HELD_IN_MEMORY_BYTES)  # noqa: SIM115
+        self._spool = tempfile.SpooledTemporaryFile(max_size=_HELD_IN_MEMORY_BYTES)  # noqa: SIM115 - `close` ends it
 
     def put(self, ended: Ended) -> None:
         """Writes the result, and those that waited for it; or keeps it."""

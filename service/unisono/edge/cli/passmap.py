@@ -61,15 +61,15 @@ def draw_pass_map(
     passes: Iterable[MapPass],
     names: Mapping[int, str],
     width: int,
-    unicode: bool = True,  # noqa: FBT001, FBT002  # a drawing is in Unicode or in ASCII
     *,
+    unicode: bool = True,
     headings: Mapping[int, str] | None = None,
     rows: int | None = DEFAULT_ROWS,
 ) -> list[str]:
     """The map's lines, each at most `width` cells wide (and 40 at least); none where there was no pass.
 
-    `passes` in the order of time within each group; `names` by index; `headings` by group; `rows` at most in each
-    group, None for all.
+    `passes` in the order of time within each group; `names` by index; drawn in ASCII unless in `unicode`; `headings`
+    by group; `rows` at most in each group, None for all.
     """
     groups: dict[int, list[MapPass]] = {}
     for each in passes:

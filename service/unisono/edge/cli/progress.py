@@ -79,8 +79,8 @@ class Meter:
 
     @property
     def items_per_pass(self) -> float | None:
-        """How many items shared each forward pass so far."""
-        return self._tokens_told / self._passes if self._passes else None
+        """How many items shared each forward pass so far; None while nothing was counted."""
+        return self._tokens_told / self._passes if self._passes and self._tokens_told else None
 
     def figures(self) -> str:
         """Such as "118 tokens/s, 6.2 items per pass", as far as known."""

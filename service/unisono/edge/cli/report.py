@@ -132,7 +132,7 @@ def draw_group(report: event_pb2.GroupReport) -> list[str]:
         lines.append(_line("fewest possible", f"{report.fewest_passes:,} passes, on so many slots"))
     elif report.passes.count and not report.group.slots.count:
         lines.append(_line("fewest possible", "not known until the slots are"))
-    if report.HasField("items_per_pass"):
+    if report.items_per_pass:
         lines.append(_line("items per pass", f"{report.items_per_pass:.1f}"))
     lines += [_line(label, text) for label, text in draw_schedule(report)]
     lines += _draw_waves(report)

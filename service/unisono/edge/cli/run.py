@@ -205,7 +205,7 @@ class Job:
             passes,
             self._collector.names,
             console.width,
-            can_write(console, "█▓▒░·│└─…¾½¼"),
+            unicode=can_write(console, "█▓▒░·│└─…¾½¼"),
             headings=headings(summary.report.groups) if summary else None,
             rows=self._options.map_rows,
         )

@@ -6,7 +6,7 @@ Absent fields get the defaults of `core/batch.py`. All that is wrong is listed, 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
 from unisono.core import batch, limits, model
@@ -43,6 +43,11 @@ _CO_SCHEDULINGS: Final[Mapping[int, CoScheduling]] = {
     pb.CO_SCHEDULING_FASTEST: CoScheduling.FASTEST,
     pb.CO_SCHEDULING_TOGETHER: CoScheduling.TOGETHER,
     pb.CO_SCHEDULING_REQUIRED: CoScheduling.REQUIRED,
+}
+# Those that release many items in one moment, and what each does.
+_RELEASED_AT_ONCE: Final[Mapping[int, str]] = {
+    pb.CO_SCHEDULING_TOGETHER: "TOGETHER, which fills all slots",
+    pb.CO_SCHEDULING_REQUIRED: "REQUIRED, which releases all items",
 }
 _CONTEXT_POLICIES: Final[Mapping[int, ContextPolicy]] = {
     pb.CONTEXT_POLICY_UNSPECIFIED: ContextPolicy.HARMONISE,
@@ -116,8 +121,12 @@ def _shares(message: pb.BatchConfig, found: Found) -> tuple[int | None, float | 
     # Written so that NaN, which is no number, is refused too.
     if items_per_second is not None and not 0 < items_per_second < math.inf:
         found.add("items_per_second", f"is {items_per_second:g}; it must be above 0, and finite")
-    elif items_per_second is not None and message.co_scheduling == pb.CO_SCHEDULING_REQUIRED:
-        found.add("items_per_second", "cannot be kept where all items are released at one time (REQUIRED)")
+    elif items_per_second is not None and message.co_scheduling in _RELEASED_AT_ONCE:
+        found.add(
+            "items_per_second",
+            f"cannot be kept with co_scheduling {_RELEASED_AT_ONCE[message.co_scheduling]} at one time: "
+            "leave one of the two out, or ask for co_scheduling FASTEST",
+        )
     weight = message.weight if message.HasField("weight") else _DEFAULTS.weight
     if not 1 <= weight <= MAX_WEIGHT:
         found.add("weight", f"is {weight:,}; it may be 1 to {MAX_WEIGHT}")
@@ -172,11 +181,13 @@ def _deltas(
     )
 
 
-def _span(message: pb.BatchConfig | pb.ReleasePolicy | pb.DeltaConfig, name: str, path: str, found: Found) -> Any:
-    """The seconds of a span of time (float); None where it is absent or wrong."""
-    if not message.HasField(name):  # type: ignore[arg-type]  # a field of the message, as the tests of each show
+def _span(
+    message: pb.BatchConfig | pb.ReleasePolicy | pb.DeltaConfig, name: str, path: str, found: Found
+) -> float | None:
+    """The seconds of a span of time; None where it is absent or wrong."""
+    span: Duration | None = next((value for field, value in message.ListFields() if field.name == name), None)
+    if span is None:
         return None
-    span: Duration = getattr(message, name)
     seconds = span.seconds + span.nanos / 1e9
     if not -1_000_000_000 < span.nanos < 1_000_000_000 or span.seconds * span.nanos < 0:
         found.add(path, f"is no duration: {span.seconds:,} seconds and {span.nanos:,} nanoseconds")

@@ -45,8 +45,10 @@ class _CoSchedulingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CoSchedu
     """
     CO_SCHEDULING_REQUIRED: _CoScheduling.ValueType  # 3
     """All items in one wave. FAILED_PRECONDITION (NOT_ENOUGH_SLOTS), with the
-    remedy, unless as many slots as items are configured, told or proven. For
-    RunBatch only.
+    remedy, unless as many slots as items are configured, told or proven, can be
+    used at this moment, and the service's memory settings allow that many items
+    at one time. INVALID_ARGUMENT where `max_concurrency` is less than the items.
+    For RunBatch only; PlanBatch says beforehand what it would answer.
     """
 
 class CoScheduling(_CoScheduling, metaclass=_CoSchedulingEnumTypeWrapper):
@@ -64,8 +66,10 @@ item of the wave before has ended.
 """
 CO_SCHEDULING_REQUIRED: CoScheduling.ValueType  # 3
 """All items in one wave. FAILED_PRECONDITION (NOT_ENOUGH_SLOTS), with the
-remedy, unless as many slots as items are configured, told or proven. For
-RunBatch only.
+remedy, unless as many slots as items are configured, told or proven, can be
+used at this moment, and the service's memory settings allow that many items
+at one time. INVALID_ARGUMENT where `max_concurrency` is less than the items.
+For RunBatch only; PlanBatch says beforehand what it would answer.
 """
 Global___CoScheduling: _TypeAlias = CoScheduling  # noqa: Y015
 
@@ -236,8 +240,9 @@ class BatchConfig(_message.Message):
     reproducible order. 1 or more. Absent: no limit of the batch's own.
     """
     items_per_second: _builtins.float
-    """At most so many items released in a second, evenly spread. Above 0. Absent:
-    no limit.
+    """At most so many items released in a second, evenly spread. Above 0. Not with
+    `co_scheduling` TOGETHER or REQUIRED, which release many items in one moment:
+    INVALID_ARGUMENT. Absent: no limit.
     """
     priority: Global___Priority.ValueType
     """Items of a higher priority go first whenever a slot falls free. What runs is
@@ -491,7 +496,7 @@ Global___RunBatchResponse: _TypeAlias = RunBatchResponse  # noqa: Y015
 
 @_typing.final
 class InferRequest(_message.Message):
-    """Asks for one answer."""
+    """Asks for an answer, or for the `n` answers of its item."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -521,7 +526,7 @@ Global___InferRequest: _TypeAlias = InferRequest  # noqa: Y015
 
 @_typing.final
 class InferResponse(_message.Message):
-    """An event of the batch of one item."""
+    """An event of the batch of the item."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -61,12 +61,15 @@ class BatchInferenceStub:
     """
     Infer: _aio.UnaryStreamMultiCallable[_batch_inference_pb2.InferRequest, _batch_inference_pb2.InferResponse]
     """Runs one conversation, prompt or embedding, and streams its events, as a batch
-    of one item.
+    of one item; with its `n` above 1, of n items with a result each, named as
+    `Item.n` says.
 
     Requests of several callers that come at about the same time are gathered
     and released together: once as many wait as the runner has slots, or after
     10 ms (the service's settings). A lone request on an idle runner goes at
-    once. Deltas are sent where `config.deltas` asks for them.
+    once. Embeddings that ask for the same but for their texts are gathered into
+    one request to the backend. Deltas are sent where `config.deltas` asks for
+    them.
     Codes: as RunBatch. The item's failure is a result here too.
     """
     AttachBatch: _aio.UnaryStreamMultiCallable[_batch_inference_pb2.AttachBatchRequest, _batch_inference_pb2.AttachBatchResponse]
@@ -170,12 +173,15 @@ class BatchInferenceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_batch_inference_pb2.InferRequest, _abc.AsyncIterator[_batch_inference_pb2.InferResponse]],
     ) -> _abc.AsyncIterator[_batch_inference_pb2.InferResponse]:
         """Runs one conversation, prompt or embedding, and streams its events, as a batch
-        of one item.
+        of one item; with its `n` above 1, of n items with a result each, named as
+        `Item.n` says.
 
         Requests of several callers that come at about the same time are gathered
         and released together: once as many wait as the runner has slots, or after
         10 ms (the service's settings). A lone request on an idle runner goes at
-        once. Deltas are sent where `config.deltas` asks for them.
+        once. Embeddings that ask for the same but for their texts are gathered into
+        one request to the backend. Deltas are sent where `config.deltas` asks for
+        them.
         Codes: as RunBatch. The item's failure is a result here too.
         """
 

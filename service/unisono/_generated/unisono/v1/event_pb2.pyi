@@ -634,7 +634,7 @@ class Released(_message.Message):
     item_count: _builtins.int
     """Requests of this batch in it."""
     others: _builtins.int
-    """Requests of other batches in it."""
+    """Requests of other batches in it; embeddings that share one count singly."""
     @_builtins.property
     def spread(self) -> _duration_pb2.Duration:
         """From the first to the last final byte, at this service's sockets."""
@@ -992,7 +992,9 @@ class GroupReport(_message.Message):
     tokens and all tokens ÷ slots. Absent while the slots are not known.
     """
     items_per_pass: _builtins.float
-    """Tokens of answers ÷ passes. Absent where there was no pass."""
+    """Tokens of answers ÷ passes. Absent where there was no pass, or where no item
+    was answered.
+    """
     waves: _builtins.int
     """Waves of more than one request, and releases of a single one."""
     loads: _builtins.int
@@ -1008,7 +1010,7 @@ class GroupReport(_message.Message):
     context_used: _builtins.float
     """The most tokens of context, prompts and answers together, that items in
     flight used at one time, and the runner's slots × context. Absent where the
-    context or the slots are not known.
+    context or the slots are not known, or where no item was answered.
     """
     runner_deaths: _builtins.int
     """Times that the runner ended while it answered items of this group."""
