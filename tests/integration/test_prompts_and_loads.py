@@ -13,7 +13,9 @@ from unisono.bench.workloads import Ask, Shape, find
 
 SLOTS = 8
 # A small model on a small GPU, twice as fast.
-COSTS: dict[str, Any] = {"pass_s": 0.002, "member_s": 0.0001, "prefill_token_s": 0.00005}
+# A prefix costs as much as the passes that a second slot for it could save, and half as much again: also where a busy
+# machine makes passes longer.
+COSTS: dict[str, Any] = {"pass_s": 0.002, "member_s": 0.0001, "prefill_token_s": 0.0001}
 # What a template writes around a message, in tokens.
 AROUND = 5
 

@@ -32,14 +32,22 @@ class BatchJournal:
     """Writes a batch's events, lets readers follow, and keeps to a limit in bytes."""
 
     def __init__(
-        self, journal: Journal, batch_id: str, clock: Clock, *, max_bytes: int, on_pressure: Callable[[bool], None]
+        self,
+        journal: Journal,
+        batch_id: str,
+        clock: Clock,
+        *,
+        max_bytes: int,
+        on_full: Callable[[], None],
+        on_room: Callable[[], None],
     ) -> None:
-        """`on_pressure` is told True when the work must pause, and False when it may go on."""
+        """`on_full` is told that the work must pause, and `on_room` that it may go on."""
         self._journal = journal
         self._batch_id = batch_id
         self._clock = clock
         self._max_bytes = max_bytes
-        self._on_pressure = on_pressure
+        self._on_full = on_full
+        self._on_room = on_room
         self._readers: list[Reader] = []
         self._listeners: list[Reader] = []
         self.is_full = False
@@ -104,4 +112,4 @@ class BatchJournal:
         is_full = self.size_bytes > (self._max_bytes // 2 if self.is_full else self._max_bytes)
         if is_full != self.is_full:
             self.is_full = is_full
-            self._on_pressure(is_full)
+            (self._on_full if is_full else self._on_room)()

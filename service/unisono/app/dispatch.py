@@ -120,20 +120,22 @@ class Dispatch:
         for driver, theirs in at_drivers.items():
             driver.end(theirs, state, error)
 
-    def pause(self, is_paused: bool) -> None:  # noqa: FBT001 - the journal's callback
-        """Nothing more of this batch goes, or it goes on."""
+    def pause(self) -> None:
+        """Nothing more of this batch goes."""
         for driver in {group.driver for group in self.groups}:
-            if is_paused:
-                driver.park(self._key)
-            else:
-                driver.unpark(self._key)
+            driver.park(self._key)
+
+    def resume(self) -> None:
+        """It goes on."""
+        for driver in {group.driver for group in self.groups}:
+            driver.unpark(self._key)
 
     def stop(self) -> None:
         """All items have ended: the planner may still be asking a backend that is away for their models."""
         if self._planner is not None:
             _ = self._planner.cancel()
         # Its last results may have filled the journal: drivers must not remember for ever that it was to wait.
-        self.pause(False)  # noqa: FBT003 - see there
+        self.resume()
 
     def passes(self, start: int, limit: int) -> list[tuple[int, int, ForwardPass]]:
         """Up to `limit` mapped passes from the batch's pass `start` on: (its place in the batch, group, pass)."""
@@ -237,13 +239,12 @@ class Dispatch:
         config = self._config
         # Of a few, each may begin like what a slot holds from an earlier batch: calls with one system prompt, say.
         is_small = len(planned.items) <= FEW_ITEMS
-        for item, prefix in zip(planned.items, planned.prefixes, strict=True):
+        for item, shared in zip(planned.items, planned.prefixes, strict=True):
             run = self._runs.get(item.index)
             if run is None:
                 continue
             ticket = next(_tickets)
-            if prefix is None and is_small:
-                prefix = lone_prefix(item)  # noqa: PLW2901 - what is known of it, where its family is nothing
+            prefix = lone_prefix(item) if shared is None and is_small else shared
             group.take(ticket, run, prefix)
             accepted_s = now_s - (now_ns - run.accepted_ns) / 1e9
             work = Work(

@@ -103,7 +103,9 @@ class RunningBatch:
         self._on_replaced: Callable[[], None] | None = None
         self._timers = Timers()
         max_bytes = limits.max_journal_bytes
-        self.journal = BatchJournal(journal, batch_id, clock, max_bytes=max_bytes, on_pressure=self._pause)
+        self.journal = BatchJournal(
+            journal, batch_id, clock, max_bytes=max_bytes, on_full=self._pause, on_room=self._resume
+        )
         self._dispatch = Dispatch(
             config,
             drivers=drivers,
@@ -415,9 +417,13 @@ class RunningBatch:
 
     # -- Small things --------------------------------------------------------------------------------------
 
-    def _pause(self, is_full: bool) -> None:  # noqa: FBT001 - the journal's callback
-        """The journal is full, and the work pauses; or there is room again, and it goes on."""
-        self._dispatch.pause(is_full)
+    def _pause(self) -> None:
+        """The journal is full."""
+        self._dispatch.pause()
+
+    def _resume(self) -> None:
+        """There is room in it again."""
+        self._dispatch.resume()
 
     def _tell_progress(self) -> None:
         self.journal.write(self.progress)
