@@ -85,7 +85,7 @@ class Lanes:
         if prefix is None:
             return 0
         # A lane that holds a step holds all before it.
-        held = bisect_left(prefix.digests, True, key=lambda digest: digest not in self._steps)  # noqa: FBT003
+        held = bisect_left(prefix.digests, x=True, key=lambda digest: digest not in self._steps)
         return prefix.sizes[held - 1] if held else 0
 
     def is_held(self, prefix: Prefix | None) -> bool:

@@ -76,7 +76,7 @@ def families(items: Sequence[Item]) -> list[Prefix | None]:
     found: list[Prefix | None] = []
     for digests, sizes in chains:
         # The first that belongs to this item alone.
-        shared = bisect_left(digests, True, key=lambda digest: shared_by[digest] < 2)  # noqa: FBT003
+        shared = bisect_left(digests, x=True, key=lambda digest: shared_by[digest] < 2)
         if shared == 0:
             found.append(None)
             continue
@@ -128,7 +128,7 @@ def common_bytes(one: Prefix | None, other: Prefix | None) -> int:
         return 0
     steps = min(len(one.digests), len(other.digests))
     # A digest covers all before it: once they differ, they differ for good.
-    alike = bisect_left(range(steps), True, key=lambda at: one.digests[at] != other.digests[at])  # noqa: FBT003
+    alike = bisect_left(range(steps), x=True, key=lambda at: one.digests[at] != other.digests[at])
     return one.sizes[alike - 1] if alike else 0
 
 
