@@ -127,9 +127,11 @@ def plan(
     refused: list[tuple[Item, UnisonoError]] = []
     for item in items:
         model = models[item.model]
-        error = model if isinstance(model, UnisonoError) else lacks_capability(item, model)
-        if error is not None or isinstance(model, UnisonoError):
-            refused.append((item, error or model))  # type: ignore[arg-type]  # the first is set unless the second is
+        if isinstance(model, UnisonoError):
+            refused.append((item, model))
+            continue
+        if (error := lacks_capability(item, model)) is not None:
+            refused.append((item, error))
             continue
         name = first_name.setdefault((model.backend, model.digest), model.name)
         runner = harmonise.kin_of(runner_for(item, model, name))

@@ -1,4 +1,4 @@
-"""Page tokens: a place in a list, as an opaque text that is refused when it was made up."""
+"""Pages of a list: tokens, which are places as opaque texts that are refused when they were made up; and sizes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import binascii
 from unisono.core.errors import InvalidRequestError, Violation
 
 _PREFIX = b"u1:"
+# What a page may hold so that its message stays below 4 MiB: bytes of ids beside all warnings and refusals, and
+# participations, of three bytes each.
+_PAGE_ID_BYTES = 1024 * 1024
 
 
 def token(place: int) -> str:
@@ -36,3 +39,13 @@ def size(asked: int, *, default: int, most: int) -> int:
         what = f"is {asked:,}; at most {most:,} are given"
         raise InvalidRequestError(f"page_size: {what}", violations=[Violation(field="page_size", description=what)])
     return asked or default
+
+
+def end(ids: list[str], start: int, size: int) -> int:
+    """Where the page of ids ends that begins at a place: by their number, or by their bytes."""
+    room = _PAGE_ID_BYTES
+    for at, item_id in enumerate(ids[start : start + size], start):
+        room -= len(item_id.encode()) + 4
+        if room < 0 and at > start:
+            return at
+    return start + size

@@ -67,9 +67,6 @@ _STATUS_TIMEOUT_S = 2.0
 _PLAN_PAGE, _MAX_PLAN_PAGE = 10_000, 50_000
 _PASSES_PAGE, _MAX_PASSES_PAGE = 1_000, 10_000
 _MAX_LISTED = 1_000
-# What a page may hold so that its message stays below 4 MiB: bytes of ids beside all warnings and refusals, and
-# participations, of three bytes each.
-_PAGE_ID_BYTES = 1024 * 1024
 _PAGE_MEMBERS = 1_000_000
 
 
@@ -231,7 +228,7 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
                 for place, _ in order
             ]
             reasons = [reason for order in orders for _, reason in order]
-            end = _page_end(ids, start, size)
+            end = pages.end(ids, start, size)
             before = 0
             for number, (group, state) in enumerate(plan.groups):
                 # This page's share of the ids, which are numbered through all groups.
@@ -437,16 +434,6 @@ def _refuse_required(config: BatchConfig, path: str) -> None:
     """Refuses a batch that must run whole on a call which does not give it whole, or has one item anyway."""
     if config.co_scheduling is CoScheduling.REQUIRED:
         raise _wrong(f"{path}.co_scheduling", "is REQUIRED, which is for RunBatch only; ask for TOGETHER here")
-
-
-def _page_end(ids: list[str], start: int, size: int) -> int:
-    """Where the page of ids ends that begins at a place: by their number, or by their bytes."""
-    room = _PAGE_ID_BYTES
-    for place, item_id in enumerate(ids[start : start + size], start):
-        room -= len(item_id.encode()) + 4
-        if room < 0 and place > start:
-            return place
-    return start + size
 
 
 def _carrier(context: _Context) -> dict[str, str]:
