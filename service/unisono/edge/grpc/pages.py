@@ -8,8 +8,7 @@ import binascii
 from unisono.core.errors import InvalidRequestError, Violation
 
 _PREFIX = b"u1:"
-# What a page may hold so that its message stays below 4 MiB: bytes of ids beside all warnings and refusals, and
-# participations, of three bytes each.
+# Bytes of ids that a page may hold so that its message stays below 4 MiB, beside all warnings and refusals.
 _PAGE_ID_BYTES = 1024 * 1024
 
 

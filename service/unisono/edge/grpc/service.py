@@ -67,6 +67,7 @@ _STATUS_TIMEOUT_S = 2.0
 _PLAN_PAGE, _MAX_PLAN_PAGE = 10_000, 50_000
 _PASSES_PAGE, _MAX_PASSES_PAGE = 1_000, 10_000
 _MAX_LISTED = 1_000
+# Participations of a page, of three bytes each, so that its message stays below 4 MiB.
 _PAGE_MEMBERS = 1_000_000
 
 
