@@ -20,6 +20,7 @@ from unisono.app.contexts import Contexts
 from unisono.app.errands import Errands, defect_error
 from unisono.app.sink import Departure
 from unisono.app.slot_keeper import SlotKeeper, held_of
+from unisono.app.timers import Alarm
 from unisono.core.arbiter import Arbiter, ArbiterSettings, Load, Probe, Unload
 from unisono.core.commands import Abort, End, Release, Retry, Stage
 from unisono.core.errors import ConnectionLostError, UnisonoError
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from unisono.core.model import Item, ModelInfo, RunnerSpec
     from unisono.core.report import RunnerFigures
 
-# Ticks are never closer together than this, so that an alarm a hair in the past cannot spin the loop.
-_SHORTEST_TICK_S = 0.001
 _DEFAULT_KEEP_ALIVE_S = 300.0
 # Names releases, of all backends; never used twice within a process.
 _releases = count(1)
@@ -108,7 +107,7 @@ class BackendDriver:
         self._contexts = Contexts(memory_factor)
         self._to_do: deque[Command] = deque()
         self._is_busy = False
-        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(clock, self._tick)
         self._group: asyncio.TaskGroup | None = None
         # Loads, unloads and probes under way.
         self._under_way: set[asyncio.Task[None]] = set()
@@ -127,8 +126,7 @@ class BackendDriver:
                     _ = task.cancel()
         finally:
             self._group = None
-            if self._alarm is not None:
-                self._alarm.cancel()
+            self._alarm.stop()
 
     def stop(self) -> None:
         """Ends `run`. Items that have not ended are told nothing any more."""
@@ -435,15 +433,8 @@ class BackendDriver:
     # -- Time ----------------------------------------------------------------------------------------------
 
     def _set_alarm(self) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
-        moment = self._arbiter.next_alarm()
-        if moment is None or self._group is None:
-            return
-        delay_s = max(_SHORTEST_TICK_S, moment - self._clock.monotonic_s())
-        self._alarm = asyncio.get_running_loop().call_later(delay_s, self._tick)
+        if self._group is not None:
+            self._alarm.set(self._arbiter.next_alarm())
 
     def _tick(self) -> None:
-        self._alarm = None
         self._carry_out(self._arbiter.tick(self._clock.monotonic_s()))

@@ -70,8 +70,9 @@ class Patience:
         if self._roster.flying:
             moments.append(self._heard_at_s + self._stall_s)
         if self._roster.staged:
-            oldest = min(entry.staged_at_s for entry in self._roster.staged.values())
-            moments.append(oldest + self._hold_limit_s)
+            # They stand in the order in which they were staged.
+            oldest = next(iter(self._roster.staged.values()))
+            moments.append(oldest.staged_at_s + self._hold_limit_s)
         return min(moments, default=None)
 
     def _look_at(self, entry: Entry, now: float) -> list[Command]:

@@ -145,34 +145,29 @@ class FakeSocket:
         raise OSError("not connected")
 
 
-def stream(*, corked: bool) -> tuple[HeldStream, FakeTransport]:
+def stream() -> tuple[HeldStream, FakeTransport]:
     """A stream over a transport that remembers."""
-    held, transport = HeldStream(corked=corked), FakeTransport()
+    held, transport = HeldStream(), FakeTransport()
     held.attach(transport, transport, FakeSocket())  # type: ignore[arg-type]
     return held, transport
 
 
-async def test_the_last_byte_is_sent_once() -> None:
-    """Writes are collected, then go out in one piece; the byte that was sent by itself is swallowed, and only it."""
-    held, transport = stream(corked=True)
-    await held.write(b"head")
-    await held.write(b"")
-    await held.write(b"body")
-    assert transport.written == []
-    await held.flush(1.0)
+async def test_what_is_written_goes_out_at_once() -> None:
+    """Each piece as it comes, but for one that is empty."""
+    held, transport = stream()
+    await held.send_first(b"headbody", 1.0)
     assert transport.written == [b"headbody"]
     held.send_last(b"}")
     assert transport.written == [b"headbody", b"}"]
-    await held.write(b"}")
-    assert transport.written == [b"headbody", b"}"]
-    await held.write(b"}")
-    assert transport.written == [b"headbody", b"}", b"}"]
+    await held.write(b"")
+    await held.write(b"more")
+    assert transport.written == [b"headbody", b"}", b"more"]
 
 
 async def test_reading_pauses_above_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader that is slow makes the other side wait instead of filling the memory; nothing is lost by it."""
     monkeypatch.setattr("unisono.adapters.held.stream.READ_LIMIT", 100)
-    held, transport = stream(corked=False)
+    held, transport = stream()
     held.data_received(b"a" * 80)
     assert transport.changes == []
     held.data_received(b"b" * 80)
@@ -188,7 +183,7 @@ async def test_reading_pauses_above_a_limit(monkeypatch: pytest.MonkeyPatch) -> 
 
 async def test_what_arrived_is_read_before_an_error() -> None:
     """A reset does not take away what had come; writing after it is an error, sending the last byte is none."""
-    held, transport = stream(corked=False)
+    held, transport = stream()
     held.data_received(b"abc")
     held.connection_lost(ConnectionResetError("reset by peer"))
     held.connection_lost(None)

@@ -3,8 +3,8 @@
 Theory of operation: an inference server starts to work when a request's body is whole. So each request gets an
 HTTP/1.1 connection of its own (`connect.py`), on which everything but the final `}` of its JSON body is sent
 (`exchange.py`); when all requests of a wave are that far, one loop without any waiting writes the missing bytes,
-straight into the sockets (`exchange.release`). httpcore does the HTTP, over a stream of ours (`stream.py`) that
-keeps back, passes by and swallows bytes so that httpcore's own account of what was sent stays right.
+straight into the sockets (`exchange.release`). h11 writes the request and reads the answer; the bytes go over a
+stream of ours (`stream.py`). httpcore does the HTTP of plain requests, over the same stream.
 
 The last byte must be the `}`: a JSON decoder that stops at the end of the value would start early if it were a
 blank or a newline. Source: Ollama 0.32 decodes with Go's encoding/json.
@@ -13,7 +13,7 @@ blank or a newline. Source: Ollama 0.32 decodes with Go's encoding/json.
 from unisono.adapters.held.call import ExchangeCall
 from unisono.adapters.held.endpoint import Endpoint, parse_endpoint
 from unisono.adapters.held.errors import translated
-from unisono.adapters.held.exchange import HeldExchange, release
+from unisono.adapters.held.exchange import Head, HeldExchange, release
 from unisono.adapters.held.lines import LineSplitter, TooLongError
 from unisono.adapters.held.plain import read_all
 from unisono.adapters.held.transport import HeldTransport
@@ -21,6 +21,7 @@ from unisono.adapters.held.transport import HeldTransport
 __all__ = [
     "Endpoint",
     "ExchangeCall",
+    "Head",
     "HeldExchange",
     "HeldTransport",
     "LineSplitter",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import os
 import socket
@@ -34,6 +35,39 @@ def _reason(error: OSError) -> str:
     return os.strerror(error.errno)
 
 
+def _numeric(endpoint: Endpoint) -> _Address | None:
+    """The socket address of an endpoint that is an IP address; None for a name."""
+    host, port = endpoint.host, endpoint.port
+    try:
+        version = ipaddress.ip_address(host.partition("%")[0]).version
+    except ValueError:
+        return None
+    if version == 4:
+        return socket.AF_INET, (host, port)
+    # What stands behind the % is looked up.
+    return (socket.AF_INET6, (host, port, 0, 0)) if "%" not in host else None
+
+
+async def _reach(sock: socket.socket, where: Any) -> None:
+    """Connects. A machine that is near has accepted by the second look, which saves a round of the loop."""
+    if not sock.connect_ex(where) or _has_peer(sock):
+        return
+    try:
+        await asyncio.get_running_loop().sock_connect(sock, where)
+    except OSError as error:
+        # It has accepted since; on Linux, that is no error.
+        if error.errno != errno.EISCONN:
+            raise
+
+
+def _has_peer(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
+
+
 class Connector:
     """Opens connections to one endpoint."""
 
@@ -43,14 +77,16 @@ class Connector:
         self._ssl_context = ssl_context
         if endpoint.is_tls and ssl_context is None:
             self._ssl_context = ssl.create_default_context()
+        # An endpoint that is an address needs no look-up.
+        self._fixed = _numeric(endpoint)
         self._addresses: list[_Address] = []
         self._resolved_at = 0.0
         self._resolving = asyncio.Lock()
 
-    async def open(self, *, corked: bool) -> HeldStream:
+    async def open(self) -> HeldStream:
         """Opens a connection. Raises ConnectTimeout and ConnectError, with the address in the message."""
         where = self._endpoint.url
-        stream = HeldStream(corked=corked)
+        stream = HeldStream()
         try:
             async with asyncio.timeout(self._timeout_s):
                 sock = await self._connect()
@@ -107,7 +143,7 @@ class Connector:
                 for name, value in _KEEPALIVE:
                     if hasattr(socket, name):
                         sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-            await asyncio.get_running_loop().sock_connect(sock, where)
+            await _reach(sock, where)
         except BaseException:
             sock.close()
             raise
@@ -115,16 +151,9 @@ class Connector:
 
     async def _resolve(self) -> tuple[_Address, ...]:
         """The endpoint's addresses; a burst of connections asks the name service once."""
+        if self._fixed is not None:
+            return (self._fixed,)
         host, port = self._endpoint.host, self._endpoint.port
-        try:
-            version = ipaddress.ip_address(host.partition("%")[0]).version
-        except ValueError:
-            pass
-        else:
-            if version == 4:
-                return ((socket.AF_INET, (host, port)),)
-            if "%" not in host:
-                return ((socket.AF_INET6, (host, port, 0, 0)),)
         async with self._resolving:
             if not self._addresses or time.monotonic() - self._resolved_at > NAME_KEPT_S:
                 found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import time
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
+import h11
 import httpcore
 
 from unisono.adapters.held.errors import translated
@@ -18,34 +19,24 @@ if TYPE_CHECKING:
 
     from unisono.adapters.held.stream import HeldStream
 
+# An answer's head is no longer than this.
+_LONGEST_HEAD: Final = 100 << 10
+_READ_BYTES: Final = 64 << 10
 
+
+@dataclass(frozen=True, slots=True)
 class HeldBody:
-    """A request's body as httpcore wants it: all but the last byte; then, after the release, that byte.
+    """What is kept back of a body: its last byte."""
 
-    Not an async generator: such a one needs a task of its own to be closed when it is dropped half way.
-    """
+    last: bytes
 
-    def __init__(self, body: bytes) -> None:
-        loop = asyncio.get_running_loop()
-        # The byte that is kept back.
-        self.last = body[-1:]
-        self._parts = [self.last, body[:-1]]
-        # Done when httpcore has passed on everything but the last byte.
-        self.is_collected: asyncio.Future[None] = loop.create_future()
-        # Done when the last byte may be counted as sent.
-        self.is_released: asyncio.Future[None] = loop.create_future()
 
-    def __aiter__(self) -> HeldBody:
-        return self
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The head of an answer."""
 
-    async def __anext__(self) -> bytes:
-        if not self._parts:
-            raise StopAsyncIteration
-        if len(self._parts) == 1:
-            if not self.is_collected.done():
-                self.is_collected.set_result(None)
-            await self.is_released
-        return self._parts.pop()
+    status: int
+    headers: Sequence[tuple[bytes, bytes]]
 
 
 class HeldExchange:
@@ -55,20 +46,14 @@ class HeldExchange:
     """
 
     def __init__(
-        self,
-        *,
-        backend: str,
-        stream: HeldStream,
-        origin: httpcore.Origin,
-        request: httpcore.Request,
-        body: HeldBody,
-        on_over: Callable[[HeldExchange], None],
+        self, *, backend: str, stream: HeldStream, last: bytes, on_over: Callable[[HeldExchange], None]
     ) -> None:
-        """`on_over` is called once, when the connection is closed by either side."""
+        """`last`: the byte that is kept back. `on_over` is called once, when either side closes the connection."""
         self._backend = backend
         self._on_over = on_over
         self._stream = stream
-        self._body = body
+        self._body = HeldBody(last)
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_LONGEST_HEAD)
         self._is_aborted = False
         self._is_closed = False
         self._was_read = False
@@ -77,15 +62,13 @@ class HeldExchange:
         self.sent_at = 0.0
         self.released_at: float | None = None
         stream.on_over = self._over
-        self._connection = httpcore.AsyncHTTP11Connection(origin=origin, stream=stream)
-        self._answer = asyncio.get_running_loop().create_task(self._connection.handle_async_request(request))
-        self._answer.add_done_callback(self._answered)
 
-    async def stage(self, patience_s: float) -> None:
-        """Sends all but the last byte. Raises httpcore's errors."""
-        await self._body.is_collected
+    async def stage(self, request: h11.Request, body: bytes, patience_s: float) -> None:
+        """Sends all but the last byte. Raises h11's and httpcore's errors."""
+        # h11 is not told of the body: when which part of it goes is not its matter, and it reads answers without.
+        head = self._http.send(request) or b""
         self.sent_at = time.monotonic()
-        await self._stream.flush(patience_s)
+        await self._stream.send_first(head + body[: -len(self._body.last)], patience_s)
         if self._is_closed:
             raise httpcore.WriteError("the connection was closed while the request was being sent")
 
@@ -107,58 +90,54 @@ class HeldExchange:
         """Closes the connection at once."""
         self._is_aborted = True
         self._stream.abort()
-        self._unheld.set()
         self._let_go()
 
-    async def response(self) -> httpcore.Response:
+    async def response(self) -> Head:
         """The head of the answer, which is read once. Raises classes of `core.errors`."""
         if self._was_read:
             raise InternalError(f"backend {self._backend}: the answer of a request was read already")
         self._was_read = True
+        await self._unheld.wait()
         with translated(self._backend):
-            return await self._answer
+            while not isinstance(event := await self._next_event(), h11.Response):
+                pass
+        return Head(event.status_code, event.headers.raw_items())
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """The body of the answer, as it arrives, once its head was read. Raises classes of `core.errors`.
 
         However it ends, the connection is closed then; closing it early (`contextlib.aclosing`) is one such end.
         """
-        with translated(self._backend):
-            response = await self._answer
-        chunks = aiter(response.aiter_stream())
         try:
             while True:
                 with translated(self._backend):
-                    chunk = await anext(chunks, None)
-                if chunk is None:
+                    event = await self._next_event()
+                if isinstance(event, h11.Data):
+                    yield bytes(event.data)
+                elif isinstance(event, h11.EndOfMessage):
                     return
-                yield chunk
         finally:
             self.abort()
-            # Nothing more can arrive, so this ends at once: httpcore's generators come to an end of their own, and
-            # are not left to the garbage collector.
-            with contextlib.suppress(Exception):
-                async for _ in chunks:
-                    pass
+
+    async def _next_event(self) -> object:
+        """What h11 reads next, once enough has arrived for it."""
+        while (event := self._http.next_event()) is h11.NEED_DATA:
+            data = await self._stream.read(_READ_BYTES)
+            if not data and self._http.their_state is h11.SEND_RESPONSE:
+                raise ConnectionResetError("the server closed the connection without sending a response")
+            self._http.receive_data(data)
+        return event
 
     def _over(self) -> None:
         self._on_over(self)
         # An answer that came before the request was whole (a proxy's refusal) is an answer: it waits for its reader.
         if self.released_at is None and not self._stream.has_data:
             self._is_closed = True
-            self._unheld.set()
-            # Nobody need abort it: httpcore finds the connection closed, and its task ends.
             self._let_go()
 
-    def _answered(self, answer: asyncio.Task[httpcore.Response]) -> None:
-        # Looks at the exception, so that asyncio does not complain where nobody wants the answer.
-        error = None if answer.cancelled() else answer.exception()
-        if not self._body.is_collected.done():
-            self._body.is_collected.set_exception(error or httpcore.LocalProtocolError("the request ended early"))
-
     def _let_go(self) -> None:
-        if not self._body.is_released.done():
-            self._body.is_released.set_result(None)
+        """It is held no more, or never will be released."""
+        self._unheld.set()
 
     def _released(self) -> None:
         self._unheld.set()

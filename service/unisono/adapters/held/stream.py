@@ -1,11 +1,9 @@
 """One connection's bytes: an asyncio protocol that is also httpcore's network stream.
 
-Theory of operation: httpcore writes a request in its own order and pace; what goes out when is decided here.
-
-1. Corked: everything that httpcore writes is collected. Nothing is sent.
-2. `flush` sends what was collected in one piece, and returns when the other machine has all of it.
-3. `send_last` writes the missing last byte at once. When httpcore comes with the same byte it is swallowed.
-4. Reading needs no order: what arrives is kept until httpcore asks, and reading pauses above a limit.
+1. `send_first` sends a request but for its last byte, and returns when the other machine has all of that.
+2. `send_last` writes the missing last byte at once.
+3. What arrives is kept until somebody asks for it, and reading pauses above a limit.
+4. `write` sends at once: for plain requests, which httpcore makes.
 
 Only `abort` closes; it never waits.
 """
@@ -37,8 +35,7 @@ _LONGEST_PAUSE_S: Final = 0.01
 class HeldStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
     """A connection that can keep bytes back."""
 
-    def __init__(self, *, corked: bool) -> None:
-        self._corked: list[bytes] | None = [] if corked else None
+    def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
         # Under TLS, the transport that carries the encrypted bytes; otherwise the same one.
         self._carrier: asyncio.Transport | None = None
@@ -49,7 +46,6 @@ class HeldStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         self._is_over = False
         self._error: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._swallow = b""
         # Called once, when nothing more can arrive.
         self.on_over: Callable[[], None] | None = None
 
@@ -118,14 +114,8 @@ class HeldStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         return data[:max_bytes]
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002, ASYNC109 - httpcore's
-        """Sends, collects or swallows, by the state that this module's docstring describes. Raises WriteError."""
-        if not buffer:
-            return
-        if self._corked is not None:
-            self._corked.append(buffer)
-        elif self._swallow and buffer == self._swallow:
-            self._swallow = b""
-        else:
+        """Sends. Raises WriteError."""
+        if buffer:
             self._send(buffer)
 
     def _send(self, data: bytes) -> None:
@@ -154,14 +144,13 @@ class HeldStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         """Whether something has arrived that was not read yet."""
         return self._buffered > 0
 
-    async def flush(self, patience_s: float) -> None:
-        """Sends what was collected, and returns when the other machine has it all, or has begun to answer.
+    async def send_first(self, data: bytes, patience_s: float) -> None:
+        """Sends all but the last byte, and returns when the other machine has it all, or has begun to answer.
 
         Where the send queue can't be seen (not on Linux) it returns when the kernel has taken the bytes. Raises
         WriteError where the connection ends or nothing moves for `patience_s`.
         """
-        collected, self._corked = self._corked or [], None
-        self._send(b"".join(collected))
+        self._send(data)
         loop = asyncio.get_running_loop()
         left, deadline, pause_s = self._unsent(), loop.time() + patience_s, 0.0
         while left and not self._chunks:
@@ -191,9 +180,8 @@ class HeldStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
 
     def send_last(self, data: bytes) -> None:
         """Sends the byte that was kept back, without waiting; a closed connection is left for the reader to find."""
-        self._swallow = data
         if not self._is_over and self._transport is not None:
-            # asyncio hands it to the kernel in this very call, because `flush` left nothing before it.
+            # asyncio hands it to the kernel in this very call, because `send_first` left nothing before it.
             self._transport.write(data)
 
     def abort(self) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Final
 
+import h11
 import httpcore
 import httpx
 
 from unisono.adapters.held.connect import Connector
 from unisono.adapters.held.errors import translated
-from unisono.adapters.held.exchange import HeldBody, HeldExchange
+from unisono.adapters.held.exchange import HeldExchange
 
 if TYPE_CHECKING:
     import ssl
@@ -75,40 +76,30 @@ class HeldTransport(httpx.AsyncBaseTransport):
         if not body.endswith(_END):
             raise ValueError("a held body must end with }: any other last byte would not hold the request back")
         with translated(self._backend, opening=True):
-            stream = await self._connector.open(corked=True)
-            held = HeldBody(body)
-            exchange = HeldExchange(
-                backend=self._backend,
-                stream=stream,
-                origin=self._origin,
-                request=self._request(path, len(body), headers, held),
-                body=held,
-                on_over=self._open.discard,
-            )
+            stream = await self._connector.open()
+            exchange = HeldExchange(backend=self._backend, stream=stream, last=_END, on_over=self._open.discard)
             self._open.add(exchange)
             try:
-                await exchange.stage(self._patience_s)
+                await exchange.stage(self._request(path, len(body), headers), body, self._patience_s)
             except BaseException:
                 exchange.abort()
                 self._open.discard(exchange)  # also one that was closed before it could tell
                 raise
         return exchange
 
-    def _request(self, path: str, length: int, headers: Mapping[str, str] | None, body: HeldBody) -> httpcore.Request:
-        target = (self._prefix + path).encode("ascii")
+    def _request(self, path: str, length: int, headers: Mapping[str, str] | None) -> h11.Request:
         added = [(name.encode("ascii"), value.encode("utf-8")) for name, value in (headers or {}).items()]
-        return httpcore.Request(
-            b"POST",
-            httpcore.URL(scheme=self._scheme, host=self._host, port=self._port, target=target),
+        return h11.Request(
+            method=b"POST",
+            target=(self._prefix + path).encode("ascii"),
             headers=[*self._headers, (b"Content-Length", b"%d" % length), *added],
-            content=body,
         )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Sends a plain request, for an httpx client."""
         timeouts = request.extensions.get("timeout", {})
         with _httpx_names():
-            stream = await self._connector.open(corked=False)
+            stream = await self._connector.open()
             connection = httpcore.AsyncHTTP11Connection(origin=self._origin, stream=stream)
             assert isinstance(request.stream, httpx.AsyncByteStream)  # noqa: S101 - what an async client gives
             response = await connection.handle_async_request(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import httpx
 import msgspec
 
-from unisono.adapters.held import ExchangeCall, HeldExchange, HeldTransport, read_all, release, translated
+from unisono.adapters.held import ExchangeCall, Head, HeldExchange, HeldTransport, read_all, release, translated
 from unisono.adapters.ollama.answer import AnswerReader, EmbeddingReader, TextReader, arrival_ns
 from unisono.adapters.ollama.failures import failure
 from unisono.adapters.ollama.host import normalised, parse_host
@@ -30,8 +30,6 @@ from unisono.core.model import EmbedRequest, PassMethod
 if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-
-    import httpcore
 
     from unisono.core.model import Finished, Item, LoadedRunner, ModelInfo, RunnerSpec, Spoke
 
@@ -75,7 +73,7 @@ class OllamaCall(ExchangeCall):
         finally:
             self.exchange.abort()
 
-    async def _failure(self, response: httpcore.Response, chunks: AsyncIterator[bytes]) -> Exception:
+    async def _failure(self, response: Head, chunks: AsyncIterator[bytes]) -> Exception:
         body = bytearray()
         with contextlib.suppress(ConnectionLostError):  # a refusal that is cut is still a refusal
             async for chunk in chunks:

@@ -29,6 +29,7 @@ from unisono.core.model import (
 _THINK: Final[dict[Think, bool | str]] = {Think.OFF: False, Think.ON: True}
 # A function without parameters; Ollama's templates expect the object.
 _NO_PARAMETERS: Final = msgspec.Raw(b'{"type":"object","properties":{}}')
+_RUNNER: Final = tuple(f.name for f in fields(RunnerOptions))
 _SAMPLING: Final = tuple(f.name for f in fields(Options) if f.name not in {"runner", "extra_json"})
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -173,7 +174,7 @@ def _options(options: Options, runner: RunnerOptions) -> dict[str, Any]:
 
 
 def _set_fields(options: RunnerOptions) -> dict[str, Any]:
-    return {f.name: value for f in fields(options) if (value := getattr(options, f.name)) is not None}
+    return {name: value for name in _RUNNER if (value := getattr(options, name)) is not None}
 
 
 def _json_text(text: str, field: str) -> msgspec.Raw:
