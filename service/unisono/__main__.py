@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -84,6 +85,10 @@ async def _serve_until_told(settings: Settings) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
     async with running(settings, on_progress=log.info) as service:
+        # Thousands of items live for a while: at Python's own thresholds, going through them again and again takes a
+        # tenth of the time. What is there from the beginning stays.
+        gc.freeze()
+        gc.set_threshold(10_000, 20, 20)
         log.info("serving", listen=service.target, backend=service.backend_description, version=__version__)
         _ = await is_told.wait()
     log.info("stopped")

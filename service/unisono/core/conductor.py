@@ -225,8 +225,8 @@ class Conductor:
         self._count_idle(now)
         self._patience.heard(now)
         if held is not None:
-            others = (other for other in self._roster.flying.values() if other is not entry)
-            self.capacity.observe(held, speaking=sum(1 for other in others if other.phase is Phase.SPEAKING))
+            others = len(self._roster.speaking) - (entry.phase is Phase.SPEAKING)
+            self.capacity.observe(held, speaking=others)
         if usage is not None:
             meter, work = self._schedule.meter, entry.work
             meter.counted(prompt_tokens=usage.prompt_tokens, prompt_bytes=work.prompt_bytes)

@@ -47,9 +47,9 @@ class Patience:
         commands: list[Command] = []
         for entry in self._roster.due(now):
             commands += self._look_at(entry, now)
-        for entry in list(self._roster.flying.values()):
+        for entry in list(self._roster.speaking.values()):
             limit_s = entry.work.silence_s
-            if limit_s is not None and entry.phase is Phase.SPEAKING and now >= entry.heard_at_s + limit_s:
+            if limit_s is not None and now >= entry.heard_at_s + limit_s:
                 error = ItemTimeoutError(f"said nothing for {limit_s:g} s after its first token (item_timeout)")
                 self._capacity.stumbled()
                 commands += self._exits.stop(entry, ItemState.EXPIRED, error, now)
@@ -64,8 +64,8 @@ class Patience:
         moments = [alarm] if alarm is not None else []
         moments += [
             entry.heard_at_s + entry.work.silence_s
-            for entry in self._roster.flying.values()
-            if entry.work.silence_s is not None and entry.phase is Phase.SPEAKING
+            for entry in self._roster.speaking.values()
+            if entry.work.silence_s is not None
         ]
         if self._roster.flying:
             moments.append(self._heard_at_s + self._stall_s)

@@ -54,6 +54,8 @@ class Roster:
         self.staging: dict[int, Entry] = {}
         self.staged: dict[int, Entry] = {}
         self.flying: dict[int, Entry] = {}
+        # Of those in flight, who has begun to speak.
+        self.speaking: dict[int, Entry] = {}
         self._place_of = {
             Phase.STAGING: self.staging,
             Phase.STAGED: self.staged,
@@ -90,8 +92,11 @@ class Roster:
         # One that begins to speak keeps its turn among those at the backend.
         if before is not None and before is not place:
             del before[ticket]
+            _ = self.speaking.pop(ticket, None)
         if place is not None and place is not before:
             place[ticket] = entry
+        if step is Step.SPEAK:
+            self.speaking[ticket] = entry
 
     def forget(self, entry: Entry) -> None:
         """It has ended."""

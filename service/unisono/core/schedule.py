@@ -84,6 +84,8 @@ class Schedule:
     @property
     def idle(self) -> dict[IdleReason, int]:
         """Lanes in which nobody sits, by reason."""
+        if len(self._seats.seated) == len(self._lanes.all):
+            return {}
         free = [lane for lane in self._lanes.all if lane.ticket is None]
         decided = sum(1 for lane in free if lane.successor is not None)
         found = {IdleReason.REFILL: decided} if decided else {}
@@ -253,13 +255,13 @@ class Schedule:
         """
         if self._is_apart or self._capacity.slots.count == 0:
             return []
-        if any(lane.ticket is None for lane in self._lanes.all):
+        if len(self._seats.seated) < len(self._lanes.all):
             return []
         if not self._does_any_do:
             # Whoever stands at the door gets the first slot that falls free, whatever that slot holds.
             return []
         count = max(self._seats.near_end, 1) - len(self._seats.door)
-        decided = sorted(self._seats.decided.values(), key=self._turn)
+        decided = sorted(self._seats.decided.values(), key=self._turn) if count > 0 else []
         seats: list[Seat] = []
         chosen: Counter[int] = Counter()
         for seat in decided:

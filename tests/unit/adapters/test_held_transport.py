@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import errno
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -129,14 +129,12 @@ async def test_a_wave_is_released_in_its_order(server: RawServer, monkeypatch: p
     order: list[int] = []
     others: list[int] = []
     for index, exchange in enumerate(exchanges):
-        stream = exchange._stream
-        send = stream.send_last
 
-        def record(last: bytes, index: int = index, send: Any = send) -> None:
+        def record(index: int = index, send: Callable[[], None] = exchange.send_last) -> None:
             order.append(index)
-            send(last)
+            send()
 
-        monkeypatch.setattr(stream, "send_last", record)
+        monkeypatch.setattr(exchange, "send_last", record)
     asyncio.get_running_loop().call_soon(lambda: others.append(len(order)))
     wanted = exchanges[::-1]
     first_ns, last_ns = release(wanted)

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import h11
@@ -22,13 +23,6 @@ if TYPE_CHECKING:
 # An answer's head is no longer than this.
 _LONGEST_HEAD: Final = 100 << 10
 _READ_BYTES: Final = 64 << 10
-
-
-@dataclass(frozen=True, slots=True)
-class HeldBody:
-    """What is kept back of a body: its last byte."""
-
-    last: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +46,9 @@ class HeldExchange:
         self._backend = backend
         self._on_over = on_over
         self._stream = stream
-        self._body = HeldBody(last)
+        self._kept_bytes = len(last)
+        # Sends the byte that is kept back; for `release`, which does nothing else while it sends.
+        self.send_last: Callable[[], None] = partial(stream.send_last, last)
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_LONGEST_HEAD)
         self._is_aborted = False
         self._is_closed = False
@@ -68,7 +64,7 @@ class HeldExchange:
         # h11 is not told of the body: when which part of it goes is not its matter, and it reads answers without.
         head = self._http.send(request) or b""
         self.sent_at = time.monotonic()
-        await self._stream.send_first(head + body[: -len(self._body.last)], patience_s)
+        await self._stream.send_first(head + body[: -self._kept_bytes], patience_s)
         if self._is_closed:
             raise httpcore.WriteError("the connection was closed while the request was being sent")
 
@@ -90,7 +86,7 @@ class HeldExchange:
         """Closes the connection at once."""
         self._is_aborted = True
         self._stream.abort()
-        self._let_go()
+        self.let_go()
 
     async def response(self) -> Head:
         """The head of the answer, which is read once. Raises classes of `core.errors`."""
@@ -133,15 +129,11 @@ class HeldExchange:
         # An answer that came before the request was whole (a proxy's refusal) is an answer: it waits for its reader.
         if self.released_at is None and not self._stream.has_data:
             self._is_closed = True
-            self._let_go()
+            self.let_go()
 
-    def _let_go(self) -> None:
-        """It is held no more, or never will be released."""
+    def let_go(self) -> None:
+        """It is held no more, or never will be released: whoever waits for that goes on."""
         self._unheld.set()
-
-    def _released(self) -> None:
-        self._unheld.set()
-        self._let_go()
 
 
 def release(exchanges: Sequence[HeldExchange]) -> tuple[int, int]:
@@ -150,20 +142,20 @@ def release(exchanges: Sequence[HeldExchange]) -> tuple[int, int]:
     The loop does nothing but send: everything that wakes readers comes after it, and garbage is collected later.
     """
     held = [e for e in exchanges if e.released_at is None and not e.is_closed]
-    sends = [(e, e._stream.send_last, e._body.last) for e in held]  # noqa: SLF001 - this loop is the class's own
+    sends = [(e, e.send_last) for e in held]
     now = time.monotonic
     collects = gc.isenabled()
     gc.disable()
     try:
         first_ns = time.time_ns()
-        for exchange, send, last in sends:
+        for exchange, send in sends:
             # Before the byte: a process that is put aside just then must not seem to have released later than it did.
             exchange.released_at = now()
-            send(last)
+            send()
         last_ns = time.time_ns()
     finally:
         if collects:
             gc.enable()
     for exchange in held:
-        exchange._released()  # noqa: SLF001 - as above: the other half of this loop
+        exchange.let_go()
     return first_ns, last_ns
