@@ -18,9 +18,11 @@ from unisono.core.errors import (
     ConnectionLostError,
     LoadFailedError,
     ModelNotFoundError,
+    RunnerDiedError,
     UnisonoError,
 )
 from unisono.core.model import ItemState, RunnerOptions, RunnerSpec, Slots, SlotSource
+from unisono.core.report import RunnerFigures
 
 A, B, C = (RunnerSpec(backend="ollama", model=name, digest=f"sha256:{name}") for name in "abc")
 AWAY = BackendUnavailableError("connection refused")
@@ -628,6 +630,27 @@ def test_expired_items_are_forgotten() -> None:
     with pytest.raises(KeyError):
         arbiter.runner_of(1)
     finish(world)
+
+
+def test_a_runner_that_died_is_loaded_before_anybody_goes_again() -> None:
+    """Its death is told by an item; what was in memory is not."""
+    arbiter, world = simulate(configured=4)
+    world.faults[1] = [Fault(error=RunnerDiedError("killed"), place="answer", after_tokens=1)]
+    world.add(works(range(4)), A)
+    ends = finish(world)
+    assert len(world.times(Load)) == 2
+    assert {end.state for end in ends.values()} == {ItemState.COMPLETED}
+    assert arbiter.figures(A).deaths >= 1
+    assert arbiter.figures(B) == RunnerFigures()
+
+
+def test_tokens_are_bounded_for_each_runner() -> None:
+    """One of 100 tokens fits into 150."""
+    arbiter, world = simulate(configured=4)
+    arbiter.limit_tokens(A, 150)
+    world.add(works(range(3), num_predict=100), A)
+    _ = finish(world)
+    assert world.most_in_flight == 1
 
 
 def test_asking_for_slots_leaves_no_trace() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.core.simulator import Answer, Fault, Simulator, works
 from unisono.core.capacity import Capacity
-from unisono.core.commands import Abort, End, Release, Retry, Stage, Work
+from unisono.core.commands import Abort, Command, End, Priority, Release, Retry, Stage, Terms, Work
 from unisono.core.conductor import Conductor, ConductorSettings
 from unisono.core.errors import (
     BackendBusyError,
@@ -785,3 +785,35 @@ def test_single_requests_that_are_cancelled_leave_nothing_behind() -> None:
         world.add(works([n], batch=n, is_single=True))
     world.do(conductor.stop(range(1, 21), ItemState.CANCELLED, CANCELLED, world.now))
     assert len(conductor._schedule.room.batches) == 1
+
+
+def test_what_others_have_displaced_is_not_held_for_ever() -> None:
+    """With one lane, the third that is held for it sends the first two back: two connections for each lane."""
+    conductor = Conductor(Capacity(configured=1))
+
+    def staged(commands: list[Command]) -> list[int]:
+        found = [command for command in commands if isinstance(command, Stage)]
+        for stage in found:
+            commands += conductor.staged(stage.ticket, stage.serial, 1.0)
+        return [stage.ticket for stage in found]
+
+    _ = conductor.open(0.0)
+    low, normal, high = (Terms(priority=priority) for priority in (Priority.LOW, Priority.NORMAL, Priority.HIGH))
+    # One sits, and one stands at the door; the others are held.
+    for ticket, terms in enumerate([low, low, low, normal]):
+        assert staged(conductor.add([Work(ticket=ticket, batch=ticket, terms=terms)], 1.0)) == [ticket]
+    assert [conductor.phase(ticket) for ticket in range(4)] == [Phase.RELEASED] * 2 + [Phase.STAGED] * 2
+    commands = conductor.add([Work(ticket=4, batch=4, terms=high)], 1.0)
+    assert staged(commands) == [4]
+    assert [command.ticket for command in commands if isinstance(command, Abort)] == [2, 3]
+
+
+def test_tokens_at_the_backend_are_bounded() -> None:
+    """Of items that reserve 100 tokens each, two fit into 250; by itself one always may."""
+    conductor = Conductor(Capacity(configured=4))
+    conductor.limit_tokens(250)
+    world = Simulator(conductor, slots=4)
+    world.do(conductor.open(world.now))
+    world.add(works(range(6), num_predict=100))
+    _ = finish(world)
+    assert world.most_in_flight == 2

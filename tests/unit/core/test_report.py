@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,7 +47,20 @@ def test_longest_first_comes_close_to_the_fewest(tokens: list[int], slots: int) 
 )
 def test_items_per_pass(passes: int, tokens: int, shared: float | None) -> None:
     """Tokens ÷ passes; None where there was no pass, or where all answers were broken off."""
-    report = GroupReport(
+    assert group(passes=passes, tokens=tokens).items_per_pass == shared
+
+
+@pytest.mark.parametrize(
+    ("alone_s", "gain"), [(21.0, 3.0), (None, None), (0.0, None)], ids=["known", "not known", "nothing"]
+)
+def test_gain(alone_s: float | None, gain: float | None) -> None:
+    """One at a time ÷ what it took; None where there is nothing to compare with."""
+    assert replace(group(passes=161, tokens=1280), one_at_a_time_s=alone_s).gain == gain
+
+
+def group(*, passes: int, tokens: int) -> GroupReport:
+    """The report of a group that took seven seconds."""
+    return GroupReport(
         group=GroupPlanned(
             group=0, runner=RunnerSpec(backend="b", model="m", digest="d"), item_count=16, is_loaded=True
         ),
@@ -59,4 +74,3 @@ def test_items_per_pass(passes: int, tokens: int, shared: float | None) -> None:
         prompt_tokens=100,
         completion_tokens=tokens,
     )
-    assert report.items_per_pass == shared

@@ -515,6 +515,19 @@ def test_single_requests_are_gathered(size: int | None) -> None:
     assert all(seat.item.is_gathered for seat in seats)
 
 
+def test_who_is_gathered_waits_and_may_leave() -> None:
+    """It counts as waiting though no batch has it yet; when it has left, nothing of it is remembered."""
+    schedule = Schedule(Capacity(configured=4), WindowSettings(window_s=0.5))
+    schedule.add(waiting(0), is_single=True, now=0.0)
+    _ = go(schedule, schedule.plan(0.0))
+    schedule.add(waiting(1, batch=7), is_single=True, now=1.0)
+    before = schedule.has_waiting
+    schedule.drop(1, 1.1)
+    assert (before, schedule.has_waiting) == (True, False)
+    assert schedule.next_moment() is None
+    assert 7 not in schedule.room.batches
+
+
 def test_releases_name_what_they_do() -> None:
     """Each has a reason, a lane and what that holds, item by item; the waves are counted."""
     world = runner(4)
