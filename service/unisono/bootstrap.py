@@ -127,7 +127,7 @@ async def running(
                 slots=one.slots,
                 max_in_flight=settings.max_in_flight,
                 memory_factor=settings.memory_factor,
-                settings=_arbiter_settings(settings),
+                settings=_arbiter_settings(settings, one),
                 memory=memory,
                 report_defect=report_defect,
             )
@@ -313,12 +313,16 @@ def _refuse_twins(backends: Sequence[Backend]) -> None:
             raise SettingError(f"UNISONO_BACKENDS: {names[backend.url]} and {backend.name} are one: {backend.url}")
 
 
-def _arbiter_settings(settings: Settings) -> ArbiterSettings:
+def _arbiter_settings(settings: Settings, backend: BackendSettings) -> ArbiterSettings:
     window = WindowSettings(
         window_s=settings.batch_timeout if settings.batch_enabled else 0.0, size=settings.batch_size
     )
     conductor = ConductorSettings(stall_s=settings.stall_timeout, window=window)
-    return ArbiterSettings(patience_s=settings.backend_patience, conductor=conductor)
+    return ArbiterSettings(
+        patience_s=settings.backend_patience,
+        yield_every_s=settings.yield_every if backend.loads_on_demand else 0.0,
+        conductor=conductor,
+    )
 
 
 async def _start_driver(driver: BackendDriver, stack: AsyncExitStack) -> None:
