@@ -6,7 +6,7 @@ from itertools import count, pairwise
 
 import pytest
 
-from tests.unit.core.simulator import Answer, Simulator, works
+from tests.unit.core.simulator import Answer, Fault, Simulator, works
 from unisono.core.arbiter import Arbiter, ArbiterSettings, Load
 from unisono.core.capacity import Capacity
 from unisono.core.commands import End, Release, ReleaseReason, Terms, Work
@@ -16,6 +16,7 @@ from unisono.core.prefixes import Prefix
 from unisono.core.report import IdleReason
 from unisono.core.yielding import NOTICE_S, Yielding
 
+AWAY = BackendUnavailableError("connection refused")
 A, B = (RunnerSpec(backend="ollama", model=name, digest=f"sha256:{name}") for name in "ab")
 EVERY_S = 10.0
 # Items of four lengths, so that they do not end together.
@@ -268,15 +269,30 @@ def test_its_cost_has_a_reason_of_its_own() -> None:
 
 
 def test_a_backend_that_goes_away_meanwhile() -> None:
-    """Nobody is lost or charged, and the service does not turn in circles."""
+    """Nobody is lost."""
     _, world = simulate(2.0)
     world.add(works(range(60)), A)
     world.run(for_s=2.6)
     world.away_until_s = world.now + 7.0
-    world.runner_dies(BackendUnavailableError("connection refused"))
-    ticks = world.ticks
+    world.runner_dies(AWAY)
     world.run()
-    assert world.ticks - ticks < 100
+    world.audit.check_finished()
+    assert {end.state for end in world.ends.values()} == {ItemState.COMPLETED}
+
+
+def test_a_backend_that_takes_no_more_connections() -> None:
+    """What it has goes on there past the time at which others would get their moment: that turns no circles."""
+    arbiter, world = simulate(2.0)
+    world.answers = {n: Answer(tokens=400) for n in range(6)}
+    world.faults[5] = [Fault(error=AWAY, place="held", after_s=1.0)]
+    world.add(works(range(6)), A)
+    world.run(for_s=1.0)
+    world.away_until_s = world.now + 6.0
+    world.run(for_s=5.0)
+    assert arbiter.is_away
+    assert arbiter.in_flight == 5
+    assert world.ticks < 30
+    world.run()
     world.audit.check_finished()
     assert {end.state for end in world.ends.values()} == {ItemState.COMPLETED}
 
