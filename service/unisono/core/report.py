@@ -76,6 +76,7 @@ class IdleReason(Enum):
     SUSPECTS = "suspects"
     NOT_READY = "not_ready"
     MEMORY = "memory"
+    YIELD = "yield"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

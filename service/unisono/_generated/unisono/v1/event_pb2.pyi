@@ -201,6 +201,10 @@ class _IdleReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_IdleReason
     """Items in flight would have used more of the context's memory than the
     service's settings allow.
     """
+    IDLE_REASON_YIELD: _IdleReason.ValueType  # 11
+    """Other clients of the backend were let in, as they are after some minutes of
+    uninterrupted work: items in flight ended, and the runner was loaded back.
+    """
 
 class IdleReason(_IdleReason, metaclass=_IdleReasonEnumTypeWrapper):
     """Why a slot was idle."""
@@ -228,6 +232,10 @@ IDLE_REASON_NOT_READY: IdleReason.ValueType  # 9
 IDLE_REASON_MEMORY: IdleReason.ValueType  # 10
 """Items in flight would have used more of the context's memory than the
 service's settings allow.
+"""
+IDLE_REASON_YIELD: IdleReason.ValueType  # 11
+"""Other clients of the backend were let in, as they are after some minutes of
+uninterrupted work: items in flight ended, and the runner was loaded back.
 """
 Global___IdleReason: _TypeAlias = IdleReason  # noqa: Y015
 
