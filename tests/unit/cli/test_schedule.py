@@ -71,7 +71,7 @@ def test_every_reason_has_words() -> None:
     """All that a service of this version may give."""
     for name, number in event_pb2.IdleReason.items():
         (told,) = draw_schedule(group(f"idle {{ reason: {number} slot_time {{ seconds: 1 }} }}"))
-        assert ("not known" in told[1]) is (name == "IDLE_REASON_UNSPECIFIED")
+        assert ("not known here" in told[1]) is (name == "IDLE_REASON_UNSPECIFIED")
 
 
 def test_how_a_runner_came_to_be_as_it_is() -> None:
