@@ -193,7 +193,7 @@ def test_runners_in_memory_side_by_side_are_left_together() -> None:
 
 
 def test_a_turn_that_is_over_anyway_passes_on() -> None:
-    """The next runner begins after the moment, though it was used lately; the first waits for its turn."""
+    """The next runner begins after the moment; the first waits for its turn."""
     arbiter = Arbiter(lambda _: Capacity(configured=1), ArbiterSettings(turn_s=5.0, ready_s=1e3, yield_every_s=5.0))
     world = Simulator(arbiter, slots=1, load_s=0.5, answer=Answer(tokens=100))
     world.add(works([0]), B)
