@@ -100,8 +100,9 @@ class Schedule:
     def next_moment(self) -> float | None:
         """When it must be looked at again, though nothing happens."""
         moments = [self._due_s] if self._due_s is not None else []
-        if self._window.closes_s is not None:
-            moments.append(self._window.closes_s)
+        closes_s = self._window.closes_s(self._free_pass_s)
+        if closes_s is not None:
+            moments.append(closes_s)
         if self.suspects.wake is not None:
             moments.append(self.suspects.wake.until_s)
         return min(moments, default=None)
@@ -165,7 +166,7 @@ class Schedule:
 
     def gather(self, now: float) -> None:
         """Those who were gathered may go, if there are enough of them or it was long enough."""
-        for item in self._window.close(now, self._capacity.limit):
+        for item in self._window.close(now, self._capacity.limit, self._free_pass_s):
             self._is_stale = True
             self.room.put(item)
 
@@ -294,6 +295,12 @@ class Schedule:
         each item would take the slot of another's prefix, and nobody could say what each slot holds.
         """
         return self._capacity.limit if self._does_any_do else self._capacity.known
+
+    @property
+    def _free_pass_s(self) -> float | None:
+        """How long a pass is at this moment, where that is known, if a lane is free; else None."""
+        costs, flying = self.meter.costs, self.flying
+        return costs.pass_s + costs.token_s * flying if costs is not None and flying < self._capacity.limit else None
 
     @property
     def _does_any_do(self) -> bool:

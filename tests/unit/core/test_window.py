@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from unisono.core.window import WindowSettings, bundle_goes_s
+from unisono.core.waiting import Waiting
+from unisono.core.window import Window, WindowSettings, bundle_goes_s
 
 
 @pytest.mark.parametrize(
@@ -30,3 +31,20 @@ def test_when_a_bundle_goes(
         settings, texts=texts, most_texts=100, since_s=7.0, has_waiting=has_waiting, has_flying=has_flying
     )
     assert found == goes_s
+
+
+@pytest.mark.parametrize(
+    ("is_brief", "free_pass_s", "closes_s"),
+    [(True, 0.006, 7.003), (True, 0.500, 7.010), (True, None, 7.010), (False, 0.006, 7.010)],
+    ids=["quick passes", "slow passes", "no slot free", "asked for"],
+)
+def test_while_a_slot_is_free_half_a_pass_is_enough(
+    free_pass_s: float | None, closes_s: float, *, is_brief: bool
+) -> None:
+    """Whoever waits for longer misses one; unless somebody asked for that."""
+    window = Window(WindowSettings(window_s=0.010, is_brief=is_brief))
+    assert window.closes_s(free_pass_s) is None
+    window.add(Waiting(1, 0, None, 400, None, 10.0), 7.0)
+    assert window.closes_s(free_pass_s) == pytest.approx(closes_s)
+    assert not window.close(closes_s - 0.001, 4, free_pass_s)
+    assert len(window.close(closes_s, 4, free_pass_s)) == 1
