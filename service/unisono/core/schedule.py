@@ -100,7 +100,7 @@ class Schedule:
     def next_moment(self) -> float | None:
         """When it must be looked at again, though nothing happens."""
         moments = [self._due_s] if self._due_s is not None else []
-        closes_s = self._window.closes_s(self._free_pass_s)
+        closes_s = self._window.closes_s(has_room=self._has_room)
         if closes_s is not None:
             moments.append(closes_s)
         if self.suspects.wake is not None:
@@ -166,7 +166,7 @@ class Schedule:
 
     def gather(self, now: float) -> None:
         """Those who were gathered may go, if there are enough of them or it was long enough."""
-        for item in self._window.close(now, self._capacity.limit, self._free_pass_s):
+        for item in self._window.close(now, self._capacity.limit, has_room=self._has_room):
             self._is_stale = True
             self.room.put(item)
 
@@ -297,10 +297,9 @@ class Schedule:
         return self._capacity.limit if self._does_any_do else self._capacity.known
 
     @property
-    def _free_pass_s(self) -> float | None:
-        """How long a pass is at this moment, where that is known, if a lane is free; else None."""
-        costs, flying = self.meter.costs, self.flying
-        return costs.pass_s + costs.token_s * flying if costs is not None and flying < self._capacity.limit else None
+    def _has_room(self) -> bool:
+        """Whether a slot is free, and nobody is about to take it."""
+        return self.flying + len(self._seats.going()) < self._capacity.limit
 
     @property
     def _does_any_do(self) -> bool:

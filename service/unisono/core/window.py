@@ -2,8 +2,8 @@
 
 Theory of operation. The first who waits opens the window. It closes when as many wait as there are lanes (or as the
 settings say), or some milliseconds later; then all of them may go, together. Who finds the runner idle does not wait
-at all: that is seen to by `schedule.py`. While a slot is free, whoever waits for longer than a pass misses one; so
-unless a time was asked for, it is half a pass then.
+at all: that is seen to by `schedule.py`. While a slot is free, whoever waits misses passes; so nobody does then, unless
+a time was asked for.
 
 Texts to embed are gathered before they come to the runner, since they go in one request (`bundles.py`). While such a
 request waits for its turn, the next could only wait behind it, and may as well grow.
@@ -26,8 +26,8 @@ class WindowSettings:
     window_s: float = 0.010
     # Until there are so many; None: as many as lanes.
     size: int | None = None
-    # Whether it is no longer than half a pass while a slot is free.
-    is_brief: bool = False
+    # Whether nobody is gathered while a slot is free.
+    yields_to_slots: bool = False
 
 
 def bundle_goes_s(
@@ -64,17 +64,12 @@ class Window:
         """Whether anybody is gathered at all."""
         return self._settings.window_s > 0
 
-    def closes_s(self, free_pass_s: float | None) -> float | None:
-        """When those who wait may go, though no more come; None: nobody waits.
-
-        `free_pass_s`: how long a pass is, if a slot is free; else None.
-        """
+    def closes_s(self, *, has_room: bool) -> float | None:
+        """When those who wait may go, though no more come; None: nobody waits. `has_room`: a slot is free."""
         if not self._gathered:
             return None
-        window_s = self._settings.window_s
-        if self._settings.is_brief and free_pass_s is not None:
-            window_s = min(window_s, free_pass_s / 2)
-        return self._since_s + window_s
+        is_open = not (has_room and self._settings.yields_to_slots)
+        return self._since_s + self._settings.window_s if is_open else self._since_s
 
     def add(self, item: Waiting, now: float) -> None:
         """Somebody waits for company."""
@@ -86,9 +81,9 @@ class Window:
         """Whoever it is waits no more; None: it did not."""
         return self._gathered.pop(ticket, None)
 
-    def close(self, now: float, lanes: int, free_pass_s: float | None = None) -> list[Waiting]:
+    def close(self, now: float, lanes: int, *, has_room: bool) -> list[Waiting]:
         """Those who may go now, if they are enough or it was long enough; else nobody."""
-        closes_s = self.closes_s(free_pass_s)
+        closes_s = self.closes_s(has_room=has_room)
         if closes_s is None or (len(self._gathered) < (self._settings.size or lanes) and now < closes_s):
             return []
         gathered, self._gathered = list(self._gathered.values()), {}

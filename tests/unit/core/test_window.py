@@ -34,17 +34,15 @@ def test_when_a_bundle_goes(
 
 
 @pytest.mark.parametrize(
-    ("is_brief", "free_pass_s", "closes_s"),
-    [(True, 0.006, 7.003), (True, 0.500, 7.010), (True, None, 7.010), (False, 0.006, 7.010)],
-    ids=["quick passes", "slow passes", "no slot free", "asked for"],
+    ("yields", "has_room", "closes_s"),
+    [(True, True, 7.0), (True, False, 7.010), (False, True, 7.010)],
+    ids=["room", "no room", "asked for"],
 )
-def test_while_a_slot_is_free_half_a_pass_is_enough(
-    free_pass_s: float | None, closes_s: float, *, is_brief: bool
-) -> None:
-    """Whoever waits for longer misses one; unless somebody asked for that."""
-    window = Window(WindowSettings(window_s=0.010, is_brief=is_brief))
-    assert window.closes_s(free_pass_s) is None
+def test_nobody_is_gathered_while_a_slot_is_free(closes_s: float, *, yields: bool, has_room: bool) -> None:
+    """Whoever waits misses passes; unless somebody asked for that."""
+    window = Window(WindowSettings(window_s=0.010, yields_to_slots=yields))
+    assert window.closes_s(has_room=has_room) is None
     window.add(Waiting(1, 0, None, 400, None, 10.0), 7.0)
-    assert window.closes_s(free_pass_s) == pytest.approx(closes_s)
-    assert not window.close(closes_s - 0.001, 4, free_pass_s)
-    assert len(window.close(closes_s, 4, free_pass_s)) == 1
+    assert window.closes_s(has_room=has_room) == pytest.approx(closes_s)
+    assert not window.close(closes_s - 0.001, 4, has_room=has_room)
+    assert len(window.close(closes_s, 4, has_room=has_room)) == 1
