@@ -2,8 +2,8 @@
 
 Theory of operation. The first who waits opens the window. It closes when as many wait as there are lanes (or as the
 settings say), or some milliseconds later; then all of them may go, together. Who finds the runner idle does not wait
-at all: that is seen to by `schedule.py`. While a slot is free, whoever waits misses passes; so nobody does then, unless
-a time was asked for.
+at all: that is seen to by `schedule.py`. While a slot is free, whoever waits misses passes; so nobody does then,
+unless a time was asked for.
 
 Texts to embed are gathered before they come to the runner, since they go in one request (`bundles.py`). While such a
 request waits for its turn, the next could only wait behind it, and may as well grow.
