@@ -309,6 +309,9 @@ const (
 	// Items in flight would have used more of the context's memory than the
 	// service's settings allow.
 	IdleReason_IDLE_REASON_MEMORY IdleReason = 10
+	// Other clients of the backend were let in, as they are after some minutes of
+	// uninterrupted work: items in flight ended, and the runner was loaded back.
+	IdleReason_IDLE_REASON_YIELD IdleReason = 11
 )
 
 // Enum value maps for IdleReason.
@@ -325,6 +328,7 @@ var (
 		8:  "IDLE_REASON_SUSPECTS",
 		9:  "IDLE_REASON_NOT_READY",
 		10: "IDLE_REASON_MEMORY",
+		11: "IDLE_REASON_YIELD",
 	}
 	IdleReason_value = map[string]int32{
 		"IDLE_REASON_UNSPECIFIED":  0,
@@ -338,6 +342,7 @@ var (
 		"IDLE_REASON_SUSPECTS":     8,
 		"IDLE_REASON_NOT_READY":    9,
 		"IDLE_REASON_MEMORY":       10,
+		"IDLE_REASON_YIELD":        11,
 	}
 )
 
@@ -1377,7 +1382,9 @@ type Result struct {
 	Attempts uint32 `protobuf:"varint,8,opt,name=attempts,proto3" json:"attempts,omitempty"`
 	// How many other items shared at least one of its forward passes.
 	SharedWith uint32 `protobuf:"varint,9,opt,name=shared_with,json=sharedWith,proto3" json:"shared_with,omitempty"`
-	// In how many forward passes it took part.
+	// In how many forward passes it took part: as many as it has tokens, fewer
+	// where a model drafts several for one pass. 0 where it has no answer, or where
+	// the model drafts and nothing told how many tokens a pass gives.
 	Passes uint32 `protobuf:"varint,10,opt,name=passes,proto3" json:"passes,omitempty"`
 	// The group that it ran in. Absent where it never ran.
 	Group *uint32 `protobuf:"varint,11,opt,name=group,proto3,oneof" json:"group,omitempty"`
@@ -1869,8 +1876,9 @@ type GroupReport struct {
 	Group *GroupPlanned `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
 	// Forward passes that the group's items took part in.
 	Passes *PassCount `protobuf:"bytes,2,opt,name=passes,proto3" json:"passes,omitempty"`
-	// The fewest passes that could have done: the larger of the longest item's
-	// tokens and all tokens ÷ slots. Absent while the slots are not known.
+	// The fewest passes that could have done: the larger of those that one item
+	// took part in, and of all items' together ÷ slots. Absent while the slots are
+	// not known, and where an item's passes are not (see Result.passes).
 	FewestPasses *uint64 `protobuf:"varint,3,opt,name=fewest_passes,json=fewestPasses,proto3,oneof" json:"fewest_passes,omitempty"`
 	// Tokens of answers ÷ passes. Absent where there was no pass, or where no item
 	// was answered.
@@ -2293,7 +2301,8 @@ type PassCount struct {
 	// where a parser holds its text back.
 	ImputedShare float64 `protobuf:"fixed64,3,opt,name=imputed_share,json=imputedShare,proto3" json:"imputed_share,omitempty"`
 	// How sure the number is, 0 to 1: the share of the backend's own count of
-	// tokens that was seen as one arrival each.
+	// tokens that was seen as one arrival each, and none so close upon the item's
+	// last that one pass may have given both, unknown to the service.
 	Confidence    float64 `protobuf:"fixed64,4,opt,name=confidence,proto3" json:"confidence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2832,7 +2841,7 @@ const file_unisono_v1_event_proto_rawDesc = "" +
 	"\x13BATCH_STATE_RUNNING\x10\x01\x12\x19\n" +
 	"\x15BATCH_STATE_COMPLETED\x10\x02\x12\x19\n" +
 	"\x15BATCH_STATE_CANCELLED\x10\x03\x12\x17\n" +
-	"\x13BATCH_STATE_EXPIRED\x10\x04*\xb2\x02\n" +
+	"\x13BATCH_STATE_EXPIRED\x10\x04*\xc9\x02\n" +
 	"\n" +
 	"IdleReason\x12\x1b\n" +
 	"\x17IDLE_REASON_UNSPECIFIED\x10\x00\x12\x18\n" +
@@ -2846,7 +2855,8 @@ const file_unisono_v1_event_proto_rawDesc = "" +
 	"\x14IDLE_REASON_SUSPECTS\x10\b\x12\x19\n" +
 	"\x15IDLE_REASON_NOT_READY\x10\t\x12\x16\n" +
 	"\x12IDLE_REASON_MEMORY\x10\n" +
-	"*^\n" +
+	"\x12\x15\n" +
+	"\x11IDLE_REASON_YIELD\x10\v*^\n" +
 	"\n" +
 	"PassMethod\x12\x1b\n" +
 	"\x17PASS_METHOD_UNSPECIFIED\x10\x00\x12\x1a\n" +
