@@ -55,13 +55,16 @@ bench-work: $(DEV)  ## the workloads of `unisono bench` over a stand-in; ARGS='-
 	$(BIN)/python -m tests.bench.work $(ARGS)
 
 ##@ Change
-.PHONY: fmt gen pins release-image
+.PHONY: fmt gen clients pins release-image
 fmt: $(DEV)  ## format, and fix what ruff can fix
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
 gen: $(DEV)  ## generate the code of protos/ anew
 	$(BIN)/python protos/generate.py
+
+clients: $(DEV)  ## generate the code of the clients alone anew
+	$(BIN)/python protos/generate.py --clients
 
 pins: $(RUN)  ## compile the requirement files anew; ARGS=--upgrade takes the newest versions
 	$(PINS)/compile $(ARGS)
