@@ -13,11 +13,13 @@ from unisono_client.errors import (
 )
 from unisono_client.items import Chat, Embed, Generate, Item, Message, Tool, ToolCall
 from unisono_client.results import Delta, Report, Result, State, Timings, Usage
+from unisono_client.scripts import BenchmarkRun, ModelBenchmark, batch_benchmark, batch_generate
 from unisono_client.session import Session
 
 __all__ = [
     "BatchConfig",
     "BatchLostError",
+    "BenchmarkRun",
     "Chat",
     "Client",
     "ClosedError",
@@ -29,6 +31,7 @@ __all__ = [
     "Item",
     "ItemError",
     "Message",
+    "ModelBenchmark",
     "OnProgress",
     "Options",
     "RefusedError",
@@ -45,4 +48,6 @@ __all__ = [
     "UnisonoError",
     "UnreachableError",
     "Usage",
+    "batch_benchmark",
+    "batch_generate",
 ]

@@ -104,14 +104,12 @@ class Client:
         batch, at once with `async with client.run(…) as run: async for result in run: …`.
         Raises, from the loop, UnreachableError, BatchLostError and RefusedError, and whatever `items` raises.
         """
-        if "release" in config:
-            raise invalid("config.release", "is for sessions; `run` releases items whenever it can send no more")
-        session = self._session(config, releases_itself=True)
+        session = self.open_session(config, releases_itself=True)
         return Run(session, items, in_order=in_order, on_progress=on_progress)
 
     def session(self, **config: Unpack[BatchConfig]) -> Session:
         """A batch to which items are added while its results are read; see `Session`."""
-        return self._session(config, releases_itself=False)
+        return self.open_session(config, releases_itself=False)
 
     async def infer(self, item: Item, **config: Unpack[BatchConfig]) -> Result:
         """One answer. What is asked by many callers at about the same time shares forward passes.
@@ -178,9 +176,12 @@ class Client:
             least_grace_s=self._give_up_after_s + _GRACE_MARGIN_S,
         )
 
-    def _session(self, config: BatchConfig, *, releases_itself: bool) -> Session:
+    def open_session(self, config: BatchConfig, *, releases_itself: bool) -> Session:
+        """A session; with `releases_itself`, one whose items are released whenever no more can be sent."""
         made = self._config(config)
         if releases_itself:
+            if "release" in config:
+                raise invalid("config.release", "is for sessions; `run` releases items whenever it can send no more")
             # By hand alone: far more than any batch has, and no time.
             made.release.size = 2**32 - 1
             made.release.interval.FromSeconds(0)
