@@ -1,9 +1,9 @@
 """A TCP proxy that cuts connections at a certain moment: before a service, in the middle of a client's calls.
 
-    async with Proxy(service.target) as proxy:
-        proxy.cut_when(lambda seen: seen.down > 1_000)
-        … a client of proxy.target …
-        assert proxy.cuts == 1
+async with Proxy(service.target) as proxy:
+    proxy.cut_when(lambda seen: seen.down > 1_000)
+    … a client of proxy.target …
+    assert proxy.cuts == 1
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ class Proxy:
     """Passes bytes on between clients and one service, until told to cut."""
 
     def __init__(self, target: str) -> None:
-        host, _, port = target.rpartition(":")
-        self._service = (host, int(port))
+        self.move_to(target)
         self._server: asyncio.Server | None = None
         self._pairs: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -63,6 +62,11 @@ class Proxy:
         """HOST:PORT for clients."""
         assert self._server is not None
         return f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    def move_to(self, target: str) -> None:
+        """New connections lead to another service."""
+        host, _, port = target.rpartition(":")
+        self._service = (host, int(port))
 
     def cut_when(self, condition: Callable[[Proxy], bool]) -> None:
         """Cuts once, as soon as this holds; it is looked at before bytes are passed on."""

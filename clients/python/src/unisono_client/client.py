@@ -206,15 +206,15 @@ class Client:
         metadata = transport.metadata()
         follower = Follower(transport, metadata, give_up_after_s=self._give_up_after_s, deltas=deltas)
 
-        is_left = True
+        answers, told_results = max(1, request.item.n), 0
         try:
             begin = functools.partial(transport.stub.Infer, request, metadata=metadata)
-            async with contextlib.aclosing(follower.follow(begin, answers=max(1, request.item.n))) as told:
+            async with contextlib.aclosing(follower.follow(begin, answers=answers)) as told:
                 async for each in told:
+                    told_results += isinstance(each, Result)
                     yield each
-            is_left = False
         finally:
-            if is_left and follower.batch_id and config.get("on_disconnect") != "DETACH":
+            if told_results < answers and follower.batch_id and config.get("on_disconnect") != "DETACH":
                 await say_goodbye(transport, metadata, follower.batch_id)
 
 

@@ -146,5 +146,6 @@ async def cancel_batch(
 async def say_goodbye(transport: Transport, metadata: Metadata, batch_id: str) -> None:
     """Cancels a batch whose caller leaves; where that is not heard, the service does so by itself, a little later."""
     request = pb.CancelBatchRequest(batch_id=batch_id)
-    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.CancelledError):
+    # A client that is closed already has no connection for it.
+    with contextlib.suppress(grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.CancelledError):
         _ = await transport.stub.CancelBatch(request, timeout=_GOODBYE_S, metadata=metadata)
