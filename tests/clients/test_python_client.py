@@ -116,7 +116,7 @@ async def test_what_is_wrong_with_a_call_is_an_exception() -> None:
         with pytest.raises(RefusedError, match="nonsense"):
             _ = client.run([], **BatchConfig(nonsense=1))  # type: ignore[typeddict-unknown-key]
         with pytest.raises(RefusedError, match="tempreature"):
-            _ = await client.infer(Chat("x", options={"tempreature": 0}))  # type: ignore[typeddict-unknown-key]
+            _ = await client.infer(Chat("x", options={"tempreature": 0}))  # type: ignore[arg-type]
         with pytest.raises(RefusedError, match="role is 'robot'"):
             _ = [result async for result in client.run([Chat([Message("robot", "x")])], model="fake")]
         with pytest.raises(RefusedError, match="release"):

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 import pytest
 
 from tests.clients.served import served
-from unisono_client import Chat, Delta, RefusedError, Result, State, UnisonoError, UnreachableError
+from unisono_client import Chat, Delta, RefusedError, Result, State, UnisonoError, UnreachableError, sync
 from unisono_client.sync import Client, batch_benchmark, batch_generate
 
 
 @pytest.fixture(scope="module")
 def target() -> Iterator[str]:
     """Where a service listens."""
-    with served(pass_s=0.001) as found:
+    with served(pass_s=0.001, settings={"max_open_items": "500"}) as found:
         yield found
 
 
@@ -41,8 +41,9 @@ def test_a_batch_in_a_plain_loop(client: Client) -> None:
     assert list(client.run([])) == []
 
 
-def test_items_without_end_and_leaving(client: Client) -> None:
+def test_items_without_end_and_leaving(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """An endless source is asked for what can be sent; leaving the loop cancels the batch."""
+    monkeypatch.setattr(sync, "_AHEAD", 200)
     taken = 0
 
     def endless() -> Iterator[str]:
@@ -62,7 +63,13 @@ def test_a_session(client: Client) -> None:
     """10 items are added before the first is read; another thread may add while this one reads."""
     with client.session(release={"size": 1}) as session:
         session.add(*(f"[[say={n}]]" for n in range(10)))
-        adder = threading.Thread(target=lambda: (session.add("[[say=10]]"), session.release(), session.close_input()))
+
+        def add() -> None:
+            session.add("[[say=10]]")
+            session.release()
+            session.close_input()
+
+        adder = threading.Thread(target=add)
         adder.start()
         assert sorted(int(result.content) for result in session) == list(range(11))
         adder.join()

@@ -133,8 +133,8 @@ class Embed(_Common):
     truncate: bool | None = field(default=None, kw_only=True)
 
 
-# What can be asked. A string is a Chat; a message of the contract is sent as it is.
-Item = str | Chat | Generate | Embed | item_pb2.Item
+# What can be asked: Chat, Generate or Embed. A string is a Chat; a message of the contract is sent as it is.
+Item = str | _Common | item_pb2.Item
 
 
 def to_message(asked: Item, place: int) -> item_pb2.Item:

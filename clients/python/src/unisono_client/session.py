@@ -129,15 +129,17 @@ class Session:
             for result in results:
                 yield result
 
-    async def take(self) -> list[Result]:
+    async def take(self, *, waits: bool = True) -> list[Result]:
         """All results that are there and were not read; waits for one. Empty: the batch has ended.
+
+        With `waits` false, empty: there is none yet.
 
         Raises UnreachableError, BatchLostError or RefusedError where the batch cannot go on.
         """
         while not self._unread:
             if self._failure is not None:
                 raise self._failure
-            if self._is_over:
+            if self._is_over or not waits:
                 return []
             self._start()
             self._has_news.clear()

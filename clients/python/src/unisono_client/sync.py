@@ -131,9 +131,12 @@ class Session:
         """No more items will be added."""
         portal().call(self._session.close_input())
 
-    def take(self) -> list[Result]:
-        """All results that are there and were not read; waits for one. Empty: the batch has ended."""
-        return portal().call(self._session.take())
+    def take(self, *, waits: bool = True) -> list[Result]:
+        """All results that are there and were not read; waits for one. Empty: the batch has ended.
+
+        With `waits` false, empty: there is none yet.
+        """
+        return portal().call(self._session.take(waits=waits))
 
     def __iter__(self) -> Iterator[Result]:
         """The results, as items finish, until the batch has ended: for that, its input must have been closed."""
@@ -217,15 +220,15 @@ class Run:
         done, given, has_more, session = 0, iter(items), True, self._session
         with session:
             while True:
-                while has_more and session.unsent < _AHEAD and (self._total or not session.is_over):
-                    chunk = list(itertools.islice(given, _AT_A_TIME))
-                    if chunk:
+                if has_more and session.unsent < _AHEAD:
+                    if chunk := list(itertools.islice(given, _AT_A_TIME)):
                         session.add(*chunk)
                     else:
                         has_more = False
                         session.close_input()
-                results = session.take()
-                if not results and not (has_more and self._total):
+                # While there is something to be sent, nobody waits for what comes back.
+                results = session.take(waits=not has_more or session.unsent >= _AHEAD)
+                if not results and session.is_over and not (has_more and self._total):
                     return
                 for result in results:
                     done += 1
