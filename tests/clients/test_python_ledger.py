@@ -195,3 +195,35 @@ def test_items_are_released_when_no_more_can_be_sent() -> None:
     assert line.credit(3).sent() == ["c", "release"]
     _ = line.ledger.open()
     assert line.sent() == ["b", "c", "release"]
+
+
+def test_messages_are_bounded() -> None:
+    """A message has few items, or few bytes, or one item; what no message can hold is refused as a value."""
+    line = Line().accepted(credit=10_000)
+    for n in range(600):
+        _ = line.ledger.add(item(f"i{n}"))
+    for n in range(3):
+        large = item(f"large{n}")
+        large.generate.prompt = "x" * 200_000
+        _ = line.ledger.add(large)
+    sent: list[int] = []
+    while (message := line.ledger.next()) is not None:
+        sent.append(len(message.add_items.items))
+        assert message.ByteSize() <= 300_000
+    assert sent == [250, 250, 101, 1, 1]
+    too_large = item("too large")
+    too_large.generate.images.extend([bytes(2**24)] * 2)
+    refused = line.ledger.add(too_large)
+    assert refused is not None
+    assert refused.error is not None
+    assert refused.error.reason == "LIMIT_EXCEEDED"
+
+
+def test_an_item_is_kept_until_it_is_acknowledged() -> None:
+    """Then nothing of what was asked is in memory here."""
+    line = Line().accepted()
+    _ = line.ledger.add(item("a"))
+    assert line.sent() == ["a"]
+    assert line.ledger._open["a"].item is not None
+    _ = line.ack("a")
+    assert line.ledger._open["a"].item is None

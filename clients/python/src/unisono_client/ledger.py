@@ -33,6 +33,8 @@ from unisono_client.results import Report, Result, joined
 # let others' pass between them.
 _ITEMS_A_MESSAGE: Final = 250
 _BYTES_A_MESSAGE: Final = 256 * 1024
+# The service receives messages of up to 32 MiB; an item goes into one, with some room around it.
+_MAX_ITEM_BYTES: Final = 32 * 1024 * 1024 - 64 * 1024
 # More answers than this are not given; such an item fails as one.
 _MAX_VARIANTS: Final = 64
 # Once one item is refused for this, all that follow would be.
@@ -43,11 +45,12 @@ _FINAL: Final = frozenset({"BATCH_FULL", "INPUT_CLOSED"})
 class _Entry:
     """What a caller added: an item, or a word about those before it."""
 
-    # One of the two.
+    # One of the two; neither, once an item is acknowledged.
     item: item_pb2.Item | None = None
     word: pb.StreamBatchRequest | None = None
-    # The item's place among those added.
+    # The item's place among those added, and its bytes.
     place: int = 0
+    size: int = 0
     # How many answers it will have, each of which takes credit, and how many of them are acknowledged.
     weight: int = 0
     acknowledged: int = 0
@@ -118,7 +121,11 @@ class Ledger:
             closed = _status("INPUT_CLOSED", "the batch has ended, and takes no more items")
             return _refused(item.item_id, place, self._last_refusal or closed)
         self._used.update((item.item_id, *ids))
-        entry = _Entry(item=item, place=place, weight=len(ids))
+        size = item.ByteSize()
+        if size > _MAX_ITEM_BYTES:
+            large = f"takes {size:,} bytes, and a message at most {_MAX_ITEM_BYTES:,}"
+            return _refused(item.item_id, place, _status("LIMIT_EXCEEDED", large))
+        entry = _Entry(item=item, place=place, size=size, weight=len(ids))
         self._open.update(dict.fromkeys(ids, entry))
         self.outstanding += len(ids)
         self._unsent.append(entry)
@@ -174,12 +181,14 @@ class Ledger:
             return word
         request, size = pb.StreamBatchRequest(), 0
         items = request.add_items.items
-        while self._unsent and len(items) < _ITEMS_A_MESSAGE and size < _BYTES_A_MESSAGE:
+        while self._unsent and len(items) < _ITEMS_A_MESSAGE:
             entry = self._unsent[0]
             if entry.item is None or not self._is_within_credit(entry):
                 break
+            if items and size + entry.size > _BYTES_A_MESSAGE:
+                break
             items.append(entry.item)
-            size += entry.item.ByteSize()
+            size += entry.size
             self._sent += entry.weight
             self._unacked_items += 1
             self._unacked.append(self._unsent.popleft())
@@ -265,6 +274,8 @@ class Ledger:
                 self._accepted += entry.weight
                 self._unacked_items -= 1
                 _ = self._unacked.popleft()
+                # The service has it now; nothing of it is needed here any more.
+                entry.item = None
             return
         _ = self._unacked.popleft()
         self._unacked_items -= 1
