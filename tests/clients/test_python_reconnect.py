@@ -270,6 +270,25 @@ async def test_a_service_that_stays_away() -> None:
             assert {result.item_id async for result in attached} == {"i0", "i1", "i2"}
 
 
+async def test_a_connection_that_brings_nothing_new_is_none() -> None:
+    """One that is taken, and cut each time before it brought anything new, is given up as well."""
+    async with line(give_up_after_s=0.5) as here, here.client.session(model="fake", release={"size": 1}) as session:
+        await session.add(*asked(1))
+        assert len(await session.take()) == 1
+        await session.add(Chat(""))
+
+        def breaks(proxy: Proxy) -> bool:
+            _ = asyncio.get_running_loop().call_soon(proxy.cut_when, breaks)
+            return True
+
+        here.proxy.cut_when(breaks)
+        here.proxy.cut()
+        async with asyncio.timeout(LIMIT_S):
+            with pytest.raises(UnreachableError):
+                _ = await session.take()
+        here.proxy.cut_when(lambda proxy: False)
+
+
 async def test_nobody_listens() -> None:
     """An address without a service: the error says how to start one."""
     async with Client("127.0.0.1:9", give_up_after_s=0.2) as client:

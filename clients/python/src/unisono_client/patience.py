@@ -1,8 +1,8 @@
 """How long, and in which steps, a lost connection is tried again: growing pauses, scattered by chance.
 
-A connection that was lost is known to be good again when the service says something. Only what is safe is tried
-again: opening a batch under its `request_id`, reopening it after an event, following it from there on. Each of these
-does nothing twice.
+A connection that was lost is known to be good again when the service says something new on it. Only what is safe is
+tried again: opening a batch under its `request_id`, reopening it after an event, following it from there on. Each of
+these does nothing twice.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Patience:
         self._has_ghost = False
 
     def regained(self) -> None:
-        """The service has said something."""
+        """The service has said something new."""
         self._lost_at = None
         self._pause_s = 0.0
 

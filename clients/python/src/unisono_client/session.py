@@ -245,7 +245,9 @@ class Session:
                 if not isinstance(response, pb.StreamBatchResponse):
                     # The end. Read before it was told: a status that is an error is raised by `read`.
                     raise EndedEarlyError("the stream ended before its batch did")
-                self._patience.regained()
+                if response.WhichOneof("message") != "credit":
+                    # Credit is told on every connection: one that brings nothing else is no better than none.
+                    self._patience.regained()
                 heard = self._ledger.hear(response)
                 if heard.results:
                     self._tell(heard.results, heard.size_bytes)
