@@ -128,7 +128,7 @@ async def running(
                 slots=one.slots,
                 max_in_flight=settings.max_in_flight,
                 memory_factor=settings.memory_factor,
-                settings=_arbiter_settings(settings),
+                settings=_arbiter_settings(settings, one),
                 memory=memory,
                 report_defect=report_defect,
             )
@@ -320,9 +320,13 @@ def _window(settings: Settings) -> WindowSettings:
     return WindowSettings(window_s=window_s, size=settings.batch_size)
 
 
-def _arbiter_settings(settings: Settings) -> ArbiterSettings:
+def _arbiter_settings(settings: Settings, backend: BackendSettings) -> ArbiterSettings:
     conductor = ConductorSettings(stall_s=settings.stall_timeout, window=_window(settings))
-    return ArbiterSettings(patience_s=settings.backend_patience, conductor=conductor)
+    return ArbiterSettings(
+        patience_s=settings.backend_patience,
+        yield_every_s=settings.yield_every if backend.loads_on_demand else 0.0,
+        conductor=conductor,
+    )
 
 
 async def _start_driver(driver: BackendDriver, stack: AsyncExitStack) -> None:

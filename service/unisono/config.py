@@ -92,6 +92,11 @@ class BackendSettings:
         """What its own variables end in."""
         return self.name.upper().replace("-", "_")
 
+    @property
+    def loads_on_demand(self) -> bool:
+        """Whether its models take each other's place, as its clients ask for them."""
+        return self.kind == OLLAMA
+
 
 def parse_backends(text: str) -> tuple[BackendSettings, ...]:
     """Reads "gpu1=http://10.0.0.1:11434, cpp=llama-server+http://10.0.0.2:8080, emb=embedded".
@@ -164,6 +169,9 @@ class Settings(BaseSettings):
     backend_patience: Duration = Field(default=60.0, ge=0)
     # Requests at the backend of which none is answered anything for so long are given up.
     stall_timeout: Duration = Field(default=600.0, gt=0)
+    # After so much work without a pause, a backend that loads models on demand is left to its other clients for a
+    # moment: it keeps them waiting as long as requests of ours are there. 0: never.
+    yield_every: Duration = Field(default=300.0, ge=0)
 
     # -- How much at a time.
     # Slots of each runner: set it to OLLAMA_NUM_PARALLEL where you know it. Unset: learned. Of several backends, it

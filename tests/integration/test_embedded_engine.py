@@ -428,6 +428,14 @@ async def service() -> AsyncGenerator[EmbeddedService, None]:
         yield made
 
 
+async def test_a_backend_whose_models_take_nobody_s_place_is_never_left_alone() -> None:
+    """However often others of an Ollama were to get a moment."""
+    async with embedded_service(embedded_slots=2, embedded_context=512, yield_every=0.01) as made:
+        seen = await made.run([chat(f"q{n}", PARIS, num_predict=4) for n in range(12)], model=MODEL)
+        assert set(seen.states().values()) == {"COMPLETED"}
+        assert event_pb2.IDLE_REASON_YIELD not in {one.reason for one in seen.report.groups[0].idle}
+
+
 async def test_a_batch_through_the_service(service: EmbeddedService) -> None:
     """A caller gets answers that make sense, and a report that says how the passes were shared."""
     items = [

@@ -14,6 +14,7 @@ from unisono._generated.unisono.v1 import event_pb2, item_pb2
 PASS_S = 0.004
 # Tokens of one draft are told from those of two passes by the pause between passes, which is 2 ms at least.
 DRAFTING_PASS_S = 0.008
+DRAFTING: dict[str, Any] = {"num_parallel": 4, "settings": {"slots": 4}, "pass_s": DRAFTING_PASS_S}
 
 
 def near(seen: Seen, passes: int) -> None:
@@ -120,6 +121,62 @@ async def test_a_tool_call_that_is_silent_until_it_is_whole() -> None:
         assert set(seen.states().values()) == {"COMPLETED"}
         assert seen.results["tool"].completion.tool_calls[0].name == "weather"
         near(seen, speaking_passes(h))
+
+
+async def test_a_model_that_drafts_by_itself() -> None:
+    """draft_num_predict stands in its Modelfile, as with every such model that is pulled: nobody asks for it."""
+    model = FakeModel(name="fake", drafts=(2,), options={"draft_num_predict": 2})
+    async with house(models=[model], **DRAFTING) as h:
+        await warm(h)
+        seen = await h.run(chats(12, num_predict=40))
+        near(seen, speaking_passes(h))
+        assert seen.report.groups[0].passes.confidence == 1
+
+
+async def test_a_model_that_drafts_unknown_to_all() -> None:
+    """Where nobody tells, bursts of tokens are taken for passes, and the report says that this is not certain."""
+    model = FakeModel(name="fake", drafts=(2,), options={"draft_num_predict": 2})
+    async with house(models=[model], **DRAFTING) as h:
+        _ = h.fake.faults.add(Fault(FaultKind.ANSWER, path="/api/show", status=500, times=None))
+        await warm(h)
+        seen = await h.run(chats(12, num_predict=40))
+        (group,) = seen.report.groups
+        assert group.passes.confidence < 0.6
+        assert group.fewest_passes < 2 * speaking_passes(h)
+
+
+@pytest.mark.parametrize("others", [3, 0])
+async def test_a_silent_tool_call_that_is_drafted(others: int) -> None:
+    """Its tokens are not seen, and three of them are one pass; alone, nothing tells that, and it is not stated."""
+    model = FakeModel(name="fake", drafts=(2,), capabilities=("completion", "tools"))
+    options: dict[str, Any] = {"runner": item_pb2.RunnerOptions(draft_num_predict=2)}
+    async with house(models=[model], **DRAFTING) as h:
+        h.fake.answer("weather", Answer(tool_calls=(("weather", {"city": "Oslo"}),), tool_tokens=24))
+        _ = await h.run([chat("warm", num_predict=1, **options)])
+        h.fake.pass_log.clear()
+        asking = chat("tool", "What is the weather?", **options)
+        asking.chat.tools.append(item_pb2.Tool(name="weather", description="W", parameters_json='{"type":"object"}'))
+        seen = await h.run([asking, *chats(others, num_predict=24, **options)])
+        (group,) = seen.report.groups
+        if others:
+            near(seen, speaking_passes(h))
+            assert abs(seen.results["tool"].passes - 9) <= 1
+            assert group.fewest_passes <= group.passes.count
+        else:
+            assert group.passes.confidence < 0.2
+            assert not group.HasField("fewest_passes")
+            assert seen.results["tool"].passes == 0
+
+
+async def test_no_fewer_passes_than_the_fewest() -> None:
+    """The fewest passes that could have done are no more than there were, and an item knows its own."""
+    options: dict[str, Any] = {"runner": item_pb2.RunnerOptions(draft_num_predict=2)}
+    async with house(models=[FakeModel(name="fake", drafts=(2,))], **DRAFTING) as h:
+        seen = await h.run(chats(12, num_predict=40, **options))
+        (group,) = seen.report.groups
+        assert {result.passes for result in seen.results.values()} == {14}
+        assert group.fewest_passes == 42
+        assert group.fewest_passes <= group.passes.count
 
 
 async def test_endless_repetition_is_told_and_counted() -> None:

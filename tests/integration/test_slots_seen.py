@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.fakes.ollama import FakeModel, RequestRecord
-from tests.integration.service import LIMIT_S, House, Seen, chat, chats, config, house
+from tests.integration.service import LIMIT_S, House, Seen, Stream, chat, chats, config, house
 from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
 from unisono._generated.unisono.v1 import event_pb2
 
@@ -225,3 +225,76 @@ async def test_a_foreign_model_waits_no_longer_than_for_our_batch() -> None:
         assert set(seen.states().values()) == {"COMPLETED"}
         assert {result.attempts for result in seen.results.values()} == {1}
         assert h.fake.loads == 3
+
+
+# After 300 ms of work without a pause, others get a moment.
+YIELDING: dict[str, Any] = {**TWO_MODELS, "settings": {"slots": 4, "yield_every": "300ms"}}
+
+
+async def test_a_foreign_model_is_not_kept_away_by_a_batch_without_end() -> None:
+    """A stream that always has a next item: the guest is served in the next pause, and not when the stream ends."""
+    async with house(**YIELDING) as h:
+        stream = h.stream()
+        _ = await stream.open()
+        count = 8
+
+        def is_short(one: Stream) -> bool:
+            return len(one.seen.results) >= count - 8
+
+        _ = await stream.add(*(chat(f"i{n}", num_predict=20) for n in range(8)))
+        _ = await stream.release()
+        await h.fake.wait_for(lambda fake: fake.busy_slots == 4, LIMIT_S)
+        guest = asyncio.create_task(ask_for_the_other(h))
+        # Ten pauses; an item takes 0.04 s, a load 0.05 s.
+        async with asyncio.timeout(3.0):
+            while not guest.done():
+                _ = await stream.add(*(chat(f"i{count + n}", num_predict=20) for n in range(8)))
+                _ = await stream.release()
+                count += 8
+                _ = await stream.until(is_short)
+        await guest
+        _ = await stream.half_close()
+        seen = await stream.to_end()
+        assert set(seen.states().values()) == {"COMPLETED"}
+        assert len(seen.results) == count
+        assert {result.attempts for result in seen.results.values()} == {1}
+        # Ours, the other, and ours back: by a load before the items, who find it there.
+        assert (h.fake.loads, seen.report.groups[0].loads) == (3, 2)
+        assert max(result.timings.load.ToNanoseconds() for result in seen.results.values()) < 0.05e9
+
+
+async def test_pauses_cost_no_load_where_nobody_waits() -> None:
+    """The runner is still there; the report has the pauses, and no load but the first."""
+    async with house(**YIELDING) as h:
+        seen = await h.run(chats(400, num_predict=10))
+        assert set(seen.states().values()) == {"COMPLETED"}
+        assert {result.attempts for result in seen.results.values()} == {1}
+        (group,) = seen.report.groups
+        assert (h.fake.loads, group.loads) == (1, 1)
+        assert len(h.loads) > 1
+        idle = {one.reason: one.slot_time.ToNanoseconds() / 1e9 for one in group.idle}
+        assert idle[event_pb2.IDLE_REASON_YIELD] >= 4 * 0.05
+
+
+async def test_the_report_has_the_loads_after_a_foreign_model() -> None:
+    """Ours at the beginning and ours back, and how long the second took."""
+    async with house(**YIELDING) as h:
+        call = h.run_batch(chats(400, num_predict=10))
+        await h.fake.wait_for(lambda fake: fake.busy_slots == 4, LIMIT_S)
+        await ask_for_the_other(h)
+        seen = await call.to_end()
+        assert set(seen.states().values()) == {"COMPLETED"}
+        (group,) = seen.report.groups
+        assert (h.fake.loads, group.loads) == (3, 2)
+
+
+async def test_no_pauses_where_none_are_wanted() -> None:
+    """Then somebody else's model waits for the end of the batch."""
+    async with house(**{**TWO_MODELS, "settings": {"slots": 4, "yield_every": 0.0}}) as h:
+        call = h.run_batch(chats(200, num_predict=10))
+        await h.fake.wait_for(lambda fake: fake.busy_slots == 4, LIMIT_S)
+        await ask_for_the_other(h)
+        (group,) = (await call.to_end()).report.groups
+        assert (h.fake.loads, group.loads) == (2, 1)
+        assert visit_of(h).behind == []
+        assert event_pb2.IDLE_REASON_YIELD not in {one.reason for one in group.idle}

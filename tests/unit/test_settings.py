@@ -45,6 +45,17 @@ def test_the_memory_limit_is_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
         Settings()
 
 
+def test_others_get_a_moment_every_five_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or as often as is wanted; 0 is never."""
+    assert Settings().yield_every == 300.0
+    for written, seconds in (("90s", 90.0), ("0", 0.0)):
+        monkeypatch.setenv("UNISONO_YIELD_EVERY", written)
+        assert Settings().yield_every == seconds
+    monkeypatch.setenv("UNISONO_YIELD_EVERY", "-1s")
+    with pytest.raises(ValidationError):
+        Settings()
+
+
 # -- What is wrong -----------------------------------------------------------------------------------------------
 
 
@@ -163,6 +174,7 @@ def test_several_backends_in_one_variable(monkeypatch: pytest.MonkeyPatch) -> No
         ("cpp", "llama-server", "http://127.0.0.1:8080"),
         ("e-m_b", "embedded", ""),
     ]
+    assert [one.loads_on_demand for one in found] == [True, True, False, False]
 
 
 def test_what_only_one_of_several_has() -> None:

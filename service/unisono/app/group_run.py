@@ -47,7 +47,7 @@ class GroupRun:
         self.runner = runner = first.runner
         self.driver = driver
         self.item_count = 0
-        self.counter = PassCounter(driver.backend.pass_method, drafts=bool(runner.options.draft_num_predict))
+        self.counter = PassCounter(driver.backend.pass_method, drafted=first.model.drafted_with(runner.options))
         self.retries = 0
         self.prompt_tokens = 0
         self.completion_tokens = 0
@@ -71,8 +71,8 @@ class GroupRun:
         self._context = ContextTally()
         # What was seen of the runner up to the first release, and up to the last end.
         self._before = self._after = RunnerFigures()
-        # Tokens of each answer, for the fewest passes that could have done.
-        self._tokens: list[int] = []
+        # Passes that each answer took part in for certain, for the fewest that could have done; None: not known.
+        self._passes: list[int | None] = []
         # The first wave: how close together it went out, who was in it, and when they first spoke.
         self._first_spread_s = 0.0
         self._first_members: frozenset[int] = frozenset()
@@ -185,7 +185,7 @@ class GroupRun:
         run.hear(piece)
         self.spoken_tokens += 1
         run.heard_ns = piece.at_ns
-        self.counter.spoke(index, piece.at_ns)
+        self.counter.spoke(index, piece.at_ns, is_drafted=piece.is_drafted)
         self._journal.spoke(index)
 
     def item_finished(self, ticket: int, answer: Finished) -> None:
@@ -193,20 +193,20 @@ class GroupRun:
         run = self._runs[ticket]
         run.answer = answer
         tokens, cached = answer.usage.completion_tokens, answer.usage.cached_prompt_tokens
-        self._tokens.append(tokens)
         self.completion_tokens += tokens
         self.prompt_tokens += answer.usage.prompt_tokens
         if run.released_ns is not None:
             self._context.answered(run.released_ns, self._clock.time_ns(), answer.usage.prompt_tokens + tokens)
         if cached is not None:
             self.cached_prompt_tokens = (self.cached_prompt_tokens or 0) + cached
-        run.shared_with = self.counter.ended(
+        run.part = self.counter.ended(
             run.item.index,
             answer.at_ns,
             tokens=tokens,
             has_end_token=answer.finish_reason_raw == "stop",
             eval_s=answer.durations.eval_s,
         )
+        self._passes.append(run.part.at_least)
 
     def item_retried(self, word: Retry) -> None:
         """See Sink."""
@@ -239,7 +239,7 @@ class GroupRun:
     def _break_off(self, run: ItemRun) -> None:
         """Its answer is over without an end: by the backend's clock, when it last spoke."""
         if run.heard_ns is not None:
-            run.shared_with = self.counter.ended(run.item.index, run.heard_ns, tokens=None, has_end_token=False)
+            run.part = self.counter.ended(run.item.index, run.heard_ns, tokens=None, has_end_token=False)
 
     def runner_loading(self) -> None:
         """See Sink. That a runner in memory is asked whether it is there is no event."""
@@ -286,7 +286,7 @@ class GroupRun:
         return GroupReport(
             group=self.planned,
             passes=self.counter.count,
-            fewest_passes=fewest_passes(self._tokens, slots.count) if any(self._tokens) else None,
+            fewest_passes=self._fewest_passes(slots.count),
             waves=self._waves,
             first_wave=first_wave if self._waves else None,
             loads=self._loads,
@@ -307,3 +307,7 @@ class GroupRun:
             context_used=most_context / room if room and most_context else None,
             runner_deaths=after.deaths - before.deaths,
         )
+
+    def _fewest_passes(self, slots: int) -> int | None:
+        known = [passes for passes in self._passes if passes is not None]
+        return fewest_passes(known, slots) if any(known) and len(known) == len(self._passes) else None

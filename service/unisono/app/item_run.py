@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from unisono.core.commands import ReleaseReason
     from unisono.core.errors import UnisonoError
     from unisono.core.model import Finished, Item, Spoke, TokenLogprob, ToolCall
+    from unisono.core.passes import Part
     from unisono.core.prefixes import Prefix
 
 
@@ -41,8 +42,8 @@ class ItemRun:
     answer: Finished | None = None
     # Characters of the last piece, for those who gather text.
     last_piece_bytes: int = 0
-    # Other items that spoke while it did.
-    shared_with: int = 0
+    # What it took part in when it last spoke; None before.
+    part: Part | None = None
     # What its prompt has in common with others', and why it was last released.
     prefix: Prefix | None = None
     release_reason: ReleaseReason | None = None
@@ -80,7 +81,6 @@ class ItemRun:
         # Joined, so that a reader who has not been sent it all yet holds no more than the result does.
         self.content, self.thinking = ["".join(self.content)], ["".join(self.thinking)]
         self.is_over = True
-        tokens = answer.usage.completion_tokens if answer else 0
         return Result(
             item_id=self.item.item_id,
             index=self.item.index,
@@ -90,9 +90,8 @@ class ItemRun:
             usage=answer.usage if answer else None,
             timings=self._timings(at_ns) if attempts else None,
             attempts=attempts,
-            shared_with=self.shared_with,
-            # Each token of an answer comes from a pass of its own.
-            passes=tokens,
+            shared_with=self.part.shared_with if self.part else 0,
+            passes=(self.part.passes or 0) if self.part and answer else 0,
             group=self.group,
             variant_of=self.item.variant_of,
             release_reason=self.release_reason,

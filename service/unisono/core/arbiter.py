@@ -3,7 +3,7 @@
 Theory of operation. A backend is one processor; nothing but its arbiter talks to it. The arbiter holds a conductor
 for each runner and lets one of them work at a time, or several that were seen in memory side by side:
 
-1. *Turns*: whose turn it is, and when it is over, is in `turns.py`.
+1. *Turns*: whose turn it is, when it is over, and when the backend is left to other clients, is in `turns.py`.
 2. *Load first*: a runner's first items go when the backend has said that the model is loaded, never before: a
    cold model that meets a burst turns requests away. The word holds for `ready_s` after the last item.
 3. *Away*: when no connection can be had, everything pauses, and the backend is probed (`outage.py`). That costs no
@@ -69,6 +69,8 @@ class ArbiterSettings:
     turn_s: float = 30.0
     # How long a runner that was just used counts as loaded.
     ready_s: float = 5.0
+    # Work without a pause after which other clients of the backend get a moment; 0: never.
+    yield_every_s: float = 0.0
     # How long items wait for a backend that is away.
     patience_s: float = 60.0
     conductor: ConductorSettings = field(default_factory=ConductorSettings)
@@ -84,7 +86,12 @@ class Arbiter:
         self._settings = settings or ArbiterSettings()
         self._places: dict[RunnerSpec, Place] = {}
         self._runner_of: dict[int, RunnerSpec] = {}
-        self._turns = Turns(self._places, turn_s=self._settings.turn_s, ready_s=self._settings.ready_s)
+        self._turns = Turns(
+            self._places,
+            turn_s=self._settings.turn_s,
+            ready_s=self._settings.ready_s,
+            yield_every_s=self._settings.yield_every_s,
+        )
         self._outage = Outage(self._settings.patience_s)
 
     # -- What it is like ---------------------------------------------------------------------------------------
@@ -304,6 +311,7 @@ class Arbiter:
         While the backend is away only probes go, and only while somebody waits.
         """
         self._forget_ended(commands)
+        self._turns.see(now)
         if self._outage.is_away:
             return [*commands, Probe()] if self._outage.probe(now, is_awaited=bool(self._runner_of)) else commands
         commands += self._turns.end_old(now)

@@ -82,6 +82,8 @@ class Conductor:
             stall_s=self._settings.stall_s,
         )
         self._is_open = False
+        # Why nothing goes, while it is not open.
+        self._why_shut = IdleReason.NOT_READY
         self._wave = 0
         # When a wave goes without its stragglers, or behind another; None: no wave waits.
         self._wave_due_s: float | None = None
@@ -172,13 +174,13 @@ class Conductor:
             self._schedule.forget_caches()
         return self._go_on(now)
 
-    def shut(self, now: float) -> list[Command]:
-        """The runner is not ready any more, or another's turn has come: nothing more goes; what is held goes back.
+    def shut(self, now: float, why: IdleReason = IdleReason.NOT_READY) -> list[Command]:
+        """The runner is not ready any more, or others' turn has come: nothing more goes; what is held goes back.
 
         What is in flight stays there, and ends or fails by itself.
         """
         self._count_idle(now)
-        self._is_open = False
+        self._is_open, self._why_shut = False, why
         self._wave_due_s = None
         self._schedule.reconsider()
         return self._exits.recall([*self._roster.staged.values(), *self._roster.staging.values()], now)
@@ -382,7 +384,10 @@ class Conductor:
     def _count_idle(self, now: float) -> None:
         """Adds up the slot time that was not used since something last happened."""
         if self._roster.entries and now > self._counted_s > 0:
-            idle = self._schedule.idle if self._is_open else {IdleReason.NOT_READY: self.capacity.limit}
+            if self._is_open:
+                idle = self._schedule.idle
+            else:
+                idle = {self._why_shut: max(0, self.capacity.limit - len(self._roster.flying))}
             for reason, lanes in idle.items():
                 self._idle[reason] += lanes * (now - self._counted_s)
         self._counted_s = now

@@ -261,6 +261,13 @@ class ModelInfo:
     kv_bytes_per_token: int | None = None
     # Tokens of context of each slot, where the backend holds the model with just these; 0: a load decides.
     fixed_context: int = 0
+    # Tokens that it drafts for each pass at most, where a request does not say; 0: none, as far as is known.
+    draft_num_predict: int = 0
+
+    def drafted_with(self, options: RunnerOptions) -> int:
+        """Tokens that it drafts for each pass at most."""
+        asked = options.draft_num_predict
+        return self.draft_num_predict if asked is None else asked
 
     @property
     def is_embedding(self) -> bool:
@@ -346,6 +353,8 @@ class Spoke:
     thinking: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    # Whether the same pass gave the item's last token too: a draft was right. None: the backend does not tell.
+    is_drafted: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

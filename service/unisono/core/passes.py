@@ -12,8 +12,8 @@ What the walk cannot see is put right with the backend's own count of tokens, wh
    the item took part in passes between its first token and its end in which it was silent.
 3. Where there are too few of these, because nobody else spoke meanwhile, passes are added.
 
-Passes that only computed prompts are invisible and not counted. With draft tokens a pass gives several tokens at
-once; then only a repeat after a real gap opens a new one.
+Passes that only computed prompts are invisible and not counted. Where a model drafts, a pass gives an item several
+tokens: only the first of them is walked (core/drafts.py).
 
 Tokens may arrive slightly out of order; they are sorted within a window (`REORDER_NS`) before they are walked, a
 window's worth at a time.
@@ -29,13 +29,11 @@ from dataclasses import dataclass
 from itertools import islice
 from operator import itemgetter
 
+from unisono.core.drafts import GAP_NS, Drafts, Speaker
 from unisono.core.model import PassMethod
 
 # Tokens are walked when they are this much older than the newest one, or when everything has ended.
 REORDER_NS = 250_000_000
-# Tokens that are no further apart than this can be of one pass: with draft tokens a repeat, otherwise the first token
-# of one item and the last of another.
-GAP_NS = 2_000_000
 # Participations that the map keeps, about 16 MB; later passes are counted, but not mapped.
 MAX_PARTICIPATIONS = 2_000_000
 # Of one item's tokens that no arrival showed, so many passes are concluded at most: as many as fit into the time
@@ -53,7 +51,8 @@ class PassCount:
     method: PassMethod
     # Share of all participations that was concluded instead of seen, 0 to 1.
     imputed_share: float
-    # Share of the backend's own tokens that was seen as an arrival each, 0 to 1.
+    # Share of the backend's own tokens that was seen as an arrival each, none so close upon the last that it may have
+    # been of the same pass; 0 to 1.
     confidence: float
 
 
@@ -69,14 +68,16 @@ class ForwardPass:
     members: tuple[int, ...]
 
 
-@dataclass(slots=True)
-class _Speaker:
-    """An item between its first token and its end."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What an answer took part in."""
 
-    first_ns: int
-    arrivals: int = 0
-    # Other items that were speaking at some time while this one was.
-    shared_with: int = 0
+    # Other items that spoke while it did.
+    shared_with: int
+    # Its passes; None where a model drafts, and nothing tells how many tokens a pass gave.
+    passes: int | None
+    # Of these, the ones that are certain.
+    at_least: int | None
 
 
 class PassCounter:
@@ -86,72 +87,82 @@ class PassCounter:
         self,
         method: PassMethod,
         *,
-        drafts: bool = False,
+        drafted: int = 0,
         max_participations: int = MAX_PARTICIPATIONS,
     ) -> None:
+        """`drafted`: tokens that the model is known to draft for a pass."""
         # The most members of a pass: the runner's slots, once they are known for certain; 0 until then.
         self.slots = 0
         self._method = method
-        self._gap_ns = GAP_NS if drafts else 0
+        self._drafts = Drafts(drafted)
         self._room = max_participations
         # Walked passes, in the order of time: when, and who (None: no longer mapped).
         self._times: list[int] = []
         self._members: list[array[int] | None] = []
         self._unmapped = 0
-        # The current pass, the last one: who spoke in it, and when; when it began; whether it is over for certain.
-        self._spoken: dict[int, int] = {}
+        # The current pass, the last one: who spoke in it; when it began; whether it is over for certain.
+        self._spoken: set[int] = set()
         self._began_ns = 0
         self._is_closed = True
         # The latest time of all that was walked.
         self._last_ns = 0
         # When each item last ended.
         self._over_ns: dict[int, int] = {}
-        # Arrivals that wait for stragglers: (at_ns, item); and the time from which on some are walked again.
+        # Arrivals of another pass than the item's last that wait for stragglers: (at_ns, item); and the time from
+        # which on some are walked again.
         self._pending: list[tuple[int, int]] = []
         self._due_ns = 0
         self._order = 0
-        self._speaking: dict[int, _Speaker] = {}
+        self._speaking: dict[int, Speaker] = {}
         # Ends whose tokens are to be put right once the walk has come so far:
-        # (at_ns, order, item, arrivals, missing, first).
+        # (at_ns, order, item, passes seen, passes missing, first).
         self._ends: list[tuple[int, int, int, int, int, int]] = []
         self._seen = 0
         self._imputed = 0
         self._told_tokens = 0
         self._told_seen = 0
+        self._told_hasty = 0
 
-    def spoke(self, item: int, at_ns: int) -> None:
-        """A token of the item arrived."""
+    def spoke(self, item: int, at_ns: int, *, is_drafted: bool | None = None) -> None:
+        """A token of the item arrived; `is_drafted`: see Drafts.hear."""
         speaker = self._speaking.get(item)
         if speaker is None:
             for other in self._speaking.values():
                 other.shared_with += 1
-            speaker = self._speaking[item] = _Speaker(at_ns, shared_with=len(self._speaking))
-        speaker.arrivals += 1
-        self._arrive(item, at_ns)
+            speaker = self._speaking[item] = Speaker(at_ns, shared_with=len(self._speaking))
+        if self._drafts.hear(speaker, at_ns, is_drafted=is_drafted):
+            self._arrive(item, at_ns)
 
     def ended(
         self, item: int, at_ns: int, *, tokens: int | None, has_end_token: bool, eval_s: float | None = None
-    ) -> int:
-        """The item's answer is over, whole or not; answers with how many others spoke while it did.
+    ) -> Part:
+        """The item's answer is over, whole or not.
 
         `tokens` is the backend's own count, None where the answer broke off. `has_end_token`: the model itself
         ended it. `eval_s`: how long it generated, which tells the first token where none was seen.
         """
-        speaker = self._speaking.pop(item, None)
+        speaker = self._speaking.pop(item, None) or Speaker(at_ns)
         self._over_ns[item] = at_ns
-        if tokens is None or tokens == 0:
-            return speaker.shared_with if speaker else 0
-        arrivals = speaker.arrivals if speaker else 0
-        if has_end_token and arrivals < tokens:
-            arrivals += 1
+        if tokens is None:
+            return self._part(speaker, speaker.passes)
+        if has_end_token and speaker.tokens < tokens and self._drafts.hear(speaker, at_ns):
             self._arrive(item, at_ns)
-        first_ns = min(at_ns - round((eval_s or 0.0) * 1e9), speaker.first_ns if speaker else at_ns)
+        missing = max(0, tokens - speaker.tokens)
         self._told_tokens += tokens
-        self._told_seen += min(arrivals, tokens)
-        if tokens > arrivals:
+        self._told_seen += tokens - missing
+        self._told_hasty += min(speaker.hasty, tokens)
+        passes = self._drafts.passes_of(missing)
+        if missing:
+            first_ns = min(at_ns - round((eval_s or 0.0) * 1e9), speaker.first_ns)
             self._order += 1
-            heapq.heappush(self._ends, (at_ns, self._order, item, arrivals, tokens - arrivals, first_ns))
-        return speaker.shared_with if speaker else 0
+            unseen = missing if passes is None else passes
+            heapq.heappush(self._ends, (at_ns, self._order, item, speaker.passes, unseen, first_ns))
+        return self._part(speaker, None if passes is None else min(tokens, speaker.passes + passes))
+
+    def _part(self, speaker: Speaker, passes: int | None) -> Part:
+        doubtful = self._drafts.doubtful(speaker.hasty)
+        at_least = None if passes is None else max(0, passes - doubtful)
+        return Part(shared_with=speaker.shared_with, passes=passes, at_least=at_least)
 
     def settle(self) -> None:
         """Walks what still waits for stragglers; for when every item has ended."""
@@ -160,11 +171,12 @@ class PassCounter:
     @property
     def count(self) -> PassCount:
         """The passes so far."""
+        certain = self._told_seen - self._drafts.doubtful(self._told_hasty)
         return PassCount(
             count=len(self._times),
             method=self._method,
             imputed_share=self._imputed / self.participations if self.participations else 0.0,
-            confidence=self._told_seen / self._told_tokens if self._told_tokens else 1.0,
+            confidence=certain / self._told_tokens if self._told_tokens else 1.0,
         )
 
     @property
@@ -214,24 +226,19 @@ class PassCounter:
         for stamped_ns, item in due:
             # One that came too late to be sorted in speaks now.
             at_ns = max(stamped_ns, self._last_ns)
-            spoke_ns = self._spoken.get(item)
-            if spoke_ns is not None:
-                is_next = at_ns - spoke_ns >= self._gap_ns
-            else:
-                is_full = 0 < self.slots <= len(self._spoken)
-                is_next = is_full or (at_ns - self._last_ns >= GAP_NS and self._is_over(at_ns))
-            if is_next or self._is_closed:
+            is_next = item in self._spoken or 0 < self.slots <= len(self._spoken)
+            if is_next or self._is_closed or (at_ns - self._last_ns >= GAP_NS and self._is_over(at_ns)):
                 self._spoken.clear()
                 self._is_closed = False
                 self._began_ns = at_ns
                 self._open(len(self._times), at_ns)
-            if item not in self._spoken:
-                self._join(len(self._times) - 1, item)
-                self._seen += 1
-            self._spoken[item] = self._last_ns = at_ns
+            self._join(len(self._times) - 1, item)
+            self._seen += 1
+            self._spoken.add(item)
+            self._last_ns = at_ns
         while self._ends and (up_to_ns is None or self._ends[0][0] <= up_to_ns):
-            at_ns, _, item, arrivals, missing, first_ns = heapq.heappop(self._ends)
-            self._impute(item, arrivals, missing, first_ns, at_ns)
+            at_ns, _, item, seen, missing, first_ns = heapq.heappop(self._ends)
+            self._impute(item, seen, missing, first_ns, at_ns)
 
     def _is_over(self, at_ns: int) -> bool:
         """Whether all who spoke in the current pass have ended since; so it is before the first one."""
@@ -249,8 +256,8 @@ class PassCounter:
             members.append(item)
             self._room -= 1
 
-    def _impute(self, item: int, arrivals: int, missing: int, first_ns: int, end_ns: int) -> None:
-        """Gives an item the passes that its missing tokens took.
+    def _impute(self, item: int, seen: int, missing: int, first_ns: int, end_ns: int) -> None:
+        """Gives an item the passes that its missing tokens came from.
 
         1. Passes between its first token and its end in which it was silent, the latest first.
         2. Such passes among those whose members are not known: all but the ones in which it must have spoken.
@@ -269,13 +276,13 @@ class PassCounter:
             if members is None:
                 unmapped += 1
             elif item in members:
-                arrivals -= 1
+                seen -= 1
             else:
                 self._join(number, item)
                 missing -= 1
                 if number == len(self._times) - 1:
-                    self._spoken[item] = end_ns
-        missing -= min(missing, max(0, unmapped - max(0, arrivals)))
+                    self._spoken.add(item)
+        missing -= min(missing, max(0, unmapped - max(0, seen)))
         step_ns = (end_ns - first_ns) / (missing + 1)
         for k in range(missing):
             at_ns = round(first_ns + step_ns * (k + 1))

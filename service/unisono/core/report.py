@@ -76,6 +76,7 @@ class IdleReason(Enum):
     SUSPECTS = "suspects"
     NOT_READY = "not_ready"
     MEMORY = "memory"
+    YIELD = "yield"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +126,7 @@ class GroupReport:
 
     group: GroupPlanned
     passes: PassCount
-    # The larger of the longest item's tokens and all tokens ÷ slots; None while the slots are not known.
+    # See `fewest_passes`; None while the slots, or an item's passes, are not known.
     fewest_passes: int | None
     # Releases, each of one request or more.
     waves: int
@@ -179,12 +180,13 @@ class Report:
     journal_bytes: int = 0
 
 
-def fewest_passes(tokens_by_item: list[int], slots: int) -> int | None:
+def fewest_passes(passes_by_item: list[int], slots: int) -> int | None:
     """The fewest forward passes that these answers need on so many slots.
 
-    An item gets one token a pass, and a pass has room for `slots` of them: so never fewer than the longest
-    item's tokens, nor than all tokens ÷ slots, rounded up. None where the slots are not known (0).
+    `passes_by_item`: what each takes part in, which is as many as it has tokens unless a model drafts. A pass has
+    room for `slots` items: so never fewer than one item's, nor than all items' ÷ slots, rounded up. None where the
+    slots are not known (0).
     """
     if slots <= 0:
         return None
-    return max(max(tokens_by_item, default=0), -(-sum(tokens_by_item) // slots))
+    return max(max(passes_by_item, default=0), -(-sum(passes_by_item) // slots))

@@ -6,6 +6,9 @@ make room for another.
 
 A turn ends when the runner has nothing left for the backend, or, if others wait, after `turn_s`: then it takes back
 what is held, and the next begins when the last in flight has ended.
+
+While the backend is left to other clients (`yielding.py`), nothing goes and nobody's turn begins. Afterwards any
+runner may have had to make room, so each is loaded again before its next items; the turns that were on go on.
 """
 
 from __future__ import annotations
@@ -13,6 +16,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
+
+from unisono.core.report import IdleReason
+from unisono.core.yielding import Yielding
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,16 +70,26 @@ class Place:
 class Turns:
     """Whose turn it is among these places."""
 
-    def __init__(self, places: Mapping[RunnerSpec, Place], *, turn_s: float, ready_s: float) -> None:
+    def __init__(
+        self, places: Mapping[RunnerSpec, Place], *, turn_s: float, ready_s: float, yield_every_s: float
+    ) -> None:
         self._places = places
+        self._yielding = Yielding(yield_every_s)
         self._turn_s = turn_s
         self._ready_s = ready_s
 
+    def see(self, now: float) -> None:
+        """Something may have come or gone, or time has passed: sees whether the backend is to be left to others."""
+        self._yielding.see(sum(place.conductor.in_flight for place in self._places.values()), now)
+
     def end_old(self, now: float) -> list[Command]:
-        """Ends the turns that are over."""
+        """Ends the turns that are over, and holds back whose turn goes on while the backend is left to others."""
         commands: list[Command] = []
         for place in self._active():
             commands += self._end(place, now)
+            if self._yielding.is_on and place.readiness is Readiness.READY:
+                place.readiness = Readiness.COLD
+                commands += place.conductor.shut(now, IdleReason.YIELD)
         return commands
 
     def begin_new(self, now: float) -> list[Command]:
@@ -81,6 +97,10 @@ class Turns:
 
         A runner that was used a moment ago needs no load.
         """
+        if self._yielding.is_on:
+            for one in self._places.values():
+                one.ready_until_s = 0.0
+            return []
         commands: list[Command] = []
         while (place := self._next(now)) is not None:
             place.turn_began_s = now
@@ -94,7 +114,7 @@ class Turns:
         """An active runner is cold, no other is being loaded, and no failed load must be waited out: load it."""
         active = self._active()
         cold = next((one for one in active if one.readiness is Readiness.COLD and now >= one.load_again_s), None)
-        if cold is None or any(one.readiness is Readiness.LOADING for one in active):
+        if cold is None or self._is_load_held_back(active):
             return None
         cold.readiness = Readiness.LOADING
         for one in self._places.values():
@@ -104,10 +124,13 @@ class Turns:
 
     def next_moment(self) -> float | None:
         """When it must be looked at again, though nothing happens."""
-        moments: list[float] = []
-        for place in self._active():
+        yielding_s = self._yielding.next_moment()
+        moments = [] if yielding_s is None else [yielding_s]
+        active = self._active()
+        for place in active:
             if place.readiness is Readiness.COLD:
-                moments.append(place.load_again_s)
+                if not self._is_load_held_back(active):
+                    moments.append(place.load_again_s)
             elif place.readiness is Readiness.READY and self._someone_else_waits():
                 moments.append(place.turn_began_s + self._turn_s)
         return min(moments, default=None)
@@ -158,6 +181,10 @@ class Turns:
             return must_wait, place.waiting_since_s
 
         return min(waiting, key=rank, default=None)
+
+    def _is_load_held_back(self, active: list[Place]) -> bool:
+        """Whether none may be loaded now: another is, or the backend is left to others."""
+        return self._yielding.is_on or any(one.readiness is Readiness.LOADING for one in active)
 
     def _active(self) -> list[Place]:
         return [place for place in self._places.values() if place.is_active]

@@ -405,6 +405,22 @@ def test_times_lie_between_the_making_and_the_arrival(steps: list[float], delays
             break
 
 
+def test_drafted_tokens_tell_one_duration() -> None:
+    """What one pass gave is told by the server's own clock, however it arrives; a recording of drafts of three."""
+    told = [(1, 0.001), (2, 207.181), (3, 463.785), (4, 463.785), (5, 743.476), (6, 743.476), (7, 743.476)]
+    reader = text_reader()
+    pieces = read(reader, *(event(ms=ms, n=n) for n, ms in told), last_event(), b"data: [DONE]\n\n")
+    drafted = [piece.is_drafted for piece in pieces if isinstance(piece, Spoke)]
+    assert drafted == [False, False, False, True, False, True, True]
+
+
+@pytest.mark.parametrize("name", llama_wire.STREAMS)
+def test_a_server_that_does_not_draft_says_so(name: str) -> None:
+    """Each recorded token has a pass of its own."""
+    spoken, _ = read_stream(name)
+    assert not any(piece.is_drafted for piece in spoken)
+
+
 def test_a_server_without_timings() -> None:
     """Another server tells no times: then the arrivals are all there is, and nothing of the text is lost."""
     spoken, finished = read_stream("chat_no_timings")

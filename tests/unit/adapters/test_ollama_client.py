@@ -179,6 +179,32 @@ async def test_what_a_token_takes_is_asked_once_for_each_digest(backend: OllamaB
     assert (await backend.find_model("hidden")).kv_bytes_per_token == 23_040
 
 
+@pytest.mark.parametrize(
+    ("parameters", "modelfile", "layers", "drafted"),
+    [
+        pytest.param('stop    "<|im_end|>"\ndraft_num_predict              2', "", None, 2, id="by its Modelfile"),
+        pytest.param("draft_num_predict              0", "", 1, 0, id="not, by its Modelfile"),
+        pytest.param("draft_num_predict              3.0", "", None, 3, id="a number with a fraction"),
+        pytest.param(
+            "num_ctx 4096", f"FROM /m/sha256-{DIGEST}\nDRAFT /m/sha256-{DIGEST}\n", None, 4, id="draft model"
+        ),
+        pytest.param("", f'DRAFT "C:\\my models\\sha256-{DIGEST}"\r\n', None, 4, id="draft model, quoted"),
+        pytest.param("", 'SYSTEM """\nDRAFT letters.\n"""', None, 0, id="a word"),
+        pytest.param("", "", 1, 4, id="layers of its own"),
+        pytest.param("", "", "one", 0, id="no number"),
+        pytest.param("", "", None, 0, id="nothing"),
+    ],
+)
+async def test_what_a_model_drafts(  # noqa: PLR0917 - what is told, and what follows
+    backend: OllamaBackend, ollama: Ollama, parameters: str, modelfile: str, layers: Any, drafted: int
+) -> None:
+    """A model that drafts tells it in /api/show: its parameter, a draft model beside it, or layers for it."""
+    facts = {"general.architecture": "qwen35", "qwen35.nextn_predict_layers": layers}
+    told = {"modelfile": modelfile, "parameters": parameters, "model_info": facts}
+    ollama.answers["/api/show"] = (200, json.dumps(told).encode())
+    assert (await backend.find_model("tiny")).draft_num_predict == drafted
+
+
 async def test_what_is_remembered_of_models_is_bounded(
     backend: OllamaBackend, ollama: Ollama, monkeypatch: pytest.MonkeyPatch
 ) -> None:

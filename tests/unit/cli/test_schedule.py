@@ -67,6 +67,13 @@ def test_without_a_known_number_of_slots_there_is_no_share() -> None:
     ]
 
 
+def test_every_reason_has_words() -> None:
+    """All that a service of this version may give."""
+    for name, number in event_pb2.IdleReason.items():
+        (told,) = draw_schedule(group(f"idle {{ reason: {number} slot_time {{ seconds: 1 }} }}"))
+        assert ("not known here" in told[1]) is (name == "IDLE_REASON_UNSPECIFIED")
+
+
 def test_how_a_runner_came_to_be_as_it_is() -> None:
     """Why it has one slot, what it was left, why its context is what it is, and what it takes."""
     planned = text_format.Parse(

@@ -184,6 +184,8 @@ class Simulator:
         self.load_errors: deque[UnisonoError] = deque()
         self.away_until_s: float | None = None
         self.answers_probes_while_away = False
+        # Whether a load finds its runner there.
+        self.is_in_memory = False
         self._answer = answer or Answer()
         self._staging_s = staging_s
         self._load_s = load_s
@@ -341,7 +343,8 @@ class Simulator:
             self.do(self.machine.load_failed(runner, self.load_errors.popleft(), self.now))
         else:
             self.loaded_at_s.append(self.now)
-            self.do(self.machine.loaded(runner, self.now, slots=self._told_slots))
+            was_loaded = self.is_in_memory
+            self.do(self.machine.loaded(runner, self.now, slots=self._told_slots, was_loaded=was_loaded))
 
     def _probed(self) -> None:
         assert isinstance(self.machine, Arbiter)

@@ -29,6 +29,7 @@ from unisono.core.errors import (
 from unisono.core.lifecycle import Phase
 from unisono.core.model import ItemState, RunnerSpec, Usage
 from unisono.core.prefixes import Prefix
+from unisono.core.yielding import NOTICE_S
 
 ERRORS = st.sampled_from(
     [
@@ -312,10 +313,12 @@ RUNNERS = [RunnerSpec(backend="ollama", model=name, digest=name) for name in "ab
 class ArbiterMachine(Machine):
     """Random events for an arbiter with three runners."""
 
-    @initialize(configured=st.sampled_from([None, 1, 3]))
-    def begin(self, configured: int | None) -> None:
+    @initialize(configured=st.sampled_from([None, 1, 3]), yield_every_s=st.sampled_from([0.0, 0.2, 3.0]))
+    def begin(self, configured: int | None, yield_every_s: float) -> None:
         """An arbiter of some size."""
-        settings = ArbiterSettings(turn_s=5.0, ready_s=2.0, patience_s=40.0, conductor=PATIENCE)
+        settings = ArbiterSettings(
+            turn_s=5.0, ready_s=2.0, yield_every_s=yield_every_s, patience_s=40.0, conductor=PATIENCE
+        )
         self.arbiter = self.machine = Arbiter(lambda _: Capacity(configured=configured), settings)
         self.runner_of: dict[int, RunnerSpec] = {}
         self.loading: list[RunnerSpec] = []
@@ -324,6 +327,12 @@ class ArbiterMachine(Machine):
         self.memory: set[RunnerSpec] = set()
         # Items that were at the backend when it was last away.
         self.left_over: set[int] = set()
+        # Since when the backend was never without an item of ours for a moment; since when it has none (None: it
+        # has some); and whether it must have none for a moment before anything more goes.
+        self.yield_every_s = yield_every_s
+        self.working_since_s = 0.0
+        self.quiet_since_s: float | None = 0.0
+        self.must_yield = False
 
     def do(self, commands: list[AnyCommand]) -> None:
         """Notes loads and probes as well."""
@@ -346,9 +355,24 @@ class ArbiterMachine(Machine):
         if self.arbiter.is_away:
             self.left_over |= set(self.flying())
         self.left_over &= set(self.flying())
+        self.look_for_pauses()
+
+    def look_for_pauses(self) -> None:
+        """Notes since when others had no chance."""
+        if not self.arbiter.in_flight:
+            self.quiet_since_s = self.now if self.quiet_since_s is None else self.quiet_since_s
+            if self.now >= self.quiet_since_s + NOTICE_S:
+                self.must_yield = False
+            return
+        if self.quiet_since_s is not None and self.now >= self.quiet_since_s + NOTICE_S:
+            self.working_since_s = self.now
+        self.quiet_since_s = None
+        if self.yield_every_s and self.now >= self.working_since_s + self.yield_every_s:
+            self.must_yield = True
 
     def check_release(self, release: Release) -> None:
         """One runner at a time, or several that are in memory side by side."""
+        assert not self.must_yield, "others of the backend had their moment"
         theirs = {self.runner_of[ticket] for ticket in release.tickets}
         others = [ticket for ticket in self.flying() if ticket not in self.left_over]
         assert theirs | {self.runner_of[ticket] for ticket in others} <= self.memory

@@ -49,6 +49,16 @@ def test_embedding_model_can_do_nothing_else(capabilities: frozenset[str] | None
 
 
 @pytest.mark.parametrize(
+    ("asked", "own", "drafted"),
+    [(None, 0, 0), (None, 4, 4), (0, 4, 0), (2, 0, 2)],
+)
+def test_a_model_drafts_as_it_is_asked_or_by_itself(asked: int | None, own: int, drafted: int) -> None:
+    """What a request says goes before what the model does where nothing is said."""
+    model = ModelInfo(backend="b", name="m", digest="d", draft_num_predict=own)
+    assert model.drafted_with(RunnerOptions(draft_num_predict=asked)) == drafted
+
+
+@pytest.mark.parametrize(
     ("durations", "slot_wait_s"),
     [
         (Durations(total_s=10.0, load_s=1.0, prompt_eval_s=2.0, eval_s=3.0), 4.0),

@@ -103,9 +103,9 @@ class Runner:
         return lambda: counter.ended(n, at_ns, tokens=tokens, has_end_token=ends_itself, eval_s=eval_s)
 
 
-def counter(**how: int | bool) -> PassCounter:
+def counter(**how: int) -> PassCounter:
     """A counter by the backend's clock."""
-    return PassCounter(PassMethod.CREATED_AT, **how)  # type: ignore[arg-type]
+    return PassCounter(PassMethod.CREATED_AT, **how)
 
 
 def is_near(count: int, truth: int) -> bool:
@@ -243,10 +243,98 @@ def test_drafted_tokens_come_in_bursts() -> None:
         return Runner(items=[Item(tokens=n) for n in lengths(random.Random(2), 12)], drafted=lambda k: bursts[k])
 
     with_drafts, naive = runner(), runner()
-    seen = with_drafts.play(counter(drafts=True))
+    seen = with_drafts.play(counter(drafted=3))
     assert is_near(seen.count.count, len(with_drafts.passes))
     assert seen.count.imputed_share == 0
     assert naive.play(counter()).count.count > 1.5 * len(with_drafts.passes)
+
+
+@pytest.mark.parametrize("drafted", [1, 2, 3, 5])
+def test_silence_that_was_drafted(drafted: int) -> None:
+    """What nobody saw is as many passes as what was seen tells, for the silent item as for the group."""
+    silent = Item(tokens=60, ends_itself=True, shown=lambda k: k > 55)
+    runner = Runner(items=[silent, *(Item(tokens=100) for _ in range(3))], drafted=lambda k: 1 if k == 1 else drafted)
+    seen = runner.play(counter(drafted=drafted - 1))
+    assert is_near(seen.count.count, len(runner.passes))
+    true = sum(0 in members for members in runner.passes)
+    assert abs(sum(0 in one.members for one in seen.passes(0, 1000)) - true) <= 2
+
+
+def test_silence_of_a_model_that_drafts_all_alone() -> None:
+    """Where no token was seen as it was made, each counts as a pass, and the item's own are not stated."""
+    alone = counter(drafted=2)
+    alone.spoke(0, START_NS + 200 * MS)
+    part = alone.ended(0, START_NS + 200 * MS, tokens=25, has_end_token=True, eval_s=0.2)
+    assert (part.passes, part.at_least) == (None, None)
+    alone.settle()
+    assert alone.count.count == 24
+    assert alone.count.confidence == pytest.approx(2 / 25)
+
+
+def test_each_item_knows_its_own_passes() -> None:
+    """With drafts, an item took part in fewer passes than it has tokens; what broke off, in those that were seen."""
+    three = counter(drafted=2)
+    for k in range(10):
+        for _ in range(1 if k == 0 else 3):
+            three.spoke(0, START_NS + 20 * k * MS)
+            three.spoke(1, START_NS + 20 * k * MS)
+    whole = three.ended(0, START_NS + 181 * MS, tokens=28, has_end_token=False)
+    cut = three.ended(1, START_NS + 181 * MS, tokens=None, has_end_token=False)
+    assert (whole.passes, whole.at_least) == (cut.passes, cut.at_least) == (10, 10)
+    three.settle()
+    assert three.count.count == 10
+
+
+def test_a_pass_gives_no_more_than_was_drafted() -> None:
+    """Passes that are quicker than the gap between two are told apart by what one of them can give."""
+    quick = counter(drafted=2)
+    for k in range(30):
+        for _ in range(3):
+            quick.spoke(0, START_NS + k * MS)
+    part = quick.ended(0, START_NS + 30 * MS, tokens=90, has_end_token=False)
+    assert (part.passes, part.at_least) == (30, 30)
+    quick.settle()
+    assert quick.count.count == 30
+    assert quick.count.confidence == 1
+
+
+def test_what_the_backend_calls_drafted_is_no_pass() -> None:
+    """However far apart tokens arrive, and though nobody knew that the model drafts."""
+    told = counter()
+    for k in range(10):
+        for n in range(3):
+            told.spoke(0, START_NS + (20 * k + 5 * n) * MS, is_drafted=n > 0)
+            told.spoke(1, START_NS + (20 * k + 5 * n) * MS, is_drafted=n > 0)
+    # The end token is of the last pass; three others of each answer were not shown.
+    for item in range(2):
+        part = told.ended(item, START_NS + 191 * MS, tokens=34, has_end_token=True)
+        assert part.passes == 11
+    told.settle()
+    assert told.count.count == 11
+    assert told.count.confidence == pytest.approx(31 / 34)
+
+
+def test_haste_that_nobody_explains_is_no_certainty() -> None:
+    """Tokens in bursts, from a model of which nobody knew that it drafts, are counted as passes, but not believed."""
+    unknown = Runner(items=[Item(tokens=40) for _ in range(4)], drafted=lambda k: 1 if k == 1 else 3)
+    seen = unknown.play(counter())
+    assert len(unknown.passes) == 14
+    assert seen.count.count >= 40
+    assert seen.count.confidence == pytest.approx(14 / 40)
+    # What is certain is no more than what there was.
+    burst = counter()
+    for k in range(10):
+        for _ in range(3):
+            burst.spoke(0, START_NS + 20 * k * MS)
+    part = burst.ended(0, START_NS + 200 * MS, tokens=30, has_end_token=False)
+    assert (part.passes, part.at_least) == (30, 10)
+
+
+@pytest.mark.parametrize(("pass_ms", "confidence"), [(0.1, 1), (1.0, 1), (3.0, 1), (20.0, 1)])
+def test_passes_that_are_just_quick_are_certain(pass_ms: float, confidence: float) -> None:
+    """A runner that is quicker than a burst has no pauses between: what comes in haste are its passes."""
+    runner = Runner(items=[Item(tokens=200) for _ in range(4)], pass_ms=pass_ms, stamp_ms=0.01, way_ms=0.01)
+    assert runner.play(counter()).count.confidence == confidence
 
 
 def test_cut_answers_count_as_far_as_they_were_seen() -> None:
@@ -269,7 +357,7 @@ def test_next_attempt_counts_as_well() -> None:
     twice = counter()
     for k in range(5):
         twice.spoke(3, START_NS + 20 * k * MS)
-    assert twice.ended(3, START_NS + 100 * MS, tokens=None, has_end_token=False) == 0
+    assert twice.ended(3, START_NS + 100 * MS, tokens=None, has_end_token=False).shared_with == 0
     for k in range(8):
         twice.spoke(3, START_NS + (1000 + 20 * k) * MS)
     twice.ended(3, START_NS + 1160 * MS, tokens=8, has_end_token=False)
@@ -280,8 +368,8 @@ def test_next_attempt_counts_as_well() -> None:
 def test_items_that_said_nothing_are_no_pass() -> None:
     """An embedding, or an answer that broke off before its first token, has no passes and shared with nobody."""
     silent = counter()
-    assert silent.ended(0, START_NS, tokens=0, has_end_token=False) == 0
-    assert silent.ended(1, START_NS, tokens=None, has_end_token=False) == 0
+    assert silent.ended(0, START_NS, tokens=0, has_end_token=False).shared_with == 0
+    assert silent.ended(1, START_NS, tokens=None, has_end_token=False).shared_with == 0
     silent.settle()
     assert silent.count.count == 0
 
@@ -306,10 +394,10 @@ def test_tells_how_many_others_spoke_meanwhile() -> None:
     three = counter()
     three.spoke(0, START_NS)
     three.spoke(1, START_NS)
-    assert three.ended(1, START_NS + MS, tokens=1, has_end_token=False) == 1
+    assert three.ended(1, START_NS + MS, tokens=1, has_end_token=False).shared_with == 1
     three.spoke(2, START_NS + 20 * MS)
-    assert three.ended(2, START_NS + 21 * MS, tokens=1, has_end_token=False) == 1
-    assert three.ended(0, START_NS + 22 * MS, tokens=None, has_end_token=False) == 2
+    assert three.ended(2, START_NS + 21 * MS, tokens=1, has_end_token=False).shared_with == 1
+    assert three.ended(0, START_NS + 22 * MS, tokens=None, has_end_token=False).shared_with == 2
 
 
 # -- The map -----------------------------------------------------------------------------------------------------
@@ -440,7 +528,7 @@ def test_count_lies_between_what_must_and_what_can_be(
     events: Iterable[tuple[int, int, str, int, bool]], room: int, *, drafts: bool
 ) -> None:
     """Never fewer passes than one item's arrivals (drafts aside), never more than all arrivals and imputed tokens."""
-    any_counter = counter(drafts=drafts, max_participations=room)
+    any_counter = counter(drafted=2 * drafts, max_participations=room)
     arrivals = [0] * 5
     missing = ends = 0
     in_attempt = [0] * 5
@@ -452,8 +540,9 @@ def test_count_lies_between_what_must_and_what_can_be(
             in_attempt[item] += 1
         else:
             told = tokens if what == "ended" else None
-            others = any_counter.ended(item, at_ns, tokens=told, has_end_token=has_end_token, eval_s=0.1)
-            assert others >= 0
+            part = any_counter.ended(item, at_ns, tokens=told, has_end_token=has_end_token, eval_s=0.1)
+            assert part.shared_with >= 0
+            assert part.passes is None or 0 <= (part.at_least or 0) <= part.passes
             if told:
                 ends += has_end_token
                 missing += max(0, told - in_attempt[item])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -15,7 +14,7 @@ from unisono.adapters.held import ExchangeCall, Head, HeldExchange, HeldTranspor
 from unisono.adapters.ollama.answer import AnswerReader, EmbeddingReader, TextReader, arrival_ns
 from unisono.adapters.ollama.failures import failure
 from unisono.adapters.ollama.host import normalised, parse_host
-from unisono.adapters.ollama.models import read_kv_bytes, read_runners, read_show, read_tags, read_version
+from unisono.adapters.ollama.models import Shown, read_runners, read_show, read_shown, read_tags, read_version
 from unisono.adapters.ollama.request import build_load, build_request
 from unisono.app.ports import HeldCall, LoadOutcome, ReleaseTimes
 from unisono.core.errors import (
@@ -115,8 +114,8 @@ class OllamaBackend:
         self._name = name
         self._now_ns = now_ns
         self._load_timeout_s = load_timeout_s
-        # By digest, what a token of context takes; None where /api/show does not tell.
-        self._kv_bytes: dict[str, int | None] = {}
+        # By digest, what /api/show told.
+        self._shown: dict[str, Shown] = {}
         self._transport = HeldTransport(
             self._endpoint,
             backend=name,
@@ -171,7 +170,7 @@ class OllamaBackend:
         known = await self.models()
         if not name.strip():
             if len(known) == 1:
-                return await self._with_memory(known[0])
+                return await self._as_shown(known[0])
             names = ", ".join(model.name for model in known[:10]) or "none"
             raise ModelNotFoundError(
                 f"no model was named, and backend {self._name} does not have exactly one; it has: {names}",
@@ -180,23 +179,24 @@ class OllamaBackend:
         wanted = normalised(name)
         for model in known:
             if normalised(model.name) == wanted:
-                return await self._with_memory(model)
+                return await self._as_shown(model)
         return self._read(lambda t: read_show(t, self._name, name), await self._show(name))
 
-    async def _with_memory(self, model: ModelInfo) -> ModelInfo:
+    async def _as_shown(self, model: ModelInfo) -> ModelInfo:
         """The model with what only /api/show tells of it, which is asked once for each digest.
 
-        Nothing depends on it but an estimate: where it is not told, the model is as good without.
+        Nothing depends on it but an estimate and how passes are counted: where it is not told, the model is as good
+        without.
         """
-        if model.digest not in self._kv_bytes:
+        if model.digest not in self._shown:
             try:
-                told = self._read(read_kv_bytes, await self._show(model.name))
+                told = self._read(read_shown, await self._show(model.name))
             except UnisonoError:
                 return model
-            if len(self._kv_bytes) >= _MOST_REMEMBERED:
-                self._kv_bytes.clear()
-            self._kv_bytes[model.digest] = told
-        return replace(model, kv_bytes_per_token=self._kv_bytes[model.digest])
+            if len(self._shown) >= _MOST_REMEMBERED:
+                self._shown.clear()
+            self._shown[model.digest] = told
+        return self._shown[model.digest].of(model)
 
     async def _show(self, name: str) -> bytes:
         return await self._call("POST", "/api/show", msgspec.json.encode({"model": name}), model=name)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import msgspec
@@ -35,6 +36,9 @@ class _Tags(msgspec.Struct):
 
 class _Show(msgspec.Struct):
     details: _Details | None = None
+    # The Modelfile, and its PARAMETER lines by themselves: "draft_num_predict              4".
+    modelfile: str = ""
+    parameters: str = ""
     model_info: dict[str, Any] | None = None
     capabilities: list[str] | None = None
 
@@ -56,6 +60,24 @@ class _Runners(msgspec.Struct):
 class _Version(msgspec.Struct):
     version: str
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """What /api/show tells of a model, and /api/tags does not: see ModelInfo."""
+
+    kv_bytes_per_token: int | None
+    draft_num_predict: int
+
+    def of(self, model: ModelInfo) -> ModelInfo:
+        """The model with that."""
+        return replace(model, kv_bytes_per_token=self.kv_bytes_per_token, draft_num_predict=self.draft_num_predict)
+
+
+# Where nobody says how many, a model with a draft model beside it drafts so many. Source: Ollama 0.33, api/types.go,
+# DefaultOptions; server/routes.go, modelOptions. Some versions do so with layers of its own for it, too.
+_DRAFTED_BY_DEFAULT: Final = 4
+_PARAMETER: Final = re.compile(r"^draft_num_predict\s+(\d+)(?:\.\d*)?\s*$", re.MULTILINE)
+_DRAFT_MODEL: Final = re.compile(r"^DRAFT .*sha256-[0-9a-f]{64}\W*$", re.MULTILINE)
 
 _decode_tags: Final = msgspec.json.Decoder(_Tags).decode
 _decode_show: Final = msgspec.json.Decoder(_Show).decode
@@ -92,12 +114,14 @@ def read_show(text: bytes, backend: str, name: str) -> ModelInfo:
         length = facts.get(f"{facts.get('general.architecture')}.context_length", 0)
         details.context_length = length if isinstance(length, int) else 0
     info = _info(backend=backend, name=name, digest=name, details=details, capabilities=shown.capabilities)
-    return replace(info, kv_bytes_per_token=kv_bytes_per_token(facts))
+    return read_shown(text).of(info)
 
 
-def read_kv_bytes(text: bytes) -> int | None:
-    """Reads from /api/show what a token of context takes in memory; None where it does not tell."""
-    return kv_bytes_per_token(_decode_show(text).model_info or {})
+def read_shown(text: bytes) -> Shown:
+    """Reads what only /api/show tells."""
+    shown = _decode_show(text)
+    facts = shown.model_info or {}
+    return Shown(kv_bytes_per_token=kv_bytes_per_token(facts), draft_num_predict=_drafted(shown, facts))
 
 
 def read_runners(text: bytes) -> tuple[LoadedRunner, ...]:
@@ -113,6 +137,15 @@ def read_runners(text: bytes) -> tuple[LoadedRunner, ...]:
         )
         for runner in _decode_runners(text).models or ()
     )
+
+
+def _drafted(shown: _Show, facts: dict[str, Any]) -> int:
+    """Tokens that the model drafts for each pass; more than it does where there is doubt, which harms nothing."""
+    if parameter := _PARAMETER.search(shown.parameters):
+        return int(parameter[1])
+    layers = facts.get(f"{facts.get('general.architecture')}.nextn_predict_layers")
+    can_draft = _DRAFT_MODEL.search(shown.modelfile) is not None or (isinstance(layers, int) and layers > 0)
+    return _DRAFTED_BY_DEFAULT if can_draft else 0
 
 
 def _info(

@@ -28,6 +28,7 @@ _WHY_IDLE = {
     event_pb2.IDLE_REASON_SUSPECTS: "items ran apart that may have ended the runner",
     event_pb2.IDLE_REASON_NOT_READY: "the runner was not ready, or it was another's turn",
     event_pb2.IDLE_REASON_MEMORY: "the context's memory was used up (UNISONO_MEMORY_FACTOR)",
+    event_pb2.IDLE_REASON_YIELD: "other clients of the backend were let in (UNISONO_YIELD_EVERY)",
 }
 
 Figure = tuple[str, str]
