@@ -201,6 +201,10 @@ class _IdleReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_IdleReason
     """Items in flight would have used more of the context's memory than the
     service's settings allow.
     """
+    IDLE_REASON_YIELD: _IdleReason.ValueType  # 11
+    """Other clients of the backend were let in, as they are after some minutes of
+    uninterrupted work: items in flight ended, and the runner was loaded back.
+    """
 
 class IdleReason(_IdleReason, metaclass=_IdleReasonEnumTypeWrapper):
     """Why a slot was idle."""
@@ -228,6 +232,10 @@ IDLE_REASON_NOT_READY: IdleReason.ValueType  # 9
 IDLE_REASON_MEMORY: IdleReason.ValueType  # 10
 """Items in flight would have used more of the context's memory than the
 service's settings allow.
+"""
+IDLE_REASON_YIELD: IdleReason.ValueType  # 11
+"""Other clients of the backend were let in, as they are after some minutes of
+uninterrupted work: items in flight ended, and the runner was loaded back.
 """
 Global___IdleReason: _TypeAlias = IdleReason  # noqa: Y015
 
@@ -742,7 +750,10 @@ class Result(_message.Message):
     shared_with: _builtins.int
     """How many other items shared at least one of its forward passes."""
     passes: _builtins.int
-    """In how many forward passes it took part."""
+    """In how many forward passes it took part: as many as it has tokens, fewer
+    where a model drafts several for one pass. 0 where it has no answer, or where
+    the model drafts and nothing told how many tokens a pass gives.
+    """
     group: _builtins.int
     """The group that it ran in. Absent where it never ran."""
     parts: _builtins.int
@@ -988,8 +999,9 @@ class GroupReport(_message.Message):
     CONTEXT_USED_FIELD_NUMBER: _builtins.int
     RUNNER_DEATHS_FIELD_NUMBER: _builtins.int
     fewest_passes: _builtins.int
-    """The fewest passes that could have done: the larger of the longest item's
-    tokens and all tokens ÷ slots. Absent while the slots are not known.
+    """The fewest passes that could have done: the larger of those that one item
+    took part in, and of all items' together ÷ slots. Absent while the slots are
+    not known, and where an item's passes are not (see Result.passes).
     """
     items_per_pass: _builtins.float
     """Tokens of answers ÷ passes. Absent where there was no pass, or where no item
@@ -1232,7 +1244,8 @@ class PassCount(_message.Message):
     """
     confidence: _builtins.float
     """How sure the number is, 0 to 1: the share of the backend's own count of
-    tokens that was seen as one arrival each.
+    tokens that was seen as one arrival each, and none so close upon the item's
+    last that one pass may have given both, unknown to the service.
     """
     def __init__(
         self,
