@@ -23,7 +23,8 @@ from langchain_core.tools import tool
 
 from tests.clients.served import service_at
 from tests.fakes.ollama import FakeOllama
-from unisono_client import ItemError, UnisonoError
+from unisono_client import Client, ItemError, UnisonoError
+from unisono_client.gathered import Gathered
 from unisono_client.langchain import ChatUnisono
 from unisono_client.langchain_messages import to_messages
 
@@ -226,3 +227,17 @@ async def test_what_ends_a_batch_ends_each_input(model: ChatUnisono) -> None:
         assert each.reason == "INVALID_REQUEST"
     with pytest.raises(UnisonoError):
         _ = refused.batch(["x", "y"])
+
+
+async def test_who_asks_late_hears_of_the_end(target: str) -> None:
+    """An input that comes when its batch has ended already has the reason too, and does not wait for ever."""
+    async with (
+        asyncio.timeout(20),
+        Client(target) as client,
+        Gathered(client, {"max_attempts": 99}, 2) as gathered,
+    ):
+        with pytest.raises(UnisonoError) as first:
+            _ = await gathered.ask("x")
+        with pytest.raises(UnisonoError) as second:
+            _ = await gathered.ask("y")
+    assert first.value.reason == second.value.reason == "INVALID_REQUEST"

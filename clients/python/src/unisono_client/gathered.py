@@ -26,6 +26,8 @@ class Gathered:
         # By the item's place.
         self._waiting: dict[int, asyncio.Future[Result]] = {}
         self._reader: asyncio.Task[None] | None = None
+        # Why no more results will come; None while they may.
+        self._end: Exception | None = None
 
     async def __aenter__(self) -> Self:
         _ = await self._session.__aenter__()
@@ -45,6 +47,8 @@ class Gathered:
 
     async def ask(self, item: Item) -> Result:
         """The item's result; raises what ends the batch."""
+        if self._end is not None:
+            raise self._end
         place = self._session.added
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting[place] = answer
@@ -55,14 +59,15 @@ class Gathered:
             del self._waiting[place]
 
     async def _read(self) -> None:
-        failure: Exception = ClosedError("the batch ended without this item's result")
+        end: Exception = ClosedError("the batch ended without this item's result")
         try:
             async for result in self._session:
                 answer = self._waiting.get(result.place)
                 if answer is not None and not answer.done():
                     answer.set_result(result)
         except Exception as error:  # noqa: BLE001  # it is everybody's
-            failure = error
+            end = error
+        self._end = end
         for answer in self._waiting.values():
             if not answer.done():
-                answer.set_exception(failure)
+                answer.set_exception(end)
