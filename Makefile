@@ -67,6 +67,7 @@ gen: $(DEV)  ## generate the code of protos/ anew
 	$(BIN)/python protos/generate.py
 
 clients: $(DEV)  ## generate the committed code of the clients anew
+	$(BIN)/python protos/generate.py --clients
 	@for each in clients/*/generate; do echo "$$each" && PYTHON="$(CURDIR)/$(BIN)/python" "$$each" || exit 1; done
 
 pins: $(RUN)  ## compile the requirement files anew; ARGS=--upgrade takes the newest versions

@@ -23,11 +23,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what lies in this folder, and gives it time: whichever comes first has to wait for the build."""
+    """Marks what lies in this folder, and gives it time: whichever comes first has to wait for the build.
+
+    What is in Python needs none.
+    """
     for item in items:
         if item.path.is_relative_to(_HERE):
             item.add_marker(pytest.mark.clients)
-            item.add_marker(pytest.mark.timeout(BUILD_LIMIT_S))
+            if not item.path.name.startswith("test_python"):
+                item.add_marker(pytest.mark.timeout(BUILD_LIMIT_S))
 
 
 @pytest.fixture
