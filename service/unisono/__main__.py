@@ -84,12 +84,18 @@ async def _serve_until_told(settings: Settings) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
-    async with running(settings, on_progress=log.info) as service:
+    async with running(settings, on_progress=log.info, with_metrics=True) as service:
         # Thousands of items live for a while: at Python's own thresholds, going through them again and again takes a
         # tenth of the time. What is there from the beginning stays.
         gc.freeze()
         gc.set_threshold(10_000, 20, 20)
-        log.info("serving", listen=service.target, backend=service.backend_description, version=__version__)
+        log.info(
+            "serving",
+            listen=service.target,
+            backend=service.backend_description,
+            metrics=service.metrics_url or "none",
+            version=__version__,
+        )
         _ = await is_told.wait()
     log.info("stopped")
 

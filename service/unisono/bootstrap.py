@@ -23,14 +23,19 @@ from unisono.adapters.embedded.backend import MODEL
 from unisono.adapters.embedded.process import EngineProcess, find_model
 from unisono.adapters.journal.memory import MemoryJournal
 from unisono.adapters.llama_server import LlamaServerBackend
+from unisono.adapters.metrics.endpoint import MetricsEndpoint
+from unisono.adapters.metrics.series import Series
+from unisono.adapters.metrics.standing import StandingCollector
+from unisono.adapters.metrics.watch import MetricsListener
 from unisono.adapters.ollama import OllamaBackend
 from unisono.adapters.state.slots_file import SlotsFile
 from unisono.adapters.telemetry.setup import configure
 from unisono.adapters.telemetry.trace import TraceListener
 from unisono.app.batches import Batches, BatchesSettings
 from unisono.app.driver import BackendDriver
+from unisono.app.listeners import BothListeners
 from unisono.app.resolve import Resolver
-from unisono.config import EMBEDDED, LLAMA_SERVER, SettingError, configured_backends
+from unisono.config import EMBEDDED, LLAMA_SERVER, SettingError, configured_backends, parse_address
 from unisono.core.arbiter import ArbiterSettings
 from unisono.core.conductor import ConductorSettings
 from unisono.core.errors import UnisonoError
@@ -43,7 +48,7 @@ from unisono.edge.grpc.service import BatchInferenceServicer, ServerFacts
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
-    from unisono.app.ports import Backend
+    from unisono.app.ports import Backend, BackendStanding, Listener
     from unisono.config import BackendSettings, Settings
     from unisono.core.model import ModelInfo
 
@@ -79,6 +84,8 @@ class RunningService:
     # In the order of the configuration; never empty.
     backends: tuple[Backend, ...]
     batches: Batches
+    # Where its metrics are, for people and scrapers; empty: nowhere.
+    metrics_url: str = ""
 
     @property
     def backend(self) -> Backend:
@@ -88,9 +95,9 @@ class RunningService:
 
 @asynccontextmanager
 async def running(
-    settings: Settings, *, on_progress: Callable[[str], None] = lambda _: None
+    settings: Settings, *, on_progress: Callable[[str], None] = lambda _: None, with_metrics: bool = False
 ) -> AsyncGenerator[RunningService, None]:
-    """Runs the service until the context is left; then drains it.
+    """Runs the service until the context is left; then drains it. `with_metrics`: it serves them where they are set.
 
     A backend that is away does not keep it from starting. Raises OSError where it cannot listen, UnisonoError where
     the embedded engine cannot be had, and SettingError where backends are not configured as they must be.
@@ -110,6 +117,7 @@ async def running(
                 # Now, so that what is missing is said at once, and not by the first batch.
                 await backend.start()
         telemetry = configure(__version__, os.environ)
+        listener: Listener
         if telemetry is not None:
             # In a thread: a collector that is away must not hold up the loop in which everything else ends.
             stack.push_async_callback(asyncio.to_thread, telemetry.shutdown)
@@ -121,6 +129,9 @@ async def running(
         if memory is not None:
             stack.push_async_callback(memory.close)
         drivers: dict[str, BackendDriver] = {}
+        metrics = await _start_metrics(settings, drivers, stack) if with_metrics else None
+        if metrics is not None:
+            listener = BothListeners(listener, metrics.listener)
         for one, backend in zip(configured, backends, strict=True):
             driver = drivers[one.name] = BackendDriver(
                 backend,
@@ -174,6 +185,7 @@ async def running(
                 backend_description=await describe_all(backends),
                 backends=tuple(backends),
                 batches=batches,
+                metrics_url=metrics.url if metrics is not None else "",
             )
         finally:
             await server.drain()
@@ -328,6 +340,35 @@ def _arbiter_settings(settings: Settings, backend: BackendSettings) -> ArbiterSe
         yield_every_s=settings.yield_every if backend.loads_on_demand else 0.0,
         conductor=conductor,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Metrics:
+    listener: MetricsListener
+    url: str
+
+
+async def _start_metrics(
+    settings: Settings, backends: Mapping[str, BackendStanding], stack: AsyncExitStack
+) -> _Metrics | None:
+    """Serves metrics until the stack is left; None where there are to be none, or somebody else has the port."""
+    address = parse_address(settings.metrics_listen)
+    if address is None:
+        return None
+    series = Series(version=__version__)
+    series.registry.register(StandingCollector(backends))
+    try:
+        endpoint = await MetricsEndpoint.start(series.registry, *address, report_defect=report_defect)
+    except OSError as error:
+        log.warning(
+            "metrics are not served",
+            listen=settings.metrics_listen,
+            error=str(error),
+            remedy="set UNISONO_METRICS_LISTEN to another address, or to none",
+        )
+        return None
+    stack.push_async_callback(endpoint.close)
+    return _Metrics(listener=MetricsListener(series), url=endpoint.url)
 
 
 async def _start_driver(driver: BackendDriver, stack: AsyncExitStack) -> None:

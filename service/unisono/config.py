@@ -54,6 +54,24 @@ _A_SIZE = Field(description="a size like 4MiB, 512kB or a number of bytes")
 Size = Annotated[int, _A_SIZE, BeforeValidator(_size)]
 Slots = Annotated[int, Field(ge=1, le=4096)]
 
+_ADDRESS = re.compile(r"(\[[^][\s]+\]|[^][\s:]*):([0-9]{1,5})", re.ASCII)
+
+
+def parse_address(text: str) -> tuple[str, int] | None:
+    """Reads HOST:PORT, with brackets around an IPv6 address; None for "none". Raises ValueError."""
+    if text.strip().lower() in {"", "none"}:
+        return None
+    written = _ADDRESS.fullmatch(text.strip())
+    if written is None or int(written[2]) > 65535:
+        raise ValueError(f"{text!r} is not an address: write HOST:PORT, or none")
+    return written[1].strip("[]"), int(written[2])
+
+
+def _address(value: Any) -> Any:
+    if isinstance(value, str):
+        _ = parse_address(value)
+    return value
+
 
 class SettingError(ValueError):
     """A setting cannot be what it is; the message names the variable."""
@@ -229,6 +247,9 @@ class Settings(BaseSettings):
     keep_ended: Duration = Field(default=900.0, ge=0)
     # How long running batches may go on when the service is told to stop.
     drain: Duration = Field(default=30.0, ge=0)
+
+    # Where `unisono serve` serves its metrics, at /metrics; "none": nowhere. That the port is taken is a warning.
+    metrics_listen: Annotated[str, BeforeValidator(_address)] = "127.0.0.1:9464"
 
     # -- Traces; where they go is told by the standard OTEL_* variables.
     # Items of one batch that get a span of their own; failures always do.

@@ -359,8 +359,12 @@ class Stream:
 class House:
     """A running service, the stand-in behind it, and a channel to it."""
 
-    def __init__(self, fake: FakeOllama, target: str, batches: Batches, logs: Sequence[Any]) -> None:
+    def __init__(
+        self, fake: FakeOllama, target: str, batches: Batches, logs: Sequence[Any], metrics_url: str = ""
+    ) -> None:
         self.fake = fake
+        # Empty unless it was asked for.
+        self.metrics_url = metrics_url
         self.target = target
         self.batches = batches
         self.channel = self.dial()
@@ -459,6 +463,7 @@ async def house(
     models: Iterable[FakeModel] = DEFAULT_MODELS,
     settings: dict[str, Any] | None = None,
     starts_away: bool = False,
+    with_metrics: bool = False,
     **fake_settings: Any,
 ) -> AsyncGenerator[House, None]:
     """A service over a stand-in; `fake_settings` are those of FakeOllama, `settings` those of the service."""
@@ -471,10 +476,16 @@ async def house(
             if starts_away:
                 await fake.go_away()
             with structlog.testing.capture_logs() as logs:
-                usual = {"listen": "127.0.0.1:0", "ollama_url": fake.url, "drain": 0.0, "state_dir": "none"}
+                usual = {
+                    "listen": "127.0.0.1:0",
+                    "metrics_listen": "127.0.0.1:0",
+                    "ollama_url": fake.url,
+                    "drain": 0.0,
+                    "state_dir": "none",
+                }
                 made = Settings(**{**usual, **(settings or {})})
-                async with running(made) as service:
-                    here = House(fake, service.target, service.batches, logs)
+                async with running(made, with_metrics=with_metrics) as service:
+                    here = House(fake, service.target, service.batches, logs, service.metrics_url)
                     try:
                         yield here
                     finally:

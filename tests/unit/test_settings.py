@@ -7,7 +7,7 @@ import os
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from unisono.config import SettingError, Settings, configured_backends, parse_backends, wrong_settings
+from unisono.config import SettingError, Settings, configured_backends, parse_address, parse_backends, wrong_settings
 
 
 @pytest.mark.parametrize("name", ["UNISONO_MEMORY_FACTOR", "OLLAMA_BATCH_MEMORY_FACTOR"])
@@ -56,6 +56,27 @@ def test_others_get_a_moment_every_five_minutes(monkeypatch: pytest.MonkeyPatch)
         Settings()
 
 
+@pytest.mark.parametrize(
+    ("written", "address"),
+    [
+        ("127.0.0.1:9464", ("127.0.0.1", 9464)),
+        ("[::1]:0", ("::1", 0)),
+        (":9464", ("", 9464)),
+        ("metrics.local:80", ("metrics.local", 80)),
+        ("none", None),
+        (" None ", None),
+        ("", None),
+    ],
+)
+def test_metrics_are_served_at_an_address(
+    monkeypatch: pytest.MonkeyPatch, written: str, address: tuple[str, int] | None
+) -> None:
+    """On loopback unless it is said; or nowhere."""
+    assert parse_address(Settings().metrics_listen) == ("127.0.0.1", 9464)
+    monkeypatch.setenv("UNISONO_METRICS_LISTEN", written)
+    assert parse_address(Settings().metrics_listen) == address
+
+
 # -- What is wrong -----------------------------------------------------------------------------------------------
 
 
@@ -70,6 +91,9 @@ def test_others_get_a_moment_every_five_minutes(monkeypatch: pytest.MonkeyPatch)
         ("UNISONO_LOG_LEVEL", "loud", "is 'loud'; it must be debug, info, warning or error"),
         ("UNISONO_STALL_TIMEOUT", "0s", "is '0s'; it must be a duration like 500ms, 30s or 1h30m, above 0"),
         ("UNISONO_LOAD_TIMEOUT", "soon", ": 'soon' is not a duration: write it as 500ms, 30s, 10m or 1h30m"),
+        ("UNISONO_METRICS_LISTEN", "9464", ": '9464' is not an address: write HOST:PORT, or none"),
+        ("UNISONO_METRICS_LISTEN", "::1:9464", ": '::1:9464' is not an address: write HOST:PORT, or none"),
+        ("UNISONO_METRICS_LISTEN", "here:70000", ": 'here:70000' is not an address: write HOST:PORT, or none"),
         ("UNISONO_MEMORY_LIMIT", "0", "is '0'; it must be a size like 4MiB, 512kB or a number of bytes, 1 or more"),
         ("UNISONO_MEMORY_LIMIT", "much", ": 'much' is not a size: write 4MiB, 512kB or a number of bytes"),
         (

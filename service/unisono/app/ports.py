@@ -22,9 +22,10 @@ if TYPE_CHECKING:
         ModelInfo,
         PassMethod,
         RunnerSpec,
+        SlotState,
         Spoke,
     )
-    from unisono.core.report import GroupPlanned
+    from unisono.core.report import GroupPlanned, RunnerFigures
 
 
 class Clock(Protocol):
@@ -260,6 +261,34 @@ class Listener(Protocol):
 
         `carrier` holds the caller's metadata, from which its trace context (traceparent, tracestate) is taken.
         """
+        ...
+
+
+class BackendStanding(Protocol):
+    """How a backend stands at a moment, for whoever shows it: only read, and from the event loop's thread."""
+
+    @property
+    def is_away(self) -> bool:
+        """Whether it was last found not to answer."""
+        ...
+
+    @property
+    def queued(self) -> int:
+        """Items that are not at the backend."""
+        ...
+
+    @property
+    def in_flight(self) -> int:
+        """Items at the backend."""
+        ...
+
+    @property
+    def known_slots(self) -> Mapping[RunnerSpec, SlotState]:
+        """What is known of the slots of all runners that had work lately."""
+        ...
+
+    def figures(self, runner: RunnerSpec) -> RunnerFigures:
+        """What was seen of a runner since it first had work."""
         ...
 
 

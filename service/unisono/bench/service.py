@@ -54,6 +54,8 @@ def environment_of(backend: Backend) -> dict[str, str]:
         "UNISONO_DRAIN": "0s",
         # It begins without memory of earlier runs, and leaves none.
         "UNISONO_STATE_DIR": "none",
+        # Its port is another service's.
+        "UNISONO_METRICS_LISTEN": "none",
         "UNISONO_DEFAULT_MODEL": backend.models[0],
         # It is asked the same as the others, and they wait as long as it takes.
         "UNISONO_STALL_TIMEOUT": "1h",

@@ -1,0 +1,173 @@
+"""What happens to batches → counts.
+
+Theory of operation. Nearly all that is told of an item is in its result, so it is counted once, when the item ends;
+that costs about as much as one log line less its writing. Three things need a memory:
+
+1. A batch remembers which group is which model on which backend, and of its items on their way the group.
+2. A release or a load that concerned several batches is told to each of them, one after the other: it is known by its
+   key, or by the moment at which it began, and counted with the first.
+3. Passes are known when the batch has ended, from its report.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from unisono.core.model import ItemState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from unisono.adapters.metrics.series import Place, Series
+    from unisono.app.ports import LoadOutcome, ReleaseTimes
+    from unisono.core.commands import ReleaseReason
+    from unisono.core.errors import UnisonoError
+    from unisono.core.events import Result, Summary
+    from unisono.core.model import Item
+    from unisono.core.report import GroupPlanned
+
+_NO_HEADERS: Mapping[str, str] = {}
+
+
+class MetricsListener:
+    """A Listener that counts what happens in all batches."""
+
+    def __init__(self, series: Series) -> None:
+        self._series = series
+        self._told = _Told()
+
+    def batch_accepted(self, *, batch_id: str, method: str, carrier: Mapping[str, str], at_ns: int) -> BatchMetrics:
+        """Counts a batch that runs."""
+        del batch_id, method, carrier, at_ns
+        self._series.batches_running.inc()
+        return BatchMetrics(self._series, self._told)
+
+
+class _Told:
+    """What several batches are told of, and is to be counted once."""
+
+    def __init__(self) -> None:
+        self._wave_key: int | None = None
+        self._loads: dict[tuple[str, str], int] = {}
+
+    def is_new_wave(self, wave_key: int) -> bool:
+        """Whether this release was not told of just before."""
+        former, self._wave_key = self._wave_key, wave_key
+        return former != wave_key
+
+    def is_new_load(self, labels: tuple[str, str], started_ns: int) -> bool:
+        """Whether this load was not told of before."""
+        former, self._loads[labels] = self._loads.get(labels), started_ns
+        return former != started_ns
+
+
+class BatchMetrics:
+    """A BatchWatch that counts; see the head of this file."""
+
+    def __init__(self, series: Series, told: _Told) -> None:
+        self._series = series
+        self._told = told
+        self._groups: dict[int, Place] = {}
+        self._group_of: dict[int, int] = {}
+        self._has_ended = False
+
+    def planned(self, *, started_ns: int, ended_ns: int, groups: Sequence[GroupPlanned], families: int) -> None:
+        """Remembers which group is where."""
+        del started_ns, ended_ns, families
+        for planned in groups:
+            if planned.group not in self._groups:
+                self._groups[planned.group] = self._series.place(planned.runner.backend, planned.runner.model)
+
+    def group_loaded(
+        self, *, group: int, started_ns: int, ended_ns: int, outcome: LoadOutcome | None, error: UnisonoError | None
+    ) -> None:
+        """Counts a load; that a runner was there already is none."""
+        del ended_ns, error
+        place = self._groups.get(group)
+        is_needless = outcome is not None and outcome.was_loaded
+        if place is None or is_needless or not self._told.is_new_load(place.labels, started_ns):
+            return
+        self._series.loads.labels(*place.labels, "failed" if outcome is None else "loaded").inc()
+        if outcome is not None:
+            place.load_duration.observe(outcome.duration_s)
+
+    def wave_released(
+        self, *, group: int, wave: int, wave_key: int, item_count: int, others: int, times: ReleaseTimes
+    ) -> None:
+        """Counts how far apart the requests of a release were."""
+        del wave
+        place = self._groups.get(group)
+        if place is not None and item_count + others > 1 and self._told.is_new_wave(wave_key):
+            place.spread.observe(times.spread_s)
+
+    def item_staging(self, *, item: Item, group: int, attempt: int, at_ns: int) -> Mapping[str, str]:
+        """Remembers where an item is."""
+        del attempt, at_ns
+        self._group_of[item.index] = group
+        return _NO_HEADERS
+
+    def item_staged(self, *, index: int, at_ns: int) -> None:
+        """Nothing to count."""
+
+    def item_released(
+        self, *, index: int, wave: int, wave_key: int, at_ns: int, reason: ReleaseReason, lane: int | None
+    ) -> None:
+        """Nothing to count: an item's times come with its result."""
+
+    def item_first_token(self, *, index: int, at_ns: int) -> None:
+        """Nothing to count."""
+
+    def item_retried(
+        self, *, index: int, attempt: int, error: UnisonoError, again_in_s: float, is_free: bool, at_ns: int
+    ) -> None:
+        """Counts an attempt that failed, or that another item's ended."""
+        del attempt, again_in_s, at_ns
+        place = self._place(self._group_of.get(index))
+        counter = self._series.broken_off if is_free else self._series.retries
+        counter.labels(*place.labels, error.reason).inc()
+
+    def item_ended(self, *, result: Result, at_ns: int) -> None:
+        """Counts an item, with its times and its tokens."""
+        del at_ns
+        self._group_of.pop(result.index, None)
+        place = self._place(result.group)
+        place.items(result.state).inc()
+        if result.error is not None:
+            self._series.errors.labels(*place.labels, result.error.reason).inc()
+        usage = result.usage
+        if usage is not None:
+            place.prompt_tokens.inc(usage.prompt_tokens)
+            place.completion_tokens.inc(usage.completion_tokens)
+            if usage.cached_prompt_tokens is not None:
+                place.cached_prompt_tokens.inc(usage.cached_prompt_tokens)
+        timings = result.timings
+        if timings is None:
+            return
+        if timings.queued_s is not None:
+            place.queued.observe(timings.queued_s)
+        if timings.first_token_s is not None:
+            place.first_token.observe(timings.first_token_s)
+        if timings.total_s is not None and result.state is ItemState.COMPLETED:
+            place.duration.observe(timings.total_s)
+
+    def ended(self, *, summary: Summary, at_ns: int) -> None:
+        """Counts the batch, and its passes."""
+        del at_ns
+        if self._has_ended:
+            return
+        self._has_ended = True
+        self._series.batches_running.dec()
+        self._series.batches.labels(summary.state.value).inc()
+        for group in summary.report.groups:
+            # A single item shares its passes with nobody of its batch, and how many others were there it cannot tell.
+            shared = group.items_per_pass if group.group.item_count > 1 else None
+            if shared is not None:
+                place = self._place(group.group.group)
+                place.passes.inc(group.passes.count)
+                place.pass_items.inc(group.completion_tokens)
+                place.items_per_pass.observe(shared)
+
+    def _place(self, group: int | None) -> Place:
+        """Where a group runs; nowhere, for an item that never had one."""
+        place = self._groups.get(group) if group is not None else None
+        return place if place is not None else self._series.place("", "")
