@@ -36,10 +36,10 @@ class Scraped:
         )
 
     def by(self, name: str, label: str) -> dict[str, float]:
-        """The samples of a name, by one of their labels."""
+        """The samples of a name that are not 0, by one of their labels."""
         found: dict[str, float] = {}
         for sample in self.samples:
-            if sample.name == name:
+            if sample.name == name and sample.value:
                 key = sample.labels.get(label, "")
                 found[key] = found.get(key, 0.0) + sample.value
         return found

@@ -286,6 +286,16 @@ def item_s(listener: Listener, count: int = 2_000) -> float:
     return (time.perf_counter() - began) / count
 
 
+def test_what_may_end_badly_is_there_before(counted: Counted) -> None:
+    """At 0, since the increase from nothing to the first failure is none to Prometheus."""
+    counted.batch().plan("smol")
+    text = counted.scrape().text
+    for ended in ("completed", "failed", "cancelled", "expired"):
+        assert f'unisono_items_total{{backend="desk",model="smol",state="{ended}"}} 0.0' in text
+    assert 'unisono_batches_total{state="expired"} 0.0' in text
+    assert 'unisono_loads_total{backend="desk",model="smol",outcome="failed"} 0.0' in text
+
+
 def test_a_batch_that_runs_is_seen(counted: Counted) -> None:
     """From its acceptance to its end, which is counted once."""
     batch = counted.batch()

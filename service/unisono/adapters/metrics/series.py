@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
+from unisono.core.events import BatchState
+from unisono.core.model import ItemState
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from unisono.core.model import ItemState
 
 # Backend and model; a model that came after so many others is counted under this name with them.
 _MOST_PLACES = 200
 OTHER = "other"
+# How a load ended.
+LOADED, FAILED = "loaded", "failed"
 _PLACE = ("backend", "model")
 
 # Upper bounds. The spread of a release is below a millisecond for 64 requests, and some milliseconds for 256.
@@ -43,6 +46,9 @@ class Series:
         build.labels(version).set(1)
         self.batches_running = self._gauge("unisono_batches_running", "Batches that have not ended.")
         self.batches = self._counter("unisono_batches_total", "Batches that ended, by how.", ("state",))
+        for state in BatchState:
+            if state is not BatchState.RUNNING:
+                _ = self.batches.labels(state.value)
 
         self.items = self._counter("unisono_items_total", "Items that ended, by how.", (*_PLACE, "state"))
         self.errors = self._counter(
@@ -135,12 +141,6 @@ class Place:
         self.pass_items = series.pass_items.labels(*self.labels)
         self.items_per_pass = series.items_per_pass.labels(*self.labels)
         self.load_duration = series.load_duration.labels(*self.labels)
-        self._items = series.items
-        self._by_state: dict[ItemState, Counter] = {}
-
-    def items(self, state: ItemState) -> Counter:
-        """Its items that ended so."""
-        found = self._by_state.get(state)
-        if found is None:
-            found = self._by_state[state] = self._items.labels(*self.labels, state.value)
-        return found
+        # All of them now, at 0: a rate does not see what a series begins with.
+        self.items = {state: series.items.labels(*self.labels, state.value) for state in ItemState}
+        self.loads = {outcome: series.loads.labels(*self.labels, outcome) for outcome in (LOADED, FAILED)}

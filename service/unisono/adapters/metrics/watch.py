@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from unisono.adapters.metrics.series import FAILED, LOADED
 from unisono.core.model import ItemState
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class BatchMetrics:
         is_needless = outcome is not None and outcome.was_loaded
         if place is None or is_needless or not self._told.is_new_load(place.labels, started_ns):
             return
-        self._series.loads.labels(*place.labels, "failed" if outcome is None else "loaded").inc()
+        place.loads[FAILED if outcome is None else LOADED].inc()
         if outcome is not None:
             place.load_duration.observe(outcome.duration_s)
 
@@ -131,7 +132,7 @@ class BatchMetrics:
         del at_ns
         self._group_of.pop(result.index, None)
         place = self._place(result.group)
-        place.items(result.state).inc()
+        place.items[result.state].inc()
         if result.error is not None:
             self._series.errors.labels(*place.labels, result.error.reason).inc()
         usage = result.usage

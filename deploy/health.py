@@ -1,0 +1,36 @@
+"""Whether the service answers, for a container's health check: exit code 0 where its health is SERVING.
+
+It asks at UNISONO_SERVER, or at the port of UNISONO_LISTEN on this machine.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+_PATIENCE_S = 3.0
+
+
+def target() -> str:
+    """Where the service is asked."""
+    port = os.environ.get("UNISONO_LISTEN", ":50051").rpartition(":")[2]
+    return os.environ.get("UNISONO_SERVER") or f"127.0.0.1:{port}"
+
+
+def main() -> int:
+    """The exit code."""
+    with grpc.insecure_channel(target()) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        try:
+            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=_PATIENCE_S)
+        except grpc.RpcError:
+            return 1
+    return 0 if answer.status == health_pb2.HealthCheckResponse.SERVING else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
