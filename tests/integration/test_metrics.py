@@ -55,6 +55,7 @@ async def test_the_figures_are_those_of_the_report() -> None:
         assert seen.value("unisono_backend_up", backend="ollama") == 1
         assert seen.value("unisono_queue_depth") == seen.value("unisono_in_flight") == 0
         assert seen.value("unisono_slots_limit", **FAKE) >= 4
+        assert seen.value("process_resident_memory_bytes") > 1_000_000
         for hidden in ("xyzzy", "i0", *(batch.batch_id for batch in batches)):
             assert hidden not in seen.text
 

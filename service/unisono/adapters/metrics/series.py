@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
 from unisono.core.events import BatchState
 from unisono.core.model import ItemState
@@ -38,6 +38,8 @@ class Series:
         # The moment at which each series began doubles their number, and nothing here asks for it.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
+        # Processor time, memory and open files of this process, by the names that dashboards know.
+        _ = ProcessCollector(registry=self.registry)
         self._places: dict[tuple[str, str], Place] = {}
 
         build = Gauge(

@@ -27,9 +27,9 @@ class StandingCollector:
     def __init__(self, backends: Mapping[str, BackendStanding]) -> None:
         """`backends`: by name; more may come until the first scrape."""
         self._backends = backends
-        # What was last seen of each runner, and the sum of all that was added: a runner that is forgotten and comes
-        # back begins at 0, and a counter that fell would be taken for a restart of the service.
-        self._seen: dict[tuple[RunnerSpec, IdleReason], float] = {}
+        # What each runner had at the last scrape, and the sum of all that was added: a runner that is forgotten and
+        # comes back begins at 0, and a counter that fell would be taken for a restart of the service.
+        self._seen: dict[RunnerSpec, Mapping[IdleReason, float]] = {}
         self._idle: dict[tuple[str, str, str], float] = {}
 
     def describe(self) -> Iterable[Metric]:
@@ -55,6 +55,7 @@ class StandingCollector:
         limit = GaugeMetricFamily(
             "unisono_slots_limit", "Of these, how many requests of ours may hold one now.", labels=_PLACE
         )
+        before, self._seen = self._seen, {}
         for name, backend in self._backends.items():
             up.add_metric((name,), 0 if backend.is_away else 1)
             queue.add_metric((name,), backend.queued)
@@ -63,7 +64,8 @@ class StandingCollector:
             for runner, state in backend.known_slots.items():
                 count, allowed = most.get(runner.model, (0, 0))
                 most[runner.model] = (max(count, state.slots.count), max(allowed, state.limit))
-                self._add_idle(runner, backend.figures(runner).idle_s)
+                now = self._seen[runner] = backend.figures(runner).idle_s
+                self._add_idle(runner, before.get(runner, {}), now)
             for model, (count, allowed) in most.items():
                 known.add_metric((name, model), count)
                 limit.add_metric((name, model), allowed)
@@ -74,9 +76,10 @@ class StandingCollector:
             idle.add_metric(labels, seconds)
         return (up, queue, in_flight, known, limit, idle)
 
-    def _add_idle(self, runner: RunnerSpec, idle_s: Mapping[IdleReason, float]) -> None:
-        for reason, seconds in idle_s.items():
-            former = self._seen.get((runner, reason), 0.0)
-            self._seen[runner, reason] = seconds
+    def _add_idle(
+        self, runner: RunnerSpec, before: Mapping[IdleReason, float], now: Mapping[IdleReason, float]
+    ) -> None:
+        for reason, seconds in now.items():
+            former = before.get(reason, 0.0)
             labels = (runner.backend, runner.model, reason.value)
             self._idle[labels] = self._idle.get(labels, 0.0) + (seconds - former if seconds >= former else seconds)
