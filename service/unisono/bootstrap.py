@@ -265,8 +265,8 @@ def _warn_of_state(folder: Path) -> None:
             pass
     except OSError as error:
         log.warning(
-            "learned slots will not be remembered: the folder cannot be written to. Set UNISONO_STATE_DIR to another, "
-            "or to none",
+            "learned slots will not be remembered: the folder cannot be written to. Set UNISONO_STATE_DIR to another "
+            "one, or to none",
             folder=str(folder),
             error=error.strerror or type(error).__name__,
         )
