@@ -1,11 +1,7 @@
-"""What every client program does, whatever its language. The tests of a language take it over:
+"""What every client program does, whatever its language.
 
-    @pytest.fixture(scope="session")
-    def unisono_batch(tmp_path_factory: pytest.TempPathFactory) -> Program:
-        …
-
-    class TestGo(ClientBehaviour):
-        pass
+The tests of a language take it over: they have a fixture `unisono_batch` for the whole session, which builds the
+program and gives a `Program`, and a class, `class TestGo(ClientBehaviour)`, which may be empty.
 """
 
 from __future__ import annotations
@@ -14,6 +10,7 @@ import asyncio
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,7 +54,7 @@ class ClientBehaviour:
         monkeypatch: pytest.MonkeyPatch,
         tmp_path: Path,
     ) -> None:
-        """The program's own span is the root of the batch's trace; where it exports none, the trace is still its own."""
+        """The program's span is the root of the batch's trace; where it exports none, the trace is still its own."""
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", otlp.endpoint)
         monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
         file = write_lines(tmp_path / "batch.jsonl", prompts(2))
@@ -155,7 +152,7 @@ class ClientBehaviour:
 
     async def test_an_item_that_fails_has_its_reason(self, unisono_batch: Program, tmp_path: Path) -> None:
         """A failed item has reason, code and message; a line that cannot be read is told and costs only itself."""
-        lines = [{"prompt": "Hello"}, "{", {"id": "b", "messages": [{"role": "user", "content": "Hello"}]}]
+        lines: list[Any] = [{"prompt": "Hello"}, "{", {"id": "b", "messages": [{"role": "user", "content": "Hello"}]}]
         file = write_lines(tmp_path / "batch.jsonl", lines)
         async with house() as h:
             code, run = await unisono_batch.run("--model", "nosuch", file, target=h.target)

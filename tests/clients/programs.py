@@ -1,10 +1,9 @@
 """Client programs in other languages, as a test builds them, runs them, and gets in their way.
 
-    program = Program(build("go", "build", …))
-    async with program.started("batch.jsonl", target=h.target) as run:
-        await run.until_lines(5)
-        run.interrupt()
-        assert await run.exit_code() == 130
+async with program.started("batch.jsonl", target=h.target) as run:
+    await run.until_lines(5)
+    run.interrupt()
+    assert await run.exit_code() == 130
 """
 
 from __future__ import annotations
@@ -217,9 +216,7 @@ class Program:
         finally:
             await run.close()
 
-    async def run(
-        self, *arguments: str | Path, target: str, env: Mapping[str, str] | None = None
-    ) -> tuple[int, Run]:
+    async def run(self, *arguments: str | Path, target: str, env: Mapping[str, str] | None = None) -> tuple[int, Run]:
         """Runs it to its end; its exit code, and what it wrote."""
         async with self.started(*arguments, target=target, env=env) as run:
             return await run.exit_code(), run
@@ -393,5 +390,3 @@ class _Collecting(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the base class's name
         """Says nothing."""
-
-

@@ -1,6 +1,7 @@
 // interop runs gRPC's own interoperability cases, as far as they apply to this service, each by its usual name.
 //
 //	interop --target HOST:PORT CASE…
+//	interop --list
 //
 // A line "CASE ok" or "CASE: what is wrong" is written for each; the exit code is 1 where one failed. The service
 // must stand over a backend that obeys the prompts below; tests/clients/ has it.
@@ -12,7 +13,9 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,8 +42,8 @@ const (
 	endless = "[[tokens=4000]]"
 	big     = "a big answer" // more than a message may hold
 	broken  = "a special error"
-	// Characters of one to four bytes, a combining one, and what would end a header.
-	special = "\t\ntest with whitespace\r\nand Unicode BMP ☺ and non-BMP 😈\t\n"
+	// Characters of one to four bytes, and what would end a header.
+	special = "test with whitespace\t\r\nand é, Unicode BMP ☺ and non-BMP 😈"
 	// The rate that the service permits, and how long a caller keeps to it here: four pings.
 	pingEvery = 10 * time.Second
 	pingFor   = 43 * time.Second
@@ -74,7 +77,14 @@ var cases = map[string]func(context.Context, *caller) error{
 
 func main() {
 	target := flag.String("target", "127.0.0.1:50051", "where the service listens")
+	isList := flag.Bool("list", false, "write the names of all cases")
 	flag.Parse()
+	if *isList {
+		for _, name := range slices.Sorted(maps.Keys(cases)) {
+			fmt.Println(name)
+		}
+		return
+	}
 	failed := false
 	for _, name := range flag.Args() {
 		if err := runCase(*target, name); err != nil {
