@@ -195,6 +195,20 @@ class ClientBehaviour:
         assert code == 0, run.told
         assert {line["id"]: line["content"] for line in run.lines}["long"] == text
 
+    async def test_a_cut_inside_an_answer_loses_none_of_it(self, unisono_batch: Program, tmp_path: Path) -> None:
+        """A connection that is lost between the parts of a long answer is resumed before its first part."""
+        text = "é" * 6_000_000
+        file = write_lines(tmp_path / "batch.jsonl", [{"id": "long", "prompt": "long"}])
+        async with house() as h, CuttingProxy(h.target) as proxy:
+            h.fake.answer("long", Answer(content=(text,)))
+            # The first part, of nearly 4 MiB, has passed, and not the last.
+            proxy.cuts_after = 5_000_000
+            code, first = await unisono_batch.run("--model", "fake", file, target=proxy.target)
+            assert (code, first.ids) == (3, []), first.told
+            code, rest = await unisono_batch.run(*first.command_to_resume(), target=h.target)
+        assert code == 0, rest.told
+        assert [line["content"] for line in rest.lines] == [text]
+
     @pytest.mark.parametrize("arguments", [(), ("--after", "5", "-"), ("--nosuch", "-"), ("missing.jsonl",)])
     async def test_wrong_usage_is_told(self, unisono_batch: Program, arguments: tuple[str, ...]) -> None:
         """No file, one that is not there, or an option that is none: exit code 2, before anything is asked."""

@@ -247,6 +247,9 @@ class CuttingProxy:
         self.target = ""
         # Connections ever accepted.
         self.connections = 0
+        # Connections are cut when so many bytes of the service's have passed in all; None: never by themselves.
+        self.cuts_after: int | None = None
+        self._passed = 0
         # HTTP/2 frames by their type, of the caller and of the service.
         self.asked: list[int] = []
         self.answered: list[int] = []
@@ -292,6 +295,10 @@ class CuttingProxy:
                 frames.add(data)
                 sink.write(data)
                 await sink.drain()
+                if frames.types is self.answered:
+                    self._passed += len(data)
+                    if self.cuts_after is not None and self._passed >= self.cuts_after:
+                        self.cut()
         # One side has gone; so does the other.
         sink.close()
 
@@ -302,7 +309,8 @@ class Frames:
     PING, GOAWAY = 6, 7
 
     def __init__(self, types: list[int], preface: int = 0) -> None:
-        self._types = types
+        # All so far.
+        self.types = types
         self._skip = preface
         self._head = b""
 
@@ -318,7 +326,7 @@ class Frames:
                 # The answer to a ping is no ping.
                 is_answer = self._head[3] == self.PING and self._head[4] & 1
                 if not is_answer:
-                    self._types.append(self._head[3])
+                    self.types.append(self._head[3])
                 self._skip, self._head = int.from_bytes(self._head[:3]), b""
 
 
