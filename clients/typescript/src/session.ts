@@ -4,13 +4,14 @@ import { type ClientDuplexStream, Metadata, type ServiceError, status } from "@g
 import {
   type BatchInferenceClient,
   BatchConfig,
+  type GetServerInfoResponse,
   OnDisconnect,
   type StreamBatchOpen,
   type StreamBatchRequest,
   type StreamBatchResponse,
   ValidationMode,
 } from "../gen/unisono/v1/batch_inference.js";
-import { type BatchEvent, type Progress } from "../gen/unisono/v1/event.js";
+import { type BatchEvent, BatchState, type Progress } from "../gen/unisono/v1/event.js";
 import { type Item } from "../gen/unisono/v1/item.js";
 import { LineError } from "./batchfile/lines.js";
 import { type Failure, failureOf, failureOfCall, type Line, lineOf, messageOf, tell, write } from "./output.js";
@@ -73,13 +74,16 @@ export class Session {
 
   /** Parts of the result that comes next. */
   private parts = "";
-  /** Whether the batch's end was heard. */
-  private hasEnded = false;
+  /** How the batch ended, once that was heard. */
+  private end: BatchState | undefined;
   /** Items that may be sent in all, and those that were, refused ones not counted. */
   private credit = 0;
   private sent = 0;
   /** Items that have a result. */
   private results = 0;
+  /** The most items that a batch may have, as far as that was asked and answered. */
+  private maxItems = Infinity;
+  private hasAsked = false;
   /** Lines that were written, by state. */
   private readonly count: Record<string, number> = {};
   private unreadable = 0;
@@ -126,8 +130,12 @@ export class Session {
       clearInterval(telling);
       this.stream.cancel();
     }
-    if (!this.hasEnded) {
+    if (this.end === undefined) {
       throw new Error("the stream ended before the batch");
+    }
+    if (this.end !== BatchState.BATCH_STATE_COMPLETED && !this.wasInterrupted) {
+      // Somebody else cancelled it, say; there may be lines that it never took.
+      tell(`the batch ended before its time: ${BatchState[this.end]?.replace("BATCH_STATE_", "")}`);
     }
   }
 
@@ -214,22 +222,42 @@ export class Session {
    * Returns how many more items may be sent; 0 when interrupted.
    *
    * Items that wait for nothing but a release cannot use up the credit for good: without another word they are released
-   * when they have waited for 50 ms, and each item that ends brings new credit. Where all have ended and brought none
-   * yet, one more may be sent: either its credit is on its way, or the batch is as large as a batch may be, and the
-   * service refuses it with its own reason.
+   * when they have waited for 50 ms, and each item that ends brings new credit.
    */
   private async waitForCredit(): Promise<number> {
     while (!this.wasInterrupted) {
-      const least = this.sent > 0 && this.results >= this.sent ? 1 : 0;
-      const room = Math.max(this.credit - this.sent, least);
-      if (room > 0) {
-        return room;
+      if (this.sent < this.credit) {
+        return this.credit - this.sent;
+      }
+      // A batch that is as large as a batch may be gets no more: the service refuses the rest, each with its reason.
+      if (this.credit >= this.maxItems) {
+        return MAX_ITEMS;
+      }
+      // All have ended, so there is room for one at least, though credit of so little is not always told.
+      if (this.sent > 0 && this.results >= this.sent) {
+        return 1;
+      }
+      if (this.sent > 0) {
+        this.askMaxItems();
       }
       await new Promise<void>((resolve) => {
         this.wake = resolve;
       });
     }
     return 0;
+  }
+
+  /** Asks for the most items that a batch may have, once; the writer is woken by the answer. */
+  private askMaxItems(): void {
+    if (this.hasAsked) {
+      return;
+    }
+    this.hasAsked = true;
+    this.client.getServerInfo({}, (_, info?: GetServerInfoResponse) => {
+      // Where there is no answer the connection is lost, which the reader hears.
+      this.maxItems = info?.limits?.maxItems ?? Infinity;
+      this.wake();
+    });
   }
 
   private async send(message: StreamBatchRequest["message"]): Promise<void> {
@@ -286,7 +314,7 @@ export class Session {
         this.progress = event.value;
         break;
       case "summary":
-        this.hasEnded = true;
+        this.end = event.value.state;
         break;
     }
     this.sequence = sequence ?? this.sequence;
@@ -316,7 +344,8 @@ export class Session {
   }
 
   get hasAllCompleted(): boolean {
-    return this.unreadable === 0 && Object.keys(this.count).every((state) => state === "COMPLETED");
+    const isWhole = this.end === BatchState.BATCH_STATE_COMPLETED && this.unreadable === 0;
+    return isWhole && Object.keys(this.count).every((state) => state === "COMPLETED");
   }
 
   private counted(state: string): number {
