@@ -362,7 +362,10 @@ export interface Release {
  * passed over, so that a cancel may be sent before the acknowledgement is read.
  */
 export interface CancelItems {
-  /** Which. Empty: all that have not ended, and no more are taken. */
+  /**
+   * Which; the id of an item with several answers (`n`) stands for all of them.
+   * Empty: all that have not ended, and no more are taken.
+   */
   itemIds: string[];
 }
 
@@ -438,7 +441,10 @@ export interface AttachBatchResponse {
 export interface CancelBatchRequest {
   /** The batch. Required. */
   batchId: string;
-  /** Which items. Empty: all, and no more are taken. */
+  /**
+   * Which items; the id of one with several answers (`n`) stands for all of them.
+   * Empty: all, and no more are taken.
+   */
   itemIds: string[];
 }
 
