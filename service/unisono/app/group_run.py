@@ -71,7 +71,8 @@ class GroupRun:
         self._context = ContextTally()
         # What was seen of the runner up to the first release, and up to the last end.
         self._before = self._after = RunnerFigures()
-        # Passes that each answer took part in for certain, for the fewest that could have done; None: not known.
+        # Passes that each item took part in for certain, in its last attempt that spoke, for the fewest that could
+        # have done; None: not known.
         self._passes: list[int | None] = []
         # The first wave: how close together it went out, who was in it, and when they first spoke.
         self._first_spread_s = 0.0
@@ -230,6 +231,8 @@ class GroupRun:
         self._last_end_ns = now_ns = self._clock.time_ns()
         if run.answer is None:
             self._break_off(run)
+            if run.part is not None:
+                self._passes.append(run.part.at_least)
         if not self._runs:
             self._after = self.driver.figures(self.runner)
         self._on_result(
@@ -240,6 +243,7 @@ class GroupRun:
         """Its answer is over without an end: by the backend's clock, when it last spoke."""
         if run.heard_ns is not None:
             run.part = self.counter.ended(run.item.index, run.heard_ns, tokens=None, has_end_token=False)
+            run.heard_ns = None
 
     def runner_loading(self) -> None:
         """See Sink. That a runner in memory is asked whether it is there is no event."""
@@ -292,6 +296,7 @@ class GroupRun:
             loads=self._loads,
             load_s=self._load_s,
             duration_s=None if start is None or end is None else (end - start) / 1e9,
+            participations=self.counter.participations,
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
             cached_prompt_tokens=self.cached_prompt_tokens,

@@ -29,7 +29,7 @@ class ItemRun:
     accepted_ns: int = 0
     released_ns: int | None = None
     first_token_ns: int | None = None
-    # When it last spoke, by the backend's clock.
+    # When it last spoke in this attempt, by the backend's clock; None once that has broken off.
     heard_ns: int | None = None
     # The attempt that speaks, from 1.
     attempt: int = 0
@@ -42,7 +42,7 @@ class ItemRun:
     answer: Finished | None = None
     # Characters of the last piece, for those who gather text.
     last_piece_bytes: int = 0
-    # What it took part in when it last spoke; None before.
+    # What it took part in, in its last attempt that spoke; None before.
     part: Part | None = None
     # What its prompt has in common with others', and why it was last released.
     prefix: Prefix | None = None
@@ -91,7 +91,7 @@ class ItemRun:
             timings=self._timings(at_ns) if attempts else None,
             attempts=attempts,
             shared_with=self.part.shared_with if self.part else 0,
-            passes=(self.part.passes or 0) if self.part and answer else 0,
+            passes=(self.part.passes or 0) if self.part else 0,
             group=self.group,
             variant_of=self.item.variant_of,
             release_reason=self.release_reason,
