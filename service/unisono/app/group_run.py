@@ -262,6 +262,9 @@ class GroupRun:
             event = Loading(group=self.number, state=LoadState.FAILED, duration_s=duration_s, error=error)
             self._journal.write(event)
             return
+        if outcome.context_tokens:
+            # Where no item asks for a context, only the backend knows what it gave.
+            self._first = replace(self._first, context_tokens=outcome.context_tokens)
         if not outcome.was_loaded:
             self._loads += 1
             self._load_s += outcome.duration_s
