@@ -103,6 +103,16 @@ async def test_a_model_that_is_being_loaded_is_not_loaded_elsewhere_too() -> Non
         assert not b.loads
 
 
+async def test_batches_of_one_model_use_an_idle_backend_too() -> None:
+    """Where more items wait than have slots, another backend loads the model: two queues rather than a long one."""
+    async with several([SHARED], [SHARED], pass_s=0.005) as (h, (a, b)):
+        calls = [h.run_batch(chats(40, num_predict=4)) for _ in range(4)]
+        seen = [await call.to_end() for call in calls]
+        assert sorted(placed(one)["fake"] for one in seen) == ["a", "a", "b", "b"]
+        assert (a.loads, b.loads) == (1, 1)
+        assert {state for one in seen for state in one.states().values()} == {"COMPLETED"}
+
+
 async def test_different_models_are_spread() -> None:
     """A batch with two models that nobody has loaded uses both backends."""
     other = FakeModel(name="other")
