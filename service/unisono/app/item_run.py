@@ -49,6 +49,9 @@ class ItemRun:
     release_reason: ReleaseReason | None = None
     # Items in its request, itself included.
     bundle_size: int = 1
+    # Times that it was released in groups that it has left, and of these, broken off for another item's sake.
+    earlier_attempts: int = 0
+    earlier_disturbed: int = 0
 
     def start(self, attempt: int) -> None:
         """A new attempt begins, with nothing said."""
@@ -57,6 +60,19 @@ class ItemRun:
         for said in (self.content, self.thinking, self.tool_calls, self.logprobs):
             said.clear()
         self.answer = None
+
+    def leave(self, *, attempts: int, disturbed: int) -> None:
+        """It leaves its group, where it was released so often, and is to be planned anew."""
+        self.ticket = self.group = self.prefix = self.part = None
+        self.released_ns = None
+        self.bundle_size = 1
+        self.earlier_attempts += attempts
+        self.earlier_disturbed += disturbed
+
+    @property
+    def earlier(self) -> int:
+        """Attempts before those of its present group."""
+        return self.earlier_attempts + self.earlier_disturbed
 
     @property
     def has_spoken(self) -> bool:
@@ -78,6 +94,7 @@ class ItemRun:
     ) -> Result:
         """How it ended."""
         answer = self.answer if state is ItemState.COMPLETED else None
+        attempts += self.earlier_attempts
         # Joined, so that a reader who has not been sent it all yet holds no more than the result does.
         self.content, self.thinking = ["".join(self.content)], ["".join(self.thinking)]
         self.is_over = True
@@ -95,7 +112,7 @@ class ItemRun:
             group=self.group,
             variant_of=self.item.variant_of,
             release_reason=self.release_reason,
-            disturbed=disturbed,
+            disturbed=disturbed + self.earlier_disturbed,
             bundle_size=self.bundle_size,
         )
 

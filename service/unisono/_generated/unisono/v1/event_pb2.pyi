@@ -427,7 +427,9 @@ class GroupPlanned(_message.Message):
     same digest share a group.
     """
     item_count: _builtins.int
-    """How many of the batch's items belong to it so far."""
+    """How many of the batch's items belong to it so far. Those that leave it, since
+    its backend stays away and another has the model, belong to another group.
+    """
     loaded: _builtins.bool
     """Whether the runner was loaded already."""
     shift: _builtins.bool
