@@ -20,7 +20,7 @@ serve: $(RUN)  ## start the service on 127.0.0.1:50051
 	$(BIN)/unisono serve $(ARGS)
 
 ##@ Prove
-.PHONY: test check test-live bench bench-release bench-cancel bench-overhead bench-passes bench-work
+.PHONY: test check test-live test-clients bench bench-release bench-cancel bench-overhead bench-passes bench-work
 test: check  ## everything: check, then all tests, core/ at 100 % branch coverage
 	$(BIN)/python -m pytest -ra --cov=unisono.core --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=100 $(ARGS)
 
@@ -35,6 +35,9 @@ check: $(DEV)  ## style, types, imports, generated code and the contract
 
 test-live: $(DEV)  ## the contract tests against a real Ollama (UNISONO_LIVE_OLLAMA, default 127.0.0.1:11434)
 	UNISONO_LIVE_OLLAMA="$${UNISONO_LIVE_OLLAMA:-http://127.0.0.1:11434}" $(BIN)/python -m pytest -ra -m live $(ARGS)
+
+test-clients: $(DEV)  ## the clients in other languages, built and run; those without a toolchain are named at the end
+	$(BIN)/python -m pytest -ra -m clients tests/clients $(ARGS)
 
 bench: $(DEV)  ## all benches of the service's own parts
 	$(BIN)/python -m tests.bench $(ARGS)
@@ -55,13 +58,17 @@ bench-work: $(DEV)  ## the workloads of `unisono bench` over a stand-in; ARGS='-
 	$(BIN)/python -m tests.bench.work $(ARGS)
 
 ##@ Change
-.PHONY: fmt gen pins release-image
+.PHONY: fmt gen clients pins release-image
 fmt: $(DEV)  ## format, and fix what ruff can fix
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
 gen: $(DEV)  ## generate the code of protos/ anew
 	$(BIN)/python protos/generate.py
+
+clients: $(DEV)  ## generate the committed code of the clients anew
+	$(BIN)/python protos/generate.py --clients
+	@for each in clients/*/generate; do echo "$$each" && PYTHON="$(CURDIR)/$(BIN)/python" "$$each" || exit 1; done
 
 pins: $(RUN)  ## compile the requirement files anew; ARGS=--upgrade takes the newest versions
 	$(PINS)/compile $(ARGS)

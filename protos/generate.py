@@ -1,6 +1,7 @@
 """Generates Python code from the contract, and holds the contract against its rules.
 
     generate.py                   write the generated code (`make gen`)
+    generate.py --clients         write that of the clients only (`make clients`)
     generate.py --check           fail if the committed code differs from what would be written
     generate.py --lint            hold the contract against the rules in buf.yaml
     generate.py --breaking        fail if the contract breaks callers of the last release
@@ -51,12 +52,21 @@ class Target:
     stubs: str
 
 
+# Each client carries its own copy under its own name, so that it installs beside the service.
+CLIENTS = (
+    Target(
+        package="unisono_client._generated",
+        folder=ROOT / "clients" / "python" / "src" / "unisono_client" / "_generated",
+        stubs="only_async",
+    ),
+)
 TARGETS = (
     Target(
         package="unisono._generated",
         folder=ROOT / "service" / "unisono" / "_generated",
         stubs="only_async",
     ),
+    *CLIENTS,
 )
 
 
@@ -64,6 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Does what the one option says; returns the exit status."""
     parser = argparse.ArgumentParser(description="Generates code from protos/, or checks protos/.")
     action = parser.add_mutually_exclusive_group()
+    action.add_argument("--clients", action="store_true", help="write the generated code of the clients only")
     action.add_argument("--check", action="store_true", help="compare the committed code with a fresh copy")
     action.add_argument("--lint", action="store_true", help="buf lint")
     action.add_argument("--breaking", action="store_true", help="buf breaking, against the last release")
@@ -83,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.release_image:
         RELEASED.parent.mkdir(exist_ok=True)
         return buf("build", "--exclude-source-info", "--output", str(RELEASED))
-    for target in TARGETS:
+    for target in CLIENTS if options.clients else TARGETS:
         write(target)
     return 0
 

@@ -317,7 +317,8 @@ def _refuse_twins(backends: Sequence[Backend]) -> None:
 
 def _window(settings: Settings) -> WindowSettings:
     window_s = settings.batch_timeout if settings.batch_enabled else 0.0
-    return WindowSettings(window_s=window_s, size=settings.batch_size)
+    is_asked_for = "batch_timeout" in settings.model_fields_set
+    return WindowSettings(window_s=window_s, size=settings.batch_size, yields_to_slots=not is_asked_for)
 
 
 def _arbiter_settings(settings: Settings, backend: BackendSettings) -> ArbiterSettings:

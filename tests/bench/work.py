@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--plot", help="a file for the picture (SVG)")
     parser.add_argument("--quick", action="store_true", help="a tenth of the work or so")
     parser.add_argument("--full", action="store_true", help="W6 with 5,000 items")
-    parser.add_argument("--rpc", choices=["RunBatch", "Infer"], default="RunBatch", help="what W8's callers call")
+    parser.add_argument("--rpc", choices=["RunBatch", "Infer"], default="Infer", help="what W8's callers call")
     given = parser.parse_args()
     everything = [each.name for each in WORKLOADS]
     wanted = [each.name for each in find(tuple(given.workload))] if given.workload else everything

@@ -407,6 +407,12 @@ class House:
         """Follows a batch to its end."""
         return await self.attach_batch(batch_id, after).to_end()
 
+    async def until_running(self, count: int) -> None:
+        """Until so many batches have not ended: that a caller has left is told to nobody."""
+        async with asyncio.timeout(LIMIT_S):
+            while self.batches.running != count:  # noqa: ASYNC110 - there is nothing to wait for
+                await asyncio.sleep(0.005)
+
     async def cancel(self, batch_id: str, *item_ids: str) -> tuple[int, int]:
         """Cancels; how many, and how many had ended."""
         answer = await self.stub.CancelBatch(pb.CancelBatchRequest(batch_id=batch_id, item_ids=item_ids))

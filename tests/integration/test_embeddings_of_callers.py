@@ -165,6 +165,7 @@ async def test_one_who_leaves_costs_nobody_anything(*, is_sent: bool) -> None:
         assert await h.cancel(ids[0]) == (1, 0)
         await others[5].lose()
         assert (await others[0].to_end()).states() == {"0": "CANCELLED"}
+        await h.until_running(5)
         h.fake.release_passes()
         seen = await all_of([first, *others[1:5]])
         assert all(is_right(one, f"text number {n}") for n, one in zip((0, 2, 3, 4, 5), seen, strict=True))

@@ -136,6 +136,18 @@ async def test_credit_never_stops_a_caller_that_keeps_to_it() -> None:
         assert not [ack for ack in stream.acks if ack.HasField("refusal")]
 
 
+async def test_the_last_credit_is_told_however_little_it_is() -> None:
+    """A caller that keeps to its credit gets rid of as many items as a batch may have, also of the last few."""
+    async with house(settings={"max_items": 9, "max_open_items": 8}) as h:
+        stream = await h.stream().open()
+        _ = await stream.add(*chats(8, num_predict=1))
+        _ = await stream.until(lambda s: s.credits and s.credits[-1] == 9)
+        _ = await stream.add(chat("last", num_predict=1))
+        _ = await stream.half_close()
+        assert set((await stream.to_end()).states().values()) == {"COMPLETED"}
+        assert len(stream.seen.results) == 9
+
+
 async def test_a_batch_takes_no_more_than_its_limit() -> None:
     """All items of a stream together are at most as many as a batch may have; the credit says so."""
     async with house(settings={"max_items": 5}) as h:

@@ -1,20 +1,31 @@
 """One batch's part of the journal, and those who follow it.
 
-Readers follow the journal and never hold the work back: a slow one delays only its own events. What bounds the memory
-is the journal's limit in bytes: beyond it, what every reader has is forgotten; if that is not enough (a reader is
-slow, or there is none), the work pauses until it is.
+Readers follow the journal and never hold the work back: a slow one delays only its own events. What bounds the
+memory is the journal's limit in bytes: beyond it, what every reader was given is forgotten; if that is not enough (a
+reader is slow, or there is none), the work pauses until it is.
+
+What a reader was given may still be on its way when its connection is cut, and it will ask for it again. So the last
+of it is kept, up to a quarter of the limit.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from unisono.core.events import weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from unisono.app.ports import Clock, Journal
     from unisono.core.events import Journalled, LastingEvent
+
+# The share of the limit that is kept of what readers were given: what connections hold is a few megabytes.
+_KEPT_SHARE = 4
+# Events that are looked at together.
+_PAGE = 64
 
 
 @dataclass(slots=True, eq=False)
@@ -24,7 +35,7 @@ class Reader:
     # Called when an event was written, and when an item (by index) spoke; must not raise or wait.
     on_event: Callable[[], None]
     on_speech: Callable[[int], None] | None = None
-    # The last event that it needs no more.
+    # The last event that it was given.
     has_read: int = 0
 
 
@@ -50,6 +61,10 @@ class BatchJournal:
         self._on_room = on_room
         self._readers: list[Reader] = []
         self._listeners: list[Reader] = []
+        # The newest events that every reader was given, by number and weight, and their bytes together.
+        self._given: deque[tuple[int, int]] = deque()
+        self._given_bytes = 0
+        self._pruned = 0
         self.is_full = False
         journal.create(batch_id)
 
@@ -101,15 +116,31 @@ class BatchJournal:
             self._relieve()
 
     def consumed(self, reader: Reader, sequence: int) -> None:
-        """The reader needs nothing up to this event any more."""
+        """The reader was given all up to this event."""
         reader.has_read = sequence
         if self.is_full:
             self._relieve()
 
     def _relieve(self) -> None:
         if self._readers:
-            self._journal.prune(self._batch_id, min(reader.has_read for reader in self._readers))
+            self._forget_given(min(reader.has_read for reader in self._readers))
         is_full = self.size_bytes > (self._max_bytes // 2 if self.is_full else self._max_bytes)
         if is_full != self.is_full:
             self.is_full = is_full
             (self._on_full if is_full else self._on_room)()
+
+    def _forget_given(self, up_to: int) -> None:
+        """Forgets what every reader was given, which is all up to this event, but for the newest of it."""
+        # A reader that has come back is behind those that were here.
+        while self._given and self._given[-1][0] > up_to:
+            self._given_bytes -= self._given.pop()[1]
+        counted = self._given[-1][0] if self._given else self._pruned
+        while counted < up_to:
+            for entry in self.read(counted, min(_PAGE, up_to - counted)):
+                counted, size = entry.sequence, weight(entry.event)
+                self._given.append((counted, size))
+                self._given_bytes += size
+        while self._given_bytes > self._max_bytes // _KEPT_SHARE:
+            self._pruned, size = self._given.popleft()
+            self._given_bytes -= size
+        self._journal.prune(self._batch_id, self._pruned)

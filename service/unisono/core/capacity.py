@@ -43,6 +43,8 @@ __all__ = ["FIRST_LIMIT", "SLACK_S", "WAIT_S", "Capacity", "Held", "SlotMemo"]
 
 # In flight at first, while nothing is known.
 FIRST_LIMIT = 8
+# From this limit on it is raised only if half as many were seen to hold a slot: others wait too briefly to show it.
+_UNSEEN = 16
 # Waits that prove a number: one alone can be an accident of a busy machine.
 PROOFS = 2
 # Waits in a row beside fewer than the number that lower the limit.
@@ -338,9 +340,10 @@ class Capacity:
                 self._left = None
         elif not self._slots.count and self._calm >= self._search:
             self._calm = 0
-            # Prompts that wait for each other show fewer that hold a slot than do.
+            # Prompts that wait for each other show fewer that hold a slot than do: so that is asked for late.
             together = max(self._at_least, self._history.under_way(2 * self._search))
-            if together >= _FULL * self._search:
+            is_seen = self._search < _UNSEEN or self._at_least >= self._search / 2
+            if together >= _FULL * self._search and is_seen:
                 self._search = min(self._ceiling, 2 * self._search)
 
     def _probe(self) -> None:

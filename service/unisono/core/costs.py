@@ -36,8 +36,9 @@ _LEAST_ANSWERS = 4
 _ANSWER_FADING = 0.98
 # Of a pass, the part of the members, until passes with different numbers of them were seen.
 _ASSUMED_SHARE = 0.5
-# How much the numbers of members must differ (their variance) to tell that part.
-_LEAST_SPREAD = 0.05
+# How much the numbers of members must differ (their variance) to tell that part; and how much in all passes together
+# until it is sure enough to be told to others.
+_LEAST_SPREAD, _SURE_SPREAD = 0.05, 16.0
 # Of a pass, the part that is shared, as far as one may hope: for a second lane to be tried.
 _HOPED_SHARE = 0.9
 # Families whose lengths are remembered.
@@ -94,6 +95,7 @@ class CostMeter:
         # Of a pass with one member, the part of that member; None: not known. It is kept where passes with one number
         # of members only are seen for long: their time tells how fast the machine is, not what is shared.
         self._token_share: float | None = None
+        self._is_sure = False
         # Who is being answered: each takes part in every pass, though it may say nothing in it.
         self._speakers: set[int] = set()
         # The pass under way: who spoke in it, and when it began (None: not known); the stretch that it goes on.
@@ -130,8 +132,8 @@ class CostMeter:
 
     @property
     def measured(self) -> Costs | None:
-        """The costs, if nothing of them is assumed; else None."""
-        return self.costs if self._token_share is not None else None
+        """The costs, if nothing of them is assumed, and enough passes were seen; else None."""
+        return self.costs if self._is_sure else None
 
     def costs_to_join(self, taken: int) -> Costs | None:
         """What to reckon with when a lane more is considered, while so many are taken; None: not known yet.
@@ -283,6 +285,7 @@ class CostMeter:
         mean_m, mean_t = self._wm / self._w, self._wt / self._w
         spread = self._wmm / self._w - mean_m**2
         if spread > _LEAST_SPREAD:
+            self._is_sure = self._is_sure or spread * self._w > _SURE_SPREAD
             slope = (self._wmt / self._w - mean_m * mean_t) / spread
             token_s = min(max(slope, 0.0), mean_t / mean_m)
             self._token_share = token_s / (mean_t - token_s * (mean_m - 1))

@@ -100,8 +100,9 @@ class Schedule:
     def next_moment(self) -> float | None:
         """When it must be looked at again, though nothing happens."""
         moments = [self._due_s] if self._due_s is not None else []
-        if self._window.closes_s is not None:
-            moments.append(self._window.closes_s)
+        closes_s = self._window.closes_s(has_room=self._has_room)
+        if closes_s is not None:
+            moments.append(closes_s)
         if self.suspects.wake is not None:
             moments.append(self.suspects.wake.until_s)
         return min(moments, default=None)
@@ -165,7 +166,7 @@ class Schedule:
 
     def gather(self, now: float) -> None:
         """Those who were gathered may go, if there are enough of them or it was long enough."""
-        for item in self._window.close(now, self._capacity.limit):
+        for item in self._window.close(now, self._capacity.limit, has_room=self._has_room):
             self._is_stale = True
             self.room.put(item)
 
@@ -294,6 +295,11 @@ class Schedule:
         each item would take the slot of another's prefix, and nobody could say what each slot holds.
         """
         return self._capacity.limit if self._does_any_do else self._capacity.known
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether a slot is free, and nobody is about to take it."""
+        return self.flying + len(self._seats.going()) < self._capacity.limit
 
     @property
     def _does_any_do(self) -> bool:

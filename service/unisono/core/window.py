@@ -2,7 +2,8 @@
 
 Theory of operation. The first who waits opens the window. It closes when as many wait as there are lanes (or as the
 settings say), or some milliseconds later; then all of them may go, together. Who finds the runner idle does not wait
-at all: that is seen to by `schedule.py`.
+at all: that is seen to by `schedule.py`. While a slot is free, whoever waits misses passes; so nobody does then,
+unless a time was asked for.
 
 Texts to embed are gathered before they come to the runner, since they go in one request (`bundles.py`). While such a
 request waits for its turn, the next could only wait behind it, and may as well grow.
@@ -25,6 +26,8 @@ class WindowSettings:
     window_s: float = 0.010
     # Until there are so many; None: as many as lanes.
     size: int | None = None
+    # Whether nobody is gathered while a slot is free.
+    yields_to_slots: bool = False
 
 
 def bundle_goes_s(
@@ -61,10 +64,12 @@ class Window:
         """Whether anybody is gathered at all."""
         return self._settings.window_s > 0
 
-    @property
-    def closes_s(self) -> float | None:
-        """When those who wait may go, though no more come; None: nobody waits."""
-        return self._since_s + self._settings.window_s if self._gathered else None
+    def closes_s(self, *, has_room: bool) -> float | None:
+        """When those who wait may go, though no more come; None: nobody waits. `has_room`: a slot is free."""
+        if not self._gathered:
+            return None
+        is_open = not (has_room and self._settings.yields_to_slots)
+        return self._since_s + self._settings.window_s if is_open else self._since_s
 
     def add(self, item: Waiting, now: float) -> None:
         """Somebody waits for company."""
@@ -76,9 +81,9 @@ class Window:
         """Whoever it is waits no more; None: it did not."""
         return self._gathered.pop(ticket, None)
 
-    def close(self, now: float, lanes: int) -> list[Waiting]:
+    def close(self, now: float, lanes: int, *, has_room: bool) -> list[Waiting]:
         """Those who may go now, if they are enough or it was long enough; else nobody."""
-        closes_s = self.closes_s
+        closes_s = self.closes_s(has_room=has_room)
         if closes_s is None or (len(self._gathered) < (self._settings.size or lanes) and now < closes_s):
             return []
         gathered, self._gathered = list(self._gathered.values()), {}

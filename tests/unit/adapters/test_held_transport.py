@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import itertools
 import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -319,6 +320,32 @@ async def test_a_cancelled_staging_leaves_no_connection(server: RawServer) -> No
         async with asyncio.timeout(LIMIT_S):
             while await seen.reader.read(1 << 20):
                 pass
+
+
+async def test_a_cancelled_plain_request_leaves_no_connection() -> None:
+    """Whenever its caller goes away, in each round of the loop up to its end."""
+
+    async def answer(seen: Connection) -> None:
+        await seen.say_json(b"{}")
+
+    cancelled = 0
+    async with raw_server(answer) as server:
+        url = f"http://127.0.0.1:{server.port}"
+        async with httpx.AsyncClient(transport=transport_to(server), base_url=url) as client:
+            for rounds in itertools.count():
+                asking = asyncio.create_task(client.get("/api/version"))
+                for _ in range(rounds):
+                    await asyncio.sleep(0)
+                if asking.done():
+                    break
+                asking.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await asking
+                cancelled += 1
+                await settle()
+                for seen in server.connections:
+                    await seen.until_closed()
+    assert cancelled > 5
 
 
 async def test_closing_the_transport_closes_held_calls(server: RawServer) -> None:

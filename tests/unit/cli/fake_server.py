@@ -56,6 +56,8 @@ class Script:
     slots: int = 4
     # Credit at the start, and how much more for each item that ended.
     first_credit: int = 1000
+    # Items that the batch takes; its credit grows no further.
+    most_items: int = 1_000_000
     # Items go as they come, as if the time of the release policy had passed.
     is_eager: bool = False
     # Heartbeats sent before the second message is read: a client that does not read meanwhile blocks both.
@@ -201,6 +203,9 @@ class _Batch:
                     status("INVALID_REQUEST", "one field is wrong", ("items[0].options.top_p", "must be from 0 to 1"))
                 )
                 continue
+            if self.accepted == self.script.most_items:
+                entry.refusal.CopyFrom(status("BATCH_FULL", "open another", code=code_pb2.RESOURCE_EXHAUSTED))
+                continue
             entry.index = self.accepted
             self.waiting.append((self.accepted, item))
             self.accepted += 1
@@ -278,7 +283,7 @@ class _Batch:
                 grpc.aio.Metadata(("grpc-status-details-bin", details.SerializeToString()))
             )
             await self.context.abort(code, details.message)
-        self.credit += 1
+        self.credit = min(self.credit + 1, self.script.most_items)
         await self.context.write(rpc.StreamBatchResponse(credit=rpc.Credit(total_items=self.credit)))
 
     async def answer(self, result: event_pb2.Result, item: item_pb2.Item, said: str) -> None:

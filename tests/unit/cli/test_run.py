@@ -224,6 +224,17 @@ def test_credit_is_kept(runner: CliRunner, tmp_path: Path) -> None:
     assert all(len(request.add_items.items) <= 10 for request in server.requests)
 
 
+def test_more_items_than_a_batch_may_have(runner: CliRunner, tmp_path: Path) -> None:
+    """Credit that will never come is not waited for: what the batch does not take is told, with the reason."""
+    file = write(tmp_path / "batch.jsonl", *({"prompt": f"{number}"} for number in range(5)))
+    result, (server,) = invoke(runner, ["run", file, "--no-map"], Script(first_credit=3, most_items=3))
+    assert result.exit_code == 1
+    assert server.most_over_credit == 0
+    reasons = [each["error"]["reason"] for each in results(result.stdout) if "error" in each]
+    assert reasons == ["BATCH_FULL", "BATCH_FULL"]
+    assert len(results(result.stdout)) == 5
+
+
 def test_messages_stay_small(runner: CliRunner, tmp_path: Path) -> None:
     """Ten items of 300 kB go in several messages of less than 1 MB; one of 2 MB goes alone."""
     file = write(

@@ -96,6 +96,16 @@ def test_who_waits_for_a_prompt_is_there_too() -> None:
     assert (capacity.at_least, capacity.limit) == (1, 16)
 
 
+def test_limit_goes_not_far_beyond_what_was_seen_to_hold_a_slot() -> None:
+    """Answers of a token: on four slots nobody waits long enough to show it, however many there are."""
+    capacity = Capacity()
+    for wave in range(400):
+        for n in range(capacity.limit):
+            begin_s = wave + 0.004 * (n // 4)
+            capacity.observe(held(begin_s, begin_s + 0.004, waited_s=0.004 * (n // 4)))
+    assert (capacity.at_least, capacity.limit) == (4, 16)
+
+
 def test_wait_breaks_the_row() -> None:
     """An item that waited, though it proves nothing, means that the limit is not raised soon."""
     capacity = Capacity()

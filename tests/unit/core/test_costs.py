@@ -162,6 +162,21 @@ def test_what_a_pass_consists_of_is_not_forgotten() -> None:
     assert costs.token_s == pytest.approx(0.002, rel=0.02)
 
 
+def test_a_handful_of_passes_decides_and_is_not_told() -> None:
+    """Ten passes each of one and two members serve to choose by; they are called measured after a hundred."""
+    meter = CostMeter()
+    now = speak(meter, 1, 10, 0.020, 0.0)
+    now = speak(meter, 2, 10, 0.030, now)
+    known = meter.costs_to_join(2)
+    assert known is not None
+    assert known.pass_s == pytest.approx(0.010, rel=0.25)
+    assert meter.measured is None
+    meter.left(1)
+    now = speak(meter, 1, 50, 0.020, now)
+    _ = speak(meter, 2, 50, 0.030, now)
+    assert meter.measured is not None
+
+
 def test_a_second_lane_is_tried_in_hope() -> None:
     """From one lane nobody learns what is shared: most, for one lane more; nothing for a third until it is known."""
     meter = CostMeter()

@@ -100,17 +100,24 @@ class HeldTransport(httpx.AsyncBaseTransport):
         timeouts = request.extensions.get("timeout", {})
         with _httpx_names():
             stream = await self._connector.open()
-            connection = httpcore.AsyncHTTP11Connection(origin=self._origin, stream=stream)
-            assert isinstance(request.stream, httpx.AsyncByteStream)  # noqa: S101 - what an async client gives
-            response = await connection.handle_async_request(
-                httpcore.Request(
-                    request.method,
-                    httpcore.URL(scheme=self._scheme, host=self._host, port=self._port, target=request.url.raw_path),
-                    headers=request.headers.raw,
-                    content=request.stream,
-                    extensions={"timeout": timeouts},
+            try:
+                connection = httpcore.AsyncHTTP11Connection(origin=self._origin, stream=stream)
+                assert isinstance(request.stream, httpx.AsyncByteStream)  # noqa: S101 - what an async client gives
+                response = await connection.handle_async_request(
+                    httpcore.Request(
+                        request.method,
+                        httpcore.URL(
+                            scheme=self._scheme, host=self._host, port=self._port, target=request.url.raw_path
+                        ),
+                        headers=request.headers.raw,
+                        content=request.stream,
+                        extensions={"timeout": timeouts},
+                    )
                 )
-            )
+            except BaseException:
+                # httpcore closes it once the request has begun; who is cancelled before that would leave it open.
+                stream.abort()
+                raise
         return httpx.Response(
             response.status, headers=response.headers, stream=_PlainStream(response), extensions=response.extensions
         )
@@ -133,9 +140,12 @@ class _PlainStream(httpx.AsyncByteStream):
                 yield chunk
 
     async def aclose(self) -> None:
-        await self._response.aclose()
         stream = self._response.extensions["network_stream"]
-        await stream.aclose()
+        try:
+            await self._response.aclose()
+        finally:
+            # Also where the caller is cancelled in just this moment.
+            await stream.aclose()
 
 
 @contextlib.contextmanager

@@ -71,7 +71,7 @@ class BenchOptions:
     json: str | None = None
     plot: str | None = None
     # The rpc through which independent callers send their one request: a name of ONE_ITEM_RPCS.
-    rpc: str = "RunBatch"
+    rpc: str = "Infer"
     # The page with the runner's own counters, where it is elsewhere.
     counters: str = ""
     is_quick: bool = False

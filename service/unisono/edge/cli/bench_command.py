@@ -85,7 +85,7 @@ def add_bench(cli: typer.Typer, start_engine: StartEngine, finish: Finish) -> No
         ] = None,
         items: Annotated[str, typer.Option(metavar="N,N,…", help="Sizes of batches, for models.")] = _USUAL_SIZES,
         num_predict: Annotated[int, typer.Option(min=1, help="Tokens of each answer, for models.")] = 48,
-        rpc: Annotated[OneItemRpc, typer.Option(help="How W8's callers send their requests.")] = OneItemRpc.RUN_BATCH,
+        rpc: Annotated[OneItemRpc, typer.Option(help="How W8's callers send their requests.")] = OneItemRpc.INFER,
         counters: Annotated[
             str, typer.Option(metavar="URL", help="The runner's /metrics, where it is not found by itself.")
         ] = "",

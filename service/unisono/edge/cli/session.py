@@ -1,9 +1,11 @@
 """One StreamBatch call: items go out within their credit while events come in, and neither waits for the other.
 
 Theory of operation: `run` reads; a task of its own writes. The writer takes items from the feed, cuts them into
-messages, and stops where its credit ends; there it releases what it has sent, because only items that end bring
-new credit. `stop` ends the feed and cancels the batch by its id, which works whatever the stream's state; the
-reader goes on to the summary. Where that does not come, `give_up` cancels the call itself.
+messages, and stops where its credit ends; there it releases what it has sent, because only items that end bring new
+credit. Where all have ended and brought none, one more goes all the same: its credit is on its way, or the batch is
+as large as a batch may be, and the service's refusal says so. `stop` ends the feed and cancels the batch by its id,
+which works whatever the stream's state; the reader goes on to the summary. Where that does not come, `give_up`
+cancels the call itself.
 """
 
 from __future__ import annotations
@@ -73,6 +75,8 @@ class BatchSession:
         self._credit = 0
         # Items sent, those refused not counted, as the credit counts.
         self._sent = 0
+        # Items that have a result.
+        self._ended = 0
         # Items sent since the last release.
         self._unreleased = 0
         self._is_stopping = False
@@ -156,6 +160,9 @@ class BatchSession:
         elif kind == "event":
             if message.event.HasField("accepted"):
                 self.batch_id = message.event.accepted.batch_id
+            elif message.event.HasField("result"):
+                self._ended += 1
+                self._changed.set()
             self._listener.on_event(message.event)
 
     async def _write(self, call: grpc.aio.StreamStreamCall[rpc.StreamBatchRequest, rpc.StreamBatchResponse]) -> None:
@@ -192,6 +199,8 @@ class BatchSession:
     async def _has_credit(self, send: Callable[[rpc.StreamBatchRequest], Awaitable[None]]) -> bool:
         """Waits until one more item may be sent; False if none will be any more."""
         while not self._is_stopping and self._sent >= self._credit:
+            if 0 < self._sent <= self._ended:
+                return True
             self._changed.clear()
             if self._unreleased:
                 self._unreleased = 0

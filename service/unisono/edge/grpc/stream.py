@@ -178,11 +178,11 @@ class BatchStream:
             self._acks_written.set()
 
     def _is_credit_due(self, event: Journalled | PassingEvent) -> bool:
-        """At first; then when an item's end has made it grow by much."""
+        """At first; then when an item's end has made it grow by much, or to all that a batch may have."""
         if self._credit_told == 0:
             return True
         is_result = isinstance(event, Journalled) and isinstance(event.event, Result)
-        step = self._limits.max_open_items // _CREDIT_SHARE
+        step = min(self._limits.max_open_items // _CREDIT_SHARE, self._limits.max_items - self._credit_told)
         return is_result and self._batch.credit - self._credit_told >= max(1, step)
 
     async def _write_credit(self) -> None:

@@ -1,0 +1,319 @@
+"""The client: one connection to a service, for any number of batches at a time.
+
+    async with Client("127.0.0.1:50051") as client:
+        async for result in client.run(["Why is the sky blue?", "Why is grass green?"], model="llama3.2"):
+            print(result.item_id, result.content)
+
+Errors of a call are exceptions (`unisono_client.errors`); what goes wrong with an item is its result's `error`.
+`unisono_client.sync` has the same names for code without an event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import itertools
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sized
+from types import TracebackType
+from typing import Final, Self, Unpack
+
+import grpc
+
+from unisono_client._generated.unisono.v1 import batch_inference_pb2 as pb
+from unisono_client._generated.unisono.v1 import batch_inference_pb2_grpc as pb_grpc
+from unisono_client.config import BatchConfig, Deltas, config_of, deltas_of, invalid
+from unisono_client.errors import ClosedError
+from unisono_client.follow import Follower, cancel_batch, say_goodbye
+from unisono_client.items import Item, messages_of, to_message
+from unisono_client.order import InOrder
+from unisono_client.results import Delta, Report, Result
+from unisono_client.session import Session
+from unisono_client.transport import Transport
+
+# Where `unisono serve` listens.
+DEFAULT_TARGET: Final = "127.0.0.1:50051"
+# Told of each result: how many there are, and how many there will be as far as is known.
+OnProgress = Callable[[int, int], None]
+# How long a service that is away is tried again.
+GIVE_UP_AFTER_S: Final = 120.0
+# The service keeps a batch for this much longer than the client tries to come back to it.
+_GRACE_MARGIN_S: Final = 30.0
+# Items that `run` takes beforehand out of what it is given.
+_AHEAD: Final = 1_000
+_AT_A_TIME: Final = 100
+
+
+class Client:
+    """A connection to a service at HOST:PORT; to be used in one event loop, and closed with `aclose`.
+
+    It connects with its first call. `credentials` are for a service behind TLS, `metadata` goes with every call (an
+    `authorization`, for what stands before the service). A connection that is lost is tried again, with growing
+    pauses, for `give_up_after_s` seconds, before a call raises UnreachableError.
+    """
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        metadata: Mapping[str, str] | None = None,
+        give_up_after_s: float = GIVE_UP_AFTER_S,
+    ) -> None:
+        self._target = target
+        self._credentials = credentials
+        self._metadata = metadata
+        self._give_up_after_s = give_up_after_s
+        self._transport: Transport | None = None
+        self._is_closed = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Ends the connection. Batches under way are left as by a caller that is lost: see `on_disconnect`."""
+        self._is_closed = True
+        if self._transport is not None:
+            await self._transport.close()
+
+    @property
+    def stub(self) -> pb_grpc.BatchInferenceStub:
+        """The generated stub, for all that the contract has and this client has no method for."""
+        return self._connected().stub
+
+    # -- Batches -------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        items: Iterable[Item] | AsyncIterable[Item],
+        *,
+        in_order: bool = False,
+        on_progress: OnProgress | None = None,
+        **config: Unpack[BatchConfig],
+    ) -> Run:
+        """Runs a batch: `async for result in client.run(items)` gives each result as it is there.
+
+        `in_order`: in the order of the items instead; what finished early is kept until its turn. `items` may be
+        without end: of those that were not sent, 1,000 are taken beforehand. Leaving the loop early cancels the
+        batch, at once with `async with client.run(…) as run: async for result in run: …`.
+        Raises, from the loop, UnreachableError, BatchLostError and RefusedError, and whatever `items` raises.
+        """
+        session = self.open_session(config, releases_itself=True)
+        return Run(session, items, in_order=in_order, on_progress=on_progress)
+
+    def session(self, **config: Unpack[BatchConfig]) -> Session:
+        """A batch to which items are added while its results are read; see `Session`."""
+        return self.open_session(config, releases_itself=False)
+
+    async def infer(self, item: Item, **config: Unpack[BatchConfig]) -> Result:
+        """One answer. What is asked by many callers at about the same time shares forward passes.
+
+        Raises UnreachableError, BatchLostError, RefusedError. For an item with `n` answers: the first that is there.
+        """
+        first: Result | None = None
+        async with contextlib.aclosing(self._infer(item, config, None)) as told:
+            async for each in told:
+                if first is None and isinstance(each, Result):
+                    first = each
+        if first is None:
+            raise ClosedError("the call ended without a result")
+        return first
+
+    async def stream(
+        self, item: Item, *, deltas: Deltas | None = None, **config: Unpack[BatchConfig]
+    ) -> AsyncGenerator[Delta | Result, None]:
+        """One answer as it is generated: deltas, and the result at the end. Raises as `infer`."""
+        async with contextlib.aclosing(self._infer(item, config, deltas_of(deltas))) as told:
+            async for each in told:
+                yield each
+
+    async def attach(self, batch_id: str, *, after_sequence: int = 0) -> AsyncGenerator[Result, None]:
+        """The results of a batch that is known to the service, from an event on, until it ends.
+
+        Raises UnreachableError, BatchLostError (no such batch, or not all of its events), RefusedError.
+        """
+        transport = self._connected()
+        follower = Follower(
+            transport,
+            transport.metadata(),
+            give_up_after_s=self._give_up_after_s,
+            batch_id=batch_id,
+            after_sequence=after_sequence,
+        )
+        async with contextlib.aclosing(follower.follow()) as told:
+            async for each in told:
+                if isinstance(each, Result):
+                    yield each
+
+    async def cancel(self, batch_id: str, *item_ids: str) -> tuple[int, int]:
+        """Cancels items of a batch, or all of them: how many were cancelled, and how many had ended before.
+
+        Raises UnreachableError, BatchLostError (no such batch), RefusedError (ITEM_NOT_FOUND).
+        """
+        transport = self._connected()
+        return await cancel_batch(transport, self._give_up_after_s, transport.metadata(), batch_id, item_ids)
+
+    # -- Inside --------------------------------------------------------------------------------------------
+
+    def _connected(self) -> Transport:
+        if self._is_closed:
+            raise ClosedError("the client was closed")
+        if self._transport is None:
+            self._transport = Transport(self._target, credentials=self._credentials, metadata=self._metadata)
+        return self._transport
+
+    def _config(self, config: BatchConfig) -> pb.BatchConfig:
+        return config_of(
+            config,
+            shared=messages_of(config.get("shared_context", ())),
+            request_id=f"unisono-client/{uuid.uuid4()}",
+            least_grace_s=self._give_up_after_s + _GRACE_MARGIN_S,
+        )
+
+    def open_session(self, config: BatchConfig, *, releases_itself: bool) -> Session:
+        """A session; with `releases_itself`, one whose items are released whenever no more can be sent."""
+        made = self._config(config)
+        if releases_itself:
+            if "release" in config:
+                raise invalid("config.release", "is for sessions; `run` releases items whenever it can send no more")
+            # By hand alone: far more than any batch has, and no time.
+            made.release.size = 2**32 - 1
+            made.release.interval.FromSeconds(0)
+        transport = self._connected()
+        return Session(
+            transport,
+            made,
+            give_up_after_s=self._give_up_after_s,
+            metadata=transport.metadata(),
+            is_cancelled_when_left=config.get("on_disconnect") != "DETACH",
+            releases_itself=releases_itself,
+        )
+
+    async def _infer(
+        self, item: Item, config: BatchConfig, deltas: pb.DeltaConfig | None
+    ) -> AsyncGenerator[Result | Delta, None]:
+        transport = self._connected()
+        made = self._config(config)
+        if deltas is not None:
+            made.deltas.CopyFrom(deltas)
+        request = pb.InferRequest(item=to_message(item, 0), config=made)
+        metadata = transport.metadata()
+        follower = Follower(transport, metadata, give_up_after_s=self._give_up_after_s, deltas=deltas)
+
+        answers, told_results = max(1, request.item.n), 0
+        try:
+            begin = functools.partial(transport.stub.Infer, request, metadata=metadata)
+            async with contextlib.aclosing(follower.follow(begin, answers=answers)) as told:
+                async for each in told:
+                    told_results += isinstance(each, Result)
+                    yield each
+        finally:
+            if told_results < answers and follower.batch_id and config.get("on_disconnect") != "DETACH":
+                await say_goodbye(transport, metadata, follower.batch_id)
+
+
+class Run:
+    """A batch that runs, and its results; made by `Client.run`, and iterated over once."""
+
+    def __init__(
+        self,
+        session: Session,
+        items: Iterable[Item] | AsyncIterable[Item],
+        *,
+        in_order: bool,
+        on_progress: OnProgress | None,
+    ) -> None:
+        self._session = session
+        self._on_progress = on_progress
+        self._total = len(items) if isinstance(items, Sized) else 0
+        self._order = InOrder() if in_order else None
+        self._results = self._run(items)
+
+    def __aiter__(self) -> AsyncIterator[Result]:
+        """Each result, once."""
+        return self._results
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._results.aclose()
+
+    @property
+    def batch_id(self) -> str:
+        """The service's name for the batch; "" until it was accepted."""
+        return self._session.batch_id
+
+    @property
+    def report(self) -> Report | None:
+        """The figures of the batch, once it has ended."""
+        return self._session.report
+
+    async def cancel(self, *item_ids: str) -> None:
+        """Cancels items, or all of them; their results still come."""
+        await self._session.cancel(*item_ids)
+
+    async def _run(self, items: Iterable[Item] | AsyncIterable[Item]) -> AsyncGenerator[Result, None]:
+        done = 0
+        async with self._session as session:
+            feeder = asyncio.get_running_loop().create_task(self._feed(items))
+            try:
+                while True:
+                    results = await self._take(feeder)
+                    if not results and (feeder.done() or not self._total):
+                        return
+                    if not results:
+                        # The batch ended before it had all; each of the others has a result, too.
+                        await feeder
+                    for result in results:
+                        done += 1
+                        if self._on_progress is not None:
+                            self._on_progress(done, max(self._total, session.added, done))
+                        for each in (result,) if self._order is None else self._order.put(result):
+                            yield each
+            finally:
+                _ = feeder.cancel()
+                _ = await asyncio.wait({feeder})
+                if not feeder.cancelled():
+                    # Asked for here, so that asyncio does not complain of what the caller was told.
+                    _ = feeder.exception()
+
+    async def _take(self, feeder: asyncio.Task[None]) -> list[Result]:
+        """The next results; raises what the caller's items raised."""
+        if feeder.done():
+            feeder.result()
+            return await self._session.take()
+        taking = asyncio.get_running_loop().create_task(self._session.take())
+        try:
+            _ = await asyncio.wait({taking, feeder}, return_when=asyncio.FIRST_COMPLETED)
+            if not taking.done():
+                feeder.result()
+            return await taking
+        finally:
+            _ = taking.cancel()
+
+    async def _feed(self, items: Iterable[Item] | AsyncIterable[Item]) -> None:
+        """Adds the items, at the pace at which they can be sent."""
+        session = self._session
+        if isinstance(items, AsyncIterable):
+            async for item in items:
+                await session.add(item)
+                await session.until_unsent_below(_AHEAD)
+                if session.is_over:
+                    return
+        else:
+            given = iter(items)
+            while chunk := list(itertools.islice(given, _AT_A_TIME)):
+                await session.add(*chunk)
+                await session.until_unsent_below(_AHEAD)
+                if session.is_over and not self._total:
+                    return
+        await session.close_input()

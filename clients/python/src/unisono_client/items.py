@@ -1,0 +1,260 @@
+"""What is asked: conversations, prompts and texts to embed, with the contract's own field names.
+
+    Chat("Why is the sky blue?", system="Answer in one sentence.", options={"num_predict": 40})
+    Chat([{"role": "user", "content": "Hello"}, Message("assistant", "Hi!"), Message("user", "Who are you?")])
+    Generate("Once upon a time", raw=True)
+    Embed(["first text", "second text"])
+
+A plain string stands for a `Chat` of it. An item without `item_id` is named by its place in its batch: "0", "1", …
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from unisono_client._generated.unisono.v1 import item_pb2
+from unisono_client.config import Options, invalid, options_of
+
+# How an answer must be shaped: "json" for any JSON, or a JSON schema as a mapping or as text.
+Format = Mapping[str, Any] | str
+# Whether, and how much, a model thinks first.
+Think = bool | Literal["low", "medium", "high", "max"]
+
+_ROLES: Final = {
+    "system": item_pb2.ROLE_SYSTEM,
+    "user": item_pb2.ROLE_USER,
+    "assistant": item_pb2.ROLE_ASSISTANT,
+    "tool": item_pb2.ROLE_TOOL,
+}
+_THINK: Final = {
+    True: item_pb2.THINK_ON,
+    False: item_pb2.THINK_OFF,
+    "low": item_pb2.THINK_LOW,
+    "medium": item_pb2.THINK_MEDIUM,
+    "high": item_pb2.THINK_HIGH,
+    "max": item_pb2.THINK_MAX,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that a model makes, or made."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    # The call's id, where the model gave one.
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may call."""
+
+    name: str
+    description: str = ""
+    # The JSON schema of its arguments; None: it has none.
+    parameters: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation."""
+
+    # "system", "user", "assistant" or "tool".
+    role: str
+    content: str = ""
+    # Pictures: the bytes of PNG, JPEG or WebP files.
+    images: Sequence[bytes] = ()
+    thinking: str = ""
+    tool_calls: Sequence[ToolCall] = ()
+    # For the role "tool": the function that answers, and the call that it answers.
+    tool_name: str = ""
+    tool_call_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Common:
+    """What every kind of item has."""
+
+    # The caller's name for the item, unique within its batch; None: its place in the batch.
+    item_id: str | None = None
+    # None: the batch's.
+    model: str | None = None
+    # Laid over the batch's, field by field.
+    options: Options | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chat(_Common):
+    """A conversation, answered with the assistant's next message."""
+
+    # A text stands for one message of the user's.
+    messages: str | Sequence[Message | Mapping[str, Any]]
+    # What comes first, as a message of the system's.
+    system: str | None = field(default=None, kw_only=True)
+    tools: Sequence[Tool | Mapping[str, Any]] = field(default=(), kw_only=True)
+    format: Format | None = field(default=None, kw_only=True)
+    think: Think | None = field(default=None, kw_only=True)
+    # How many of the likeliest alternatives are told at each token, 0 to 20; None: no log probabilities.
+    logprobs: int | None = field(default=None, kw_only=True)
+    truncate: bool | None = field(default=None, kw_only=True)
+    shift: bool | None = field(default=None, kw_only=True)
+    # How many answers: each has a result of its own, "ID#1" to "ID#n".
+    n: int | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Generate(_Common):
+    """A prompt, completed."""
+
+    prompt: str
+    suffix: str = field(default="", kw_only=True)
+    system: str = field(default="", kw_only=True)
+    template: str = field(default="", kw_only=True)
+    raw: bool = field(default=False, kw_only=True)
+    images: Sequence[bytes] = field(default=(), kw_only=True)
+    format: Format | None = field(default=None, kw_only=True)
+    think: Think | None = field(default=None, kw_only=True)
+    logprobs: int | None = field(default=None, kw_only=True)
+    truncate: bool | None = field(default=None, kw_only=True)
+    shift: bool | None = field(default=None, kw_only=True)
+    n: int | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Embed(_Common):
+    """Texts to embed; a result has one vector for each, in this order."""
+
+    input: str | Sequence[str]
+    dimensions: int | None = field(default=None, kw_only=True)
+    truncate: bool | None = field(default=None, kw_only=True)
+
+
+# What can be asked: Chat, Generate or Embed. A string is a Chat; a message of the contract is sent as it is.
+Item = str | _Common | item_pb2.Item
+
+
+def to_message(asked: Item, place: int) -> item_pb2.Item:
+    """An item as the contract has it; `place` names one that has no name. Raises RefusedError where it cannot be."""
+    try:
+        match asked:
+            case item_pb2.Item():
+                made = asked
+            case str():
+                made = _item(Chat(asked))
+                made.chat.CopyFrom(_chat(Chat(asked)))
+            case Chat():
+                made = _item(asked)
+                made.chat.CopyFrom(_chat(asked))
+            case Generate():
+                made = _item(asked)
+                made.generate.CopyFrom(_generate(asked))
+            case Embed():
+                made = _item(asked)
+                texts = [asked.input] if isinstance(asked.input, str) else asked.input
+                request = item_pb2.EmbedRequest(input=texts, dimensions=asked.dimensions, truncate=asked.truncate)
+                made.embed.CopyFrom(request)
+            case _:
+                raise invalid(f"items[{place}]", f"is {type(asked).__name__}; give str, Chat, Generate or Embed")
+    except (TypeError, ValueError, KeyError) as error:
+        raise invalid(f"items[{place}]", str(error)) from error
+    if not made.item_id:
+        if made is asked:
+            made = item_pb2.Item()
+            made.CopyFrom(asked)
+        made.item_id = str(place)
+    return made
+
+
+def messages_of(messages: str | Sequence[Message | Mapping[str, Any]]) -> list[item_pb2.Message]:
+    """Messages as the contract has them. Raises ValueError for a role that is none."""
+    if isinstance(messages, str):
+        return [item_pb2.Message(role=item_pb2.ROLE_USER, content=messages)]
+    return [_message(each) for each in messages]
+
+
+def _item(asked: Chat | Generate | Embed) -> item_pb2.Item:
+    count = None if isinstance(asked, Embed) else asked.n
+    return item_pb2.Item(
+        item_id=asked.item_id or "", model=asked.model or "", options=options_of(asked.options), n=count
+    )
+
+
+def _chat(asked: Chat) -> item_pb2.ChatRequest:
+    messages = messages_of(asked.messages)
+    if asked.system is not None:
+        messages.insert(0, item_pb2.Message(role=item_pb2.ROLE_SYSTEM, content=asked.system))
+    return item_pb2.ChatRequest(
+        messages=messages,
+        tools=[_tool(each) for each in asked.tools],
+        format=_format(asked.format),
+        think=_think(asked.think),
+        logprobs=None if asked.logprobs is None else item_pb2.Logprobs(top=asked.logprobs),
+        truncate=asked.truncate,
+        shift=asked.shift,
+    )
+
+
+def _generate(asked: Generate) -> item_pb2.GenerateRequest:
+    return item_pb2.GenerateRequest(
+        prompt=asked.prompt,
+        suffix=asked.suffix,
+        system=asked.system,
+        template=asked.template,
+        raw=asked.raw,
+        images=asked.images,
+        format=_format(asked.format),
+        think=_think(asked.think),
+        logprobs=None if asked.logprobs is None else item_pb2.Logprobs(top=asked.logprobs),
+        truncate=asked.truncate,
+        shift=asked.shift,
+    )
+
+
+def _message(given: Message | Mapping[str, Any]) -> item_pb2.Message:
+    made = given if isinstance(given, Message) else Message(**given)
+    if made.role not in _ROLES:
+        raise ValueError(f"role is {made.role!r}; there are: {', '.join(_ROLES)}")
+    return item_pb2.Message(
+        role=_ROLES[made.role],
+        content=made.content,
+        thinking=made.thinking,
+        images=made.images,
+        tool_calls=[_tool_call(each) for each in made.tool_calls],
+        tool_name=made.tool_name,
+        tool_call_id=made.tool_call_id,
+    )
+
+
+def _tool_call(given: ToolCall | Mapping[str, Any]) -> item_pb2.ToolCall:
+    """Also as OpenAI and Ollama write it: `{"function": {"name": …, "arguments": …}}`."""
+    if isinstance(given, ToolCall):
+        return item_pb2.ToolCall(id=given.id, name=given.name, arguments_json=json.dumps(given.arguments))
+    function = given.get("function", given)
+    arguments = function.get("arguments", {})
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments)
+    return item_pb2.ToolCall(id=given.get("id") or "", name=function["name"], arguments_json=text)
+
+
+def _tool(given: Tool | Mapping[str, Any]) -> item_pb2.Tool:
+    """Also as OpenAI and Ollama write it: `{"type": "function", "function": {…}}`."""
+    if not isinstance(given, Tool):
+        function = given.get("function", given)
+        given = Tool(function["name"], function.get("description", ""), function.get("parameters"))
+    parameters = "" if given.parameters is None else json.dumps(given.parameters)
+    return item_pb2.Tool(name=given.name, description=given.description, parameters_json=parameters)
+
+
+def _format(given: Format | None) -> item_pb2.ResponseFormat | None:
+    if given is None:
+        return None
+    if given == "json":
+        return item_pb2.ResponseFormat(json=True)
+    return item_pb2.ResponseFormat(json_schema=given if isinstance(given, str) else json.dumps(given))
+
+
+def _think(given: Think | None) -> item_pb2.Think.ValueType:
+    return item_pb2.THINK_UNSPECIFIED if given is None else _THINK[given]

@@ -1,0 +1,86 @@
+"""One event loop in a thread of its own, for code that has none: shared by all clients of this process."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import threading
+from collections.abc import AsyncGenerator, Coroutine, Generator
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
+
+
+class Portal:
+    """Runs coroutines in its thread; they see the context variables of whoever calls."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._serve, name="unisono-client", daemon=True)
+        self._thread.start()
+        # The interpreter ends with no loop in the middle of things.
+        _ = atexit.register(self._stop)
+
+    def submit(self, work: Coroutine[Any, Any, _T]) -> Future[_T]:
+        """Begins a coroutine."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def call(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Runs a coroutine to its end, and gives what it gives; an interrupt cancels it."""
+        if threading.current_thread() is self._thread:
+            work.close()
+            raise RuntimeError("the sync client was called from within its own thread; use the async one there")
+        future = self.submit(work)
+        try:
+            return future.result()
+        except BaseException:
+            _ = future.cancel()
+            raise
+
+    def each(self, values: AsyncGenerator[_T, None]) -> Generator[_T, None, None]:
+        """What an asynchronous generator gives, one by one; it is closed with this one."""
+        try:
+            while True:
+                try:
+                    value = self.call(_next(values))
+                except StopAsyncIteration:
+                    return
+                yield value
+        finally:
+            self.leave(values.aclose())
+
+    def leave(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs what ends something. Waits for it, but in the portal's own thread, where garbage may be collected."""
+        if threading.current_thread() is self._thread:
+            _ = self.submit(work)
+        else:
+            self.call(work)
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    def _stop(self) -> None:
+        if self._thread.is_alive() and not self._loop.is_closed():
+            _ = self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(timeout=1.0)
+
+
+async def _next(values: AsyncGenerator[_T, None]) -> _T:
+    return await anext(values)
+
+
+_lock = threading.Lock()
+# By process: a thread does not outlive a fork.
+_portals: dict[int, Portal] = {}
+
+
+def portal() -> Portal:
+    """This process's."""
+    with _lock:
+        found = _portals.get(os.getpid())
+        if found is None:
+            found = _portals[os.getpid()] = Portal()
+        return found
