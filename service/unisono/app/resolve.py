@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from unisono.core import retry
 from unisono.core.errors import BackendUnavailableError, ModelNotFoundError, UnisonoError
+from unisono.core.model import RunnerSpec
 from unisono.core.placement import BackendState, place
 
 if TYPE_CHECKING:
@@ -131,8 +132,12 @@ class Resolver:
 
     def _state(self, backend: str, loaded: Iterable[LoadedRunner]) -> BackendState:
         driver = self._drivers[backend]
-        at_work = (one.runner.digest for one in driver.standing if one.is_busy)
-        ready = frozenset((*(runner.digest for runner in loaded), *at_work))
+        ready: dict[str, int] = {}
+        for one in loaded:
+            runner = RunnerSpec(backend=backend, model=one.model, digest=one.digest)
+            ready[one.digest] = one.slots or driver.slot_state(runner).limit
+        # What was learned of one that is at work is about that one.
+        ready |= {one.runner.digest: driver.slot_state(one.runner).limit for one in driver.standing if one.is_busy}
         return BackendState(busy=driver.queued + driver.in_flight, ready=ready)
 
     # -- One name ------------------------------------------------------------------------------------------

@@ -211,7 +211,10 @@ export interface GroupPlanned {
   runner:
     | RunnerOptions
     | undefined;
-  /** How many of the batch's items belong to it so far. */
+  /**
+   * How many of the batch's items belong to it so far. Those that leave it, since
+   * its backend stays away and another has the model, belong to another group.
+   */
   itemCount: number;
   /** Whether the runner was loaded already. */
   loaded: boolean;
@@ -228,7 +231,11 @@ export interface GroupPlanned {
    * the loaded one was taken.
    */
   contextReason: string;
-  /** An estimate of the runner's memory. Absent where it cannot be derived. */
+  /**
+   * An estimate of the runner's memory. Absent where it cannot be derived: where
+   * no item asks for a context, not before the backend has said, after a load, what
+   * its default is.
+   */
   memory: MemoryEstimate | undefined;
 }
 
@@ -365,9 +372,10 @@ export interface Result {
   /** How many other items shared at least one of its forward passes. */
   sharedWith: number;
   /**
-   * In how many forward passes it took part: as many as it has tokens, fewer
-   * where a model drafts several for one pass. 0 where it has no answer, or where
-   * the model drafts and nothing told how many tokens a pass gives.
+   * In how many forward passes it took part, in its last attempt that spoke: as
+   * many as it has tokens, fewer where a model drafts several for one pass. Where
+   * it has no answer, those that were seen. 0 where the model drafts and nothing
+   * told how many tokens a pass gives.
    */
   passes: number;
   /** The group that it ran in. Absent where it never ran. */
@@ -468,15 +476,17 @@ export interface GroupReport {
     | undefined;
   /**
    * The fewest passes that could have done: the larger of those that one item
-   * took part in, and of all items' together ÷ slots. Absent while the slots are
-   * not known, and where an item's passes are not (see Result.passes).
+   * took part in, and of all items' together ÷ slots; of items without an answer,
+   * as far as they came. Absent while the slots are not known, and where an item's
+   * passes are not (see Result.passes).
    */
   fewestPasses?:
     | bigint
     | undefined;
   /**
-   * Tokens of answers ÷ passes. Absent where there was no pass, or where no item
-   * was answered.
+   * How many items took part in a pass, on average: participations ÷ passes, those
+   * of items without an answer and of earlier attempts included. Absent where there
+   * was no pass.
    */
   itemsPerPass?:
     | number
