@@ -74,8 +74,8 @@ final class Session implements ClientResponseObserver<StreamBatchRequest, Stream
   /** Items that may be sent in all, and those that were, refused ones not counted. */
   private long credit;
   private long sent;
-  /** Items that have a result. */
-  private long ended;
+  /** Of those that were sent, so many have ended for certain, in this stream or a former one. */
+  private long settled;
   private boolean isInterrupted;
   private boolean isOver;
   /** Why the stream ended; null where the batch did. */
@@ -238,13 +238,13 @@ final class Session implements ClientResponseObserver<StreamBatchRequest, Stream
    * How many more items may be sent.
    *
    * <p>Items that wait for nothing but a release cannot use up the credit for good: without another word they are
-   * released when they have waited for 50 ms, and each item that ends brings new credit. Where all have ended and
-   * brought none yet, one more may be sent: either its credit is on its way, or the batch is as large as a batch may
-   * be, and the service refuses it with its own reason.
+   * released when they have waited for 50 ms, and items that end bring new credit. Where all have ended and brought
+   * none, one more may be sent: the batch is as large as a batch may be, and the service refuses it with its own
+   * reason. Results that came on a former stream are not seen on this one, so they cannot be counted for that.
    */
   private long room() {
     long room = credit - sent;
-    return room <= 0 && sent > 0 && ended >= sent ? 1 : Math.max(room, 0);
+    return room <= 0 && sent > 0 && settled >= sent ? 1 : Math.max(room, 0);
   }
 
   /** Half-closes, which also releases what was added; when interrupted, cancels all of it first. */
@@ -351,14 +351,22 @@ final class Session implements ClientResponseObserver<StreamBatchRequest, Stream
       case RESULT -> {
         put(ResultLine.of(event.getResult(), parts.toString()));
         parts.setLength(0);
-        change(() -> ended++);
       }
-      case PROGRESS -> change(() -> progress = event.getProgress());
+      case PROGRESS -> change(() -> hear(event.getProgress()));
+      // It stands for silence: while an item runs, there is progress to hear of.
+      case HEARTBEAT -> change(() -> settled = sent);
       case SUMMARY -> hasEnded = true;
       default -> { }
     }
     if (event.hasSequence()) {
       sequence = event.getSequence();
+    }
+  }
+
+  private void hear(Progress news) {
+    progress = news;
+    if (news.getQueued() + news.getInFlight() == 0) {
+      settled = news.getAccepted();
     }
   }
 
