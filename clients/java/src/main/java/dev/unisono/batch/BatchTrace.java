@@ -9,16 +9,22 @@ import io.opentelemetry.api.trace.StatusCode;
 import io.opentelemetry.api.trace.propagation.W3CTraceContextPropagator;
 import io.opentelemetry.context.Context;
 import io.opentelemetry.sdk.autoconfigure.AutoConfiguredOpenTelemetrySdk;
+import io.opentelemetry.sdk.common.CompletableResultCode;
 import io.opentelemetry.sdk.trace.SdkTracerProvider;
 import io.opentelemetry.sdk.trace.samplers.Sampler;
 import java.util.Map;
 import java.util.concurrent.TimeUnit;
+import java.util.logging.Level;
+import java.util.logging.Logger;
 
 /** The program's own span: the root of the batch's trace. */
 final class BatchTrace {
   private static final String NAME = "unisono-batch";
   /** A collector that does not answer holds up the end no longer. */
   private static final long EXPORT_TIMEOUT_S = 5;
+
+  /** What goes wrong is told in the program's own words, and without a trace of the stack. */
+  private static final Logger LIBRARY = Logger.getLogger("io.opentelemetry");
 
   private final SdkTracerProvider provider;
   private final Span span;
@@ -35,6 +41,7 @@ final class BatchTrace {
    * under it in either case.
    */
   static BatchTrace start() {
+    LIBRARY.setLevel(Level.OFF);
     boolean isExported = isSet("OTEL_EXPORTER_OTLP_ENDPOINT") || isSet("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT");
     return new BatchTrace(isExported ? exporting() : SdkTracerProvider.builder().build());
   }
@@ -85,7 +92,10 @@ final class BatchTrace {
       span.setStatus(StatusCode.ERROR, String.valueOf(problem.getMessage()));
     }
     span.end();
-    // Where it fails, the exporter says so itself.
-    provider.shutdown().join(EXPORT_TIMEOUT_S, TimeUnit.SECONDS);
+    CompletableResultCode ended = provider.shutdown().join(EXPORT_TIMEOUT_S, TimeUnit.SECONDS);
+    if (!ended.isSuccess()) {
+      Throwable why = ended.getFailureThrowable();
+      System.err.println(NAME + ": the trace was not exported" + (why == null ? "" : ": " + why.getMessage()));
+    }
   }
 }

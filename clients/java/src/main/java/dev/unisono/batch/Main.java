@@ -109,11 +109,11 @@ public final class Main {
     Signal.handle(
         new Signal("INT"),
         signal -> {
-          if (session.isInterrupted()) {
+          // Each signal has a thread of its own: the second may be here before the first has spoken.
+          if (!session.interrupt()) {
             Runtime.getRuntime().halt(INTERRUPTED);
           }
           System.err.println("cancelling the batch; once more ends at once");
-          session.interrupt();
         });
   }
 

@@ -113,10 +113,12 @@ final class Session implements ClientResponseObserver<StreamBatchRequest, Stream
     }
   }
 
-  /** Cancels the batch; its items' ends are still read. */
-  synchronized void interrupt() {
+  /** Cancels the batch; its items' ends are still read. False where that was asked for before. */
+  synchronized boolean interrupt() {
+    boolean isFirst = !isInterrupted;
     isInterrupted = true;
     notifyAll();
+    return isFirst;
   }
 
   synchronized boolean isInterrupted() {
@@ -173,9 +175,9 @@ final class Session implements ClientResponseObserver<StreamBatchRequest, Stream
     return !isOver;
   }
 
-  private synchronized void tellUnreadable(Exception e) {
+  private void tellUnreadable(Exception e) {
     System.err.println(arguments.file() + ": " + e.getMessage());
-    unreadable++;
+    change(() -> unreadable++);
   }
 
   private StreamBatchOpen open() {
@@ -320,7 +322,7 @@ final class Session implements ClientResponseObserver<StreamBatchRequest, Stream
       }
     } catch (IOException e) {
       // Nobody reads what is written: the rest can still be had.
-      over(e);
+      over(new IOException("the output cannot be written: " + e.getMessage(), e));
       call.cancel("the output cannot be written", e);
     }
   }
@@ -400,13 +402,15 @@ final class Session implements ClientResponseObserver<StreamBatchRequest, Stream
     try {
       while (true) {
         Thread.sleep(PROGRESS_EVERY_MS);
+        String words;
         synchronized (this) {
           if (isOver) {
             return;
           }
-          System.err.printf(
-              "progress: %s; %d running, %d waiting%n", tally(), progress.getInFlight(), progress.getQueued());
+          words =
+              String.format("%s; %d running, %d waiting", tally(), progress.getInFlight(), progress.getQueued());
         }
+        System.err.println("progress: " + words);
       }
     } catch (InterruptedException e) {
       Thread.currentThread().interrupt();
