@@ -70,47 +70,44 @@ class BatchReaderTest {
     assertEquals(TextFormat.parse(item, Item.class), reading(line).next().orElseThrow());
   }
 
+  /** A line, with ' for ", and what is said of it. */
+  private static Arguments wrong(String line, String problem) {
+    String name = line.length() > 100 ? "a long line" : line;
+    return Arguments.of(name, line.replace('\'', '"'), problem);
+  }
+
   static Stream<Arguments> wrongs() {
     return Stream.of(
-            new String[] {"{\"prompt\"", "not JSON"},
-            new String[] {"{'prompt': 'a'}", "not JSON"},
-            new String[] {"{\"prompt\": \"a\"} {}", "something follows"},
-            new String[] {"[\"prompt\"]", "must be a JSON object"},
-            new String[] {"null", "must be a JSON object"},
-            new String[] {"{}", "neither messages nor a prompt"},
-            new String[] {"{\"prompt\": \"\"}", "prompt: is empty"},
-            new String[] {"{\"prompt\": 5}", "prompt: must be text"},
-            new String[] {"{\"prompt\": \"a\", \"messages\": [{}]}", "prompt: stands beside messages"},
-            new String[] {"{\"prompt\": \"a\", \"promt\": \"b\"}", "promt: not known here"},
-            new String[] {"{\"prompt\": \"a\", \"id\": \"\"}", "id: is empty"},
-            new String[] {"{\"prompt\": \"a\", \"id\": \"\\n\"}", "id: must not hold control characters"},
-            new String[] {"{\"prompt\": \"a\", \"id\": true}", "id: must be text"},
-            new String[] {"{\"prompt\": \"a\", \"id\": \"x\", \"custom_id\": \"y\"}", "custom_id: says again"},
-            new String[] {"{\"messages\": []}", "messages: must hold"},
-            new String[] {"{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, 1]}", "messages[1]: must be"},
-            new String[] {"{\"messages\": [{\"role\": \"me\", \"content\": \"a\"}]}", "messages[0].role: must be"},
-            new String[] {"{\"messages\": [{\"role\": \"user\"}]}", "messages[0].content: is missing"},
-            new String[] {"{\"prompt\": \"a\", \"options\": {\"num_predict\": 1.5}}", "options.num_predict: cannot be 1.5"},
-            new String[] {"{\"prompt\": \"a\", \"options\": {\"num_predict\": [1]}}", "options.num_predict: cannot be [1]"},
-            new String[] {"{\"prompt\": \"a\", \"options\": {\"stop\": [1]}}", "options.stop: cannot be [1]"},
-            new String[] {"{\"prompt\": \"a\", \"options\": {\"nun_predict\": 1}}", "options.nun_predict: not known"},
-            new String[] {"{\"prompt\": \"a\", \"options\": {\"seed\": 1}, \"seed\": 2}", "seed: says again"},
-            new String[] {"{\"url\": \"/v1/embeddings\", \"body\": {\"input\": \"a\"}}", "url: must be"},
-            new String[] {
-              "{\"url\": \"/v1/completions\", \"method\": \"GET\", \"body\": {\"prompt\": \"a\"}}", "method: must be POST"
-            },
-            new String[] {"{\"url\": \"/v1/completions\", \"body\": {\"messages\": []}}", "body.prompt: is missing"},
-            new String[] {
-              "{\"url\": \"/v1/completions\", \"body\": {\"prompt\": \"a\", \"n\": 2}}", "body.n: not known here"
-            },
-            new String[] {"{\"prompt\": \"a\", \"response_format\": {\"type\": \"xml\"}}", "response_format.type: must be"},
-            new String[] {
-              "{\"prompt\": \"a\", \"response_format\": {\"type\": \"json_schema\"}}",
-              "response_format.json_schema.schema: must be"
-            },
-            new String[] {"{\"prompt\": \"a\", \"id\": \"" + "x".repeat(257) + "\"}", "id: is longer than 256 bytes"},
-            new String[] {"{\"prompt\": \"" + "x".repeat(BatchReader.MAX_LINE_BYTES) + "\"}\n{\"prompt\": 1}", "is longer than"})
-        .map(each -> Arguments.of(each[0].length() > 100 ? "a long line" : each[0], each[0], each[1]));
+        wrong("{'prompt'", "not JSON"),
+        wrong("{'prompt': 'a'} {}", "something follows"),
+        wrong("['prompt']", "must be a JSON object"),
+        wrong("null", "must be a JSON object"),
+        wrong("{}", "neither messages nor a prompt"),
+        wrong("{'prompt': ''}", "prompt: is empty"),
+        wrong("{'prompt': 5}", "prompt: must be text"),
+        wrong("{'prompt': 'a', 'messages': [{}]}", "prompt: stands beside messages"),
+        wrong("{'prompt': 'a', 'promt': 'b'}", "promt: not known here"),
+        wrong("{'prompt': 'a', 'id': ''}", "id: is empty"),
+        wrong("{'prompt': 'a', 'id': '\\n'}", "id: must not hold control characters"),
+        wrong("{'prompt': 'a', 'id': true}", "id: must be text"),
+        wrong("{'prompt': 'a', 'id': 'x', 'custom_id': 'y'}", "custom_id: says again"),
+        wrong("{'messages': []}", "messages: must hold"),
+        wrong("{'messages': [{'role': 'user', 'content': 'a'}, 1]}", "messages[1]: must be"),
+        wrong("{'messages': [{'role': 'me', 'content': 'a'}]}", "messages[0].role: must be"),
+        wrong("{'messages': [{'role': 'user'}]}", "messages[0].content: is missing"),
+        wrong("{'prompt': 'a', 'options': {'num_predict': 1.5}}", "options.num_predict: cannot be 1.5"),
+        wrong("{'prompt': 'a', 'options': {'num_predict': [1]}}", "options.num_predict: cannot be [1]"),
+        wrong("{'prompt': 'a', 'options': {'stop': [1]}}", "options.stop: cannot be [1]"),
+        wrong("{'prompt': 'a', 'options': {'nun_predict': 1}}", "options.nun_predict: not known"),
+        wrong("{'prompt': 'a', 'options': {'seed': 1}, 'seed': 2}", "seed: says again"),
+        wrong("{'url': '/v1/embeddings', 'body': {'input': 'a'}}", "url: must be"),
+        wrong("{'url': '/v1/completions', 'method': 'GET', 'body': {'prompt': 'a'}}", "method: must be POST"),
+        wrong("{'url': '/v1/completions', 'body': {'messages': []}}", "body.prompt: is missing"),
+        wrong("{'url': '/v1/completions', 'body': {'prompt': 'a', 'n': 2}}", "body.n: not known here"),
+        wrong("{'prompt': 'a', 'response_format': {'type': 'xml'}}", "response_format.type: must be"),
+        wrong("{'prompt': 'a', 'response_format': {'type': 'json_schema'}}", "json_schema.schema: must be"),
+        wrong("{'prompt': 'a', 'id': '" + "x".repeat(257) + "'}", "id: is longer than 256 bytes"),
+        wrong("{'prompt': '" + "x".repeat(BatchReader.MAX_LINE_BYTES) + "'}\n{'prompt': 1}", "is longer than"));
   }
 
   @ParameterizedTest(name = "{0}")
@@ -118,6 +115,12 @@ class BatchReaderTest {
   void whatIsWrongIsNamed(String name, String line, String problem) {
     LineException wrong = assertThrows(LineException.class, reading(line)::next);
     assertTrue(wrong.problem().contains(problem), wrong.problem());
+  }
+
+  @Test
+  void whatIsNearlyJsonIsRefused() {
+    LineException wrong = assertThrows(LineException.class, reading("{'prompt': 'a'}")::next);
+    assertTrue(wrong.problem().startsWith("not JSON"), wrong.problem());
   }
 
   @Test
