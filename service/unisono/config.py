@@ -84,7 +84,7 @@ _ADDRESS = re.compile(r"(\[[^][\s]+\]|[^][\s:]*):([0-9]{1,5})", re.ASCII)
 
 def parse_address(text: str) -> tuple[str, int] | None:
     """Reads HOST:PORT, with brackets around an IPv6 address; None for "none". Raises ValueError."""
-    if text.strip().lower() in {"", "none"}:
+    if text.strip().lower() == "none":
         return None
     written = _ADDRESS.fullmatch(text.strip())
     if written is None or int(written[2]) > 65535:

@@ -73,7 +73,6 @@ def test_others_get_a_moment_every_five_minutes(monkeypatch: pytest.MonkeyPatch)
         ("metrics.local:80", ("metrics.local", 80)),
         ("none", None),
         (" None ", None),
-        ("", None),
     ],
 )
 def test_metrics_are_served_at_an_address(
