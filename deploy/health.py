@@ -1,6 +1,6 @@
 """Whether the service answers, for a container's health check: exit code 0 where its health is SERVING.
 
-It asks at UNISONO_SERVER, or at the port of UNISONO_LISTEN on this machine.
+It asks at UNISONO_SERVER, or where UNISONO_LISTEN says, on this machine.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ _PATIENCE_S = 3.0
 
 def target() -> str:
     """Where the service is asked."""
-    port = os.environ.get("UNISONO_LISTEN", ":50051").rpartition(":")[2]
-    return os.environ.get("UNISONO_SERVER") or f"127.0.0.1:{port}"
+    listen = os.environ.get("UNISONO_LISTEN") or "127.0.0.1:50051"
+    here = listen if listen.startswith("unix:") else f"127.0.0.1:{listen.rpartition(':')[2]}"
+    return os.environ.get("UNISONO_SERVER") or here
 
 
 def main() -> int:

@@ -87,7 +87,7 @@ def parse_address(text: str) -> tuple[str, int] | None:
     if text.strip().lower() == "none":
         return None
     written = _ADDRESS.fullmatch(text.strip())
-    if written is None or int(written[2]) > 65535:
+    if written is None or int(written[2]) > _HIGHEST_PORT:
         raise ValueError(f"{text!r} is not an address: write HOST:PORT, or none")
     return written[1].strip("[]"), int(written[2])
 

@@ -29,6 +29,7 @@ def service_at(url: str, *, settings: dict[str, str] | None = None, port: int = 
         "UNISONO_LISTEN": f"127.0.0.1:{port}",
         "UNISONO_DRAIN": "0s",
         "UNISONO_STATE_DIR": "none",
+        "UNISONO_METRICS_LISTEN": "none",
         "UNISONO_DEFAULT_MODEL": "first",
         **{f"UNISONO_{name.upper()}": value for name, value in (settings or {}).items()},
     }

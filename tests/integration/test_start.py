@@ -12,6 +12,9 @@ import pytest
 from tests.fakes.ollama import FakeModel, FakeOllama
 from tests.integration.service import LIMIT_S
 
+# Nothing is left behind, and no port is taken that others may want.
+QUIET = {"UNISONO_STATE_DIR": "none", "UNISONO_METRICS_LISTEN": "none"}
+
 
 async def unisono(*arguments: str, **environ: str) -> tuple[int | None, str, str]:
     """Runs the command to its end: its exit code, and what it wrote."""
@@ -21,7 +24,7 @@ async def unisono(*arguments: str, **environ: str) -> tuple[int | None, str, str
         "-m",
         "unisono",
         *arguments,
-        env={**inherited, "UNISONO_STATE_DIR": "none", "UNISONO_SERVER": "127.0.0.1:1", **environ},
+        env={**inherited, **QUIET, "UNISONO_SERVER": "127.0.0.1:1", **environ},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -109,7 +112,7 @@ async def test_what_does_nothing_is_told_at_the_start(tmp_path: Path) -> None:
 
 async def test_a_service_whose_log_nobody_reads_is_stopped_all_the_same() -> None:
     """One SIGTERM ends it, also where the program that started it, and read its log, is gone."""
-    environ = {"UNISONO_STATE_DIR": "none", "UNISONO_LISTEN": "127.0.0.1:0", "OLLAMA_HOST": "127.0.0.1:1"}
+    environ = {**QUIET, "UNISONO_LISTEN": "127.0.0.1:0", "OLLAMA_HOST": "127.0.0.1:1"}
     reading, writing = os.pipe()
     started = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "unisono", "serve"), env=os.environ | environ, stderr=writing
