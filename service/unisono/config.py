@@ -79,17 +79,15 @@ Size = Annotated[int, _A_SIZE, BeforeValidator(_size)]
 Slots = Annotated[int, Field(ge=1, le=4096)]
 Token = Annotated[SecretStr, AfterValidator(_token)]
 
-_ADDRESS = re.compile(r"(\[[^][\s]+\]|[^][\s:]*):([0-9]{1,5})", re.ASCII)
-
 
 def parse_address(text: str) -> tuple[str, int] | None:
     """Reads HOST:PORT, with brackets around an IPv6 address; None for "none". Raises ValueError."""
     if text.strip().lower() == "none":
         return None
-    written = _ADDRESS.fullmatch(text.strip())
-    if written is None or int(written[2]) > _HIGHEST_PORT:
+    written = _HOST_PORT.fullmatch(text.strip())
+    if written is None or int(written[1]) > _HIGHEST_PORT:
         raise ValueError(f"{text!r} is not an address: write HOST:PORT, or none")
-    return written[1].strip("[]"), int(written[2])
+    return text.strip().rpartition(":")[0].strip("[]"), int(written[1])
 
 
 def _address(value: Any) -> Any:

@@ -69,7 +69,7 @@ def test_others_get_a_moment_every_five_minutes(monkeypatch: pytest.MonkeyPatch)
     [
         ("127.0.0.1:9464", ("127.0.0.1", 9464)),
         ("[::1]:0", ("::1", 0)),
-        (":9464", ("", 9464)),
+        ("0.0.0.0:9464", ("0.0.0.0", 9464)),
         ("metrics.local:80", ("metrics.local", 80)),
         ("none", None),
         (" None ", None),
@@ -98,6 +98,7 @@ def test_metrics_are_served_at_an_address(
         ("UNISONO_LOG_LEVEL", "loud", "is 'loud'; it must be debug, info, warning or error"),
         ("UNISONO_STALL_TIMEOUT", "0s", "is '0s'; it must be a duration like 500ms, 30s or 1h30m, above 0"),
         ("UNISONO_LOAD_TIMEOUT", "soon", ": 'soon' is not a duration: write it as 500ms, 30s, 10m or 1h30m"),
+        ("UNISONO_METRICS_LISTEN", ":9464", ": ':9464' is not an address: write HOST:PORT, or none"),
         ("UNISONO_METRICS_LISTEN", "9464", ": '9464' is not an address: write HOST:PORT, or none"),
         ("UNISONO_METRICS_LISTEN", "::1:9464", ": '::1:9464' is not an address: write HOST:PORT, or none"),
         ("UNISONO_METRICS_LISTEN", "here:70000", ": 'here:70000' is not an address: write HOST:PORT, or none"),
