@@ -105,6 +105,18 @@ def test_the_service_is_built_from_here_and_set_by_what_it_knows() -> None:
     assert float(SERVICES["unisono"]["stop_grace_period"].removesuffix("s")) > made.drain
 
 
+def test_a_gpu_is_a_matter_of_comments() -> None:
+    """Without their #, these lines give Ollama all NVIDIA GPUs."""
+    text = (DEPLOY / "compose.yaml").read_text()
+    before, _, after = text.partition("    # deploy:\n")
+    lines = after.splitlines(keepends=True)
+    commented = lines[: next(n for n, line in enumerate(lines) if "#" not in line)]
+    freed = "".join(line.replace("# ", "", 1) for line in commented)
+    whole = yaml.safe_load(before + "    deploy:\n" + freed + "".join(lines[len(commented) :]))
+    (device,) = whole["services"]["ollama"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
+
+
 # -- Figures -----------------------------------------------------------------------------------------------------
 
 
