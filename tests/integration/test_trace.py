@@ -31,6 +31,7 @@ from tests.fakes.scripted_batch import (
 from unisono.adapters.telemetry import conventions
 from unisono.adapters.telemetry.setup import configure
 from unisono.adapters.telemetry.trace import TraceListener
+from unisono.app.ports import LoadOutcome
 from unisono.core.commands import ReleaseReason
 from unisono.core.errors import (
     BatchDeadlineError,
@@ -62,6 +63,8 @@ def test_a_batch_is_one_connected_trace(otlp: OtlpReceiver) -> None:
         "  group smol",
         "    chat smol",
         "    chat smol",
+        "      attempt 1",
+        "      attempt 2",
         "    text_completion smol",
         "    release",
         "    release",
@@ -180,10 +183,60 @@ def test_spans_say_who_and_what(otlp: OtlpReceiver) -> None:
         "unisono.wave": 0,
         "unisono.items": 3,
         "unisono.others": 2,
+        "unisono.stands_for_wave": True,
         "unisono.spread_s": 0.0005,
     }
     assert first.end_ns - first.start_ns == MS // 2
     assert second.attributes["unisono.wave"] == 1
+
+
+def test_each_attempt_of_a_retried_item_has_a_length(otlp: OtlpReceiver) -> None:
+    """Below the item, one after the other, with the pause between them; why the first one failed stands on it."""
+    telemetry = tracing(otlp)
+    play(ScriptedBatch(telemetry.listener([Place()])))
+    spans = arrived(telemetry, otlp)
+
+    item = of_item(spans, 1)
+    first, second = named(spans, "attempt 1"), named(spans, "attempt 2")
+    assert first.parent_id == second.parent_id == item.span_id
+    assert item.start_ns == first.start_ns < first.end_ns < second.start_ns < second.end_ns == item.end_ns
+    assert (first.status, first.status_message) == (Status.ERROR, "RUNNER_DIED")
+    assert dict(first.attributes) == {
+        "unisono.attempt": 1,
+        "unisono.again_in_s": 0.5,
+        "error.type": "RUNNER_DIED",
+    }
+    assert second.status is Status.UNSET
+    assert dict(second.attributes) == {"unisono.attempt": 2}
+
+
+def test_an_item_that_ends_between_two_attempts_has_had_one(otlp: OtlpReceiver) -> None:
+    """It was cancelled while it waited to be tried again."""
+    telemetry = tracing(otlp)
+    batch = ScriptedBatch(telemetry.listener([Place()]))
+    batch.plan("smol")
+    batch.stage(chat_item(0))
+    batch.release(chat_item(0))
+    batch.retry(chat_item(0), ConnectionLostError(""))
+    batch.finish(stopped(chat_item(0), CancelledItemError(""), ItemState.CANCELLED))
+    batch.end()
+    spans = arrived(telemetry, otlp)
+    assert [span.name for span in spans if span.name.startswith("attempt")] == ["attempt 1"]
+
+
+def test_a_load_that_was_joined_begins_with_the_group(otlp: OtlpReceiver) -> None:
+    """Whoever comes while a model is being loaded waits for the rest of it, and its trace holds no more."""
+    telemetry = tracing(otlp)
+    batch = ScriptedBatch(telemetry.listener([Place()]))
+    batch.tick(20)
+    batch.plan("smol")
+    outcome = LoadOutcome(was_loaded=False, duration_s=0.03, slots=8)
+    batch.watch.group_loaded(group=0, started_ns=START_NS - MS, ended_ns=batch.tick(10), outcome=outcome, error=None)
+    batch.end()
+    spans = arrived(telemetry, otlp)
+    load, group = named(spans, "load"), named(spans, "group smol")
+    assert load.start_ns == group.start_ns == named(spans, "plan").end_ns
+    assert load.end_ns - load.start_ns == 10 * MS
 
 
 def test_an_item_is_a_genai_call(otlp: OtlpReceiver) -> None:
@@ -320,7 +373,7 @@ def test_no_prompt_and_no_answer_leaves_the_process(otlp: OtlpReceiver) -> None:
     telemetry = tracing(otlp)
     play(ScriptedBatch(telemetry.listener([Place()])))
     spans = arrived(telemetry, otlp)
-    assert len(spans) == 15
+    assert len(spans) == 17
     assert otlp.bodies
     assert all(SECRET.encode() not in body for body in otlp.bodies)
 

@@ -142,12 +142,12 @@ class Tree:
 
     def walk(self, span: Span) -> Iterator[Span]:
         """All spans below one, but for those of other batches."""
-        waiting = list(self.children(span))
+        waiting = list(reversed(self.children(span)))
         while waiting:
             here = waiting.pop()
             if not here.is_batch:
                 yield here
-                waiting += self.children(here)
+                waiting += reversed(self.children(here))
 
 
 def name_of(span: Span) -> str:

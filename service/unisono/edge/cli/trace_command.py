@@ -54,8 +54,8 @@ Examples:
     unisono trace-check 0af7651916cd43dd8448eb211c80319c --items 200
     unisono trace-check batch_5f1d0c8e2b7a49d3a6e0c4f1 --json | jq .findings
 
-Exit codes: 0 nothing is wrong; 1 something is; 2 wrong usage, or no such
-trace; 3 no Jaeger.
+Exit codes: 0 nothing is wrong; 1 something is, or there is no such trace; 2
+wrong usage; 3 no Jaeger.
 """
 
 
@@ -81,16 +81,16 @@ async def check_trace(options: TraceOptions, terminal: Terminal) -> int:
     if not (_TRACE_ID.fullmatch(wanted) or _BATCH_ID.fullmatch(wanted)):
         what = f"{printable(options.wanted, one_line=True)!r} is neither a trace's id (32 hexadecimal digits) nor a "
         raise StopError(what + "batch's (batch_ and 24 of them).", code=ExitCode.USAGE)
-    if not options.jaeger.startswith(("http://", "https://")):
-        raise StopError(f"--jaeger {options.jaeger} must begin with http:// or https://.", code=ExitCode.USAGE)
-    async with httpx.AsyncClient(timeout=_PATIENCE_S, trust_env=False) as client:
+    # Proxies of the environment are for other machines, not for this one.
+    is_here = _host_of(options.jaeger) in {"127.0.0.1", "::1", "localhost"}
+    async with httpx.AsyncClient(timeout=_PATIENCE_S, trust_env=not is_here) as client:
         spans, findings = await _Looking(client, options, wanted, terminal).until_whole()
     if not spans:
         raise StopError(
             f"There is no trace of {wanted} at {options.jaeger} (yet): spans are exported every few seconds, and a "
             "batch's own when it has ended.",
             "Does the service export there (OTEL_EXPORTER_OTLP_ENDPOINT), and was the batch sampled?",
-            code=ExitCode.USAGE,
+            code=ExitCode.ITEMS_FAILED,
         )
     if options.as_json:
         terminal.out.print(to_json(spans, findings), soft_wrap=True)
@@ -154,8 +154,6 @@ class _Looking:
             raise StopError(
                 f"No Jaeger answers at {where}: {why}", "Is it running? --jaeger URL names another.", code=_AWAY
             ) from error
-        except httpx.InvalidURL as error:
-            raise StopError(f"--jaeger {where} is no URL: {error}", code=ExitCode.USAGE) from error
         if answer.status_code == httpx.codes.NOT_FOUND and _is_of_api(answer):
             return ()
         if answer.status_code != httpx.codes.OK:
@@ -170,6 +168,17 @@ class _Looking:
 
 
 _AWAY = ExitCode.UNREACHABLE
+
+
+def _host_of(url: str) -> str:
+    """Raises StopError where it is no address of a web server."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise StopError(f"--jaeger {url} is no URL: {error}", code=ExitCode.USAGE) from error
+    if parsed.scheme not in {"http", "https"} or not parsed.host:
+        raise StopError(f"--jaeger {url} must begin with http:// or https://.", code=ExitCode.USAGE)
+    return parsed.host
 
 
 def _is_of_api(answer: httpx.Response) -> bool:

@@ -9,13 +9,17 @@
        ├─ q-2  chat, 9 passes              52 ms   31 ms  │             ░▒█████
        └─ … and 1 more item
 
-An item's bar is light until its request was released, and half light until its first token.
+An item's bar is light until its request was released, and half light until its first token. Where not all items are
+drawn, a row of the group tells how many of those with a span were at the backend at one time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from math import ceil
+from typing import NamedTuple
 
 from unisono.core.durations import format_duration
 from unisono.edge.cli.terminal import printable
@@ -44,10 +48,34 @@ class Marks:
     below: str
     more: str
     micro: str
+    # How much of the most: nothing, little … all.
+    levels: str
 
 
-UNICODE = Marks(full="█", half="▒", light="░", rule="│", child="├─ ", last="└─ ", below="│  ", more="…", micro="µ")
-ASCII = Marks(full="#", half="=", light=".", rule="|", child="|- ", last="`- ", below="|  ", more="...", micro="u")
+UNICODE = Marks(
+    full="█",
+    half="▒",
+    light="░",
+    rule="│",
+    child="├─ ",
+    last="└─ ",
+    below="│  ",
+    more="…",
+    micro="µ",
+    levels=" ▁▂▃▄▅▆▇█",
+)
+ASCII = Marks(
+    full="#",
+    half="=",
+    light=".",
+    rule="|",
+    child="|- ",
+    last="`- ",
+    below="|  ",
+    more="...",
+    micro="u",
+    levels=" 123456789",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,39 +98,65 @@ def draw_tree(
     items: int = DEFAULT_ITEMS,
     wrong: Collection[str] = (),
 ) -> list[Row]:
-    """The rows; at most so many items: before others those that are `wrong` (by span id), failed, or were retried."""
+    """The rows; at most so many items: first of all those that are `wrong` (by span id), failed, or were retried."""
     if not spans:
         return []
     tree = Tree(spans)
     drawing = _Drawing(tree, marks=marks, shown=_choose(spans, items, wrong), wrong=wrong)
     lines = [line for root in tree.roots for line in drawing.lines(root, "", "", 0)]
-    labels = [label for label, *_ in lines]
-    times = [drawing.times(span) if span else ("", "") for _, span, _ in lines]
+    times = [drawing.times(line.span) if line.span else ("", "") for line in lines]
     columns = (
-        min(_MAX_LABEL, max(map(len, labels))),
+        min(_MAX_LABEL, max(len(line.label) for line in lines if line.span or line.crowd)),
         max(len(start) for start, _ in times),
         max(len(length) for _, length in times),
     )
     room = max(_MIN_BAR, width - sum(columns) - 7)
     rows = []
-    for (label, span, depth), (start, length) in zip(lines, times, strict=True):
-        if span is None:
-            rows.append(Row(label=label, depth=depth))
+    for line, (start, length) in zip(lines, times, strict=True):
+        span = line.span
+        if span is None and not line.crowd:
+            rows.append(Row(label=line.label, depth=line.depth))
             continue
-        cut = label if len(label) <= columns[0] else label[: columns[0] - len(marks.more)] + marks.more
+        cut = line.label
+        if len(cut) > columns[0]:
+            cut = cut[: columns[0] - len(marks.more)] + marks.more
         left = f"{cut:<{columns[0]}}  {start:>{columns[1]}}  {length:>{columns[2]}}  {marks.rule}"
+        if span is None:
+            rows.append(Row(label=left, bar=drawing.crowd(line.crowd, room), depth=line.depth))
+            continue
         is_wrong = span.is_error or span.span_id in wrong
         bar = drawing.bar(span, room)
-        rows.append(Row(label=left, bar=bar, is_wrong=is_wrong, span_id=span.span_id, depth=depth))
+        rows.append(Row(label=left, bar=bar, is_wrong=is_wrong, span_id=span.span_id, depth=line.depth))
     return rows
 
 
 def _choose(spans: Sequence[Span], limit: int, wrong: Collection[str]) -> set[str]:
     """The items that are shown."""
-    found = [span for span in spans if span.is_item]
-    # What is told of stands first, and for the rest the order of their beginning.
-    found.sort(key=lambda span: (span.span_id not in wrong, not span.is_error, span.count("unisono.attempts") < 2))
-    return {span.span_id for span in found[:limit]}
+    items = [span for span in spans if span.is_item]
+    # What is told of stands first, then what went wrong, of both at most half where there is something else to show.
+    striking = [span for span in items if _strikes(span) or span.span_id in wrong]
+    striking.sort(key=lambda span: span.span_id not in wrong)
+    usual = [span for span in items if not _strikes(span) and span.span_id not in wrong]
+    first = striking[: max(limit - len(usual), (limit + 1) // 2)]
+    room = limit - len(first)
+    # Of the rest, all along the batch: the first few would stand on one another at the left end of the axis.
+    step = max(1.0, len(usual) / room) if room else 1.0
+    rest = [usual[int(place * step)] for place in range(min(room, len(usual)))]
+    return {span.span_id for span in (*first, *rest)}
+
+
+def _strikes(item: Span) -> bool:
+    return item.is_error or item.count("unisono.attempts") + item.count("unisono.disturbed") > 1
+
+
+class _Line(NamedTuple):
+    """A line before its columns are known: of a span, of how many items were where, or of words alone."""
+
+    label: str
+    depth: int
+    span: Span | None = None
+    # The items that are counted.
+    crowd: Sequence[Span] = ()
 
 
 class _Drawing:
@@ -118,16 +172,23 @@ class _Drawing:
         self._start_ns = min(span.start_ns for span in framed)
         self._length_ns = max(1, max(span.end_ns for span in framed) - self._start_ns)
 
-    def lines(self, span: Span, lead: str, below: str, depth: int) -> Iterator[tuple[str, Span | None, int]]:
-        """A span and what is under it: the label, the span (None: others left out), how deep."""
-        yield lead + self._label(span), span, depth
+    def lines(self, span: Span, lead: str, below: str, depth: int) -> Iterator[_Line]:
+        """A span and what is under it."""
+        yield _Line(lead + self._label(span), depth, span)
         children, left_out = self._children(span)
-        count = len(children) + len(left_out)
-        for place, entry in enumerate([*children, *left_out], start=1):
-            is_last = place == count
+        items = [child for child in self._tree.children(span) if child.is_item]
+        entries: list[Span | str | None] = [child for child in children if not child.is_item]
+        if any(item.span_id not in self._shown for item in items):
+            entries.append(None)
+        entries += [child for child in children if child.is_item]
+        entries += left_out
+        for place, entry in enumerate(entries, start=1):
+            is_last = place == len(entries)
             mark = self._marks.last if is_last else self._marks.child
-            if isinstance(entry, str):
-                yield f"{below}{mark}{self._marks.more} {entry}", None, depth + 1
+            if entry is None:
+                yield _Line(f"{below}{mark}at the backend: up to {self._most(items):,}", depth + 1, crowd=items)
+            elif isinstance(entry, str):
+                yield _Line(f"{below}{mark}{self._marks.more} {entry}", depth + 1)
             else:
                 deeper = below + (" " * len(self._marks.below) if is_last else self._marks.below)
                 yield from self.lines(entry, below + mark, deeper, depth + 1)
@@ -157,7 +218,7 @@ class _Drawing:
         return shown, words
 
     def _label(self, span: Span) -> str:
-        facts = ", ".join(_facts(span))
+        facts = ", ".join(filter(None, _facts(span)))
         label = printable(f"{_name(span)}  {facts}".rstrip() if facts else _name(span), one_line=False)
         label = label.replace("\n", " ").replace("\t", " ")
         return label if self._marks is UNICODE else label.encode("ascii", "replace").decode()
@@ -180,6 +241,26 @@ class _Drawing:
                 cells[cell] = mark
         return "".join(cells).rstrip()
 
+    def crowd(self, items: Sequence[Span], room: int) -> str:
+        """How many of these items were at the backend, cell by cell: each cell's mean, as a part of the most."""
+        stayed_ns = [0.0] * room
+        cell_ns = self._length_ns / room
+        for start_ns, end_ns in self._stays(items):
+            first, last = (start_ns - self._start_ns) / cell_ns, (end_ns - self._start_ns) / cell_ns
+            for cell in range(max(0, int(first)), min(room, int(last) + 1)):
+                stayed_ns[cell] += max(0.0, min(last, cell + 1) - max(first, cell))
+        most, levels = max(1, self._most(items)), self._marks.levels
+        return "".join(levels[min(len(levels) - 1, ceil(share / most * (len(levels) - 1)))] for share in stayed_ns)
+
+    def _most(self, items: Sequence[Span]) -> int:
+        """The most that were there at one time; who comes as another goes is after it."""
+        steps = sorted(step for start, end in self._stays(items) for step in ((start, 1), (end, -1)))
+        return max(accumulate(change for _, change in steps), default=0)
+
+    def _stays(self, items: Sequence[Span]) -> list[tuple[int, int]]:
+        light = self._marks.light
+        return [(start, end) for item in items for start, end, mark in self._phases(item) if mark != light]
+
     def _cell(self, at_ns: int, room: int, *, is_end: bool = False) -> int:
         cell = (at_ns - self._start_ns) * room / self._length_ns
         return min(max(round(cell), 0), room if is_end else room - 1)
@@ -193,7 +274,9 @@ class _Drawing:
             before, after = _PHASES[event.name]
             yield at_ns, event.at_ns, getattr(self._marks, before)
             at_ns, mark = event.at_ns, getattr(self._marks, after)
-        yield at_ns, span.end_ns, mark
+        # A request that was staged and never went has waited all the time.
+        never_went = span.is_item and span.kind == "CLIENT" and at_ns == span.start_ns and mark == self._marks.full
+        yield at_ns, span.end_ns, self._marks.light if never_went else mark
 
 
 # What an item's bar is drawn with before an event, and after it.
