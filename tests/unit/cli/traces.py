@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Iterable
 from typing import Any
 
 from unisono.edge.cli.trace_spans import Event, Link, Span
@@ -98,3 +101,45 @@ def shared_wave(*, stands: bool | None, links: tuple[Link, ...]) -> Spans:
             name, was.count("unisono.index"), events=was.events, attributes=was.attributes, links=links
         )
     return spans
+
+
+def id_of(name: str, size: int) -> str:
+    """An id of so many bytes, in hexadecimal; the same for the same name."""
+    return hashlib.sha256(name.encode()).hexdigest()[: 2 * size]
+
+
+def as_answer(spans: Iterable[Span]) -> str:
+    """What Jaeger answers for these spans."""
+    resources = [
+        {
+            "resource": {"attributes": _pairs({"service.name": one.service, "service.instance.id": one.instance})},
+            "scopeSpans": [{"scope": {}, "spans": [_as_json(one)]}],
+        }
+        for one in spans
+    ]
+    return json.dumps({"result": {"resourceSpans": resources}})
+
+
+def _as_json(one: Span) -> dict[str, Any]:
+    return {
+        "traceId": id_of(one.trace_id, 16),
+        "spanId": id_of(one.span_id, 8),
+        **({"parentSpanId": id_of(one.parent_id, 8)} if one.parent_id else {}),
+        "name": one.name,
+        "kind": {"INTERNAL": 1, "SERVER": 2, "CLIENT": 3}[one.kind],
+        "startTimeUnixNano": str(one.start_ns),
+        "endTimeUnixNano": str(one.end_ns),
+        "attributes": _pairs(one.attributes),
+        "events": [
+            {"name": each.name, "timeUnixNano": str(each.at_ns), "attributes": _pairs(each.attributes)}
+            for each in one.events
+        ],
+        "status": {"code": 2, "message": one.status_message} if one.is_error else {},
+    }
+
+
+def _pairs(attributes: Any) -> list[dict[str, Any]]:
+    return [
+        {"key": key, "value": {"intValue": str(value)} if isinstance(value, int) else {"stringValue": value}}
+        for key, value in attributes.items()
+    ]

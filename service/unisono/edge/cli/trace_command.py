@@ -289,8 +289,8 @@ def add_trace_check(cli: typer.Typer, finish: Finish) -> None:
             typer.Option(metavar="TEXT", help="Words of a prompt or answer that must not be there; may be repeated."),
         ] = None,
         wait: Annotated[
-            float, typer.Option(parser=_seconds, metavar="TIME", help="For a trace that is not whole.")
-        ] = _WAIT_S,
+            float | None, typer.Option(parser=_seconds, metavar="TIME", help="For a trace that is not whole. [8s]")
+        ] = None,
         as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     ) -> None:
         options = TraceOptions(
@@ -299,7 +299,7 @@ def add_trace_check(cli: typer.Typer, finish: Finish) -> None:
             service=service,
             items=items,
             absent=tuple(absent or ()),
-            wait_s=wait,
+            wait_s=_WAIT_S if wait is None else wait,
             as_json=as_json,
         )
         finish(lambda terminal: check_trace(options, terminal))

@@ -4,7 +4,7 @@
     ├─ plan                                  0 s  1.0 ms  │█
     └─ group smol                         1.0 ms  125 ms  │ ███████████████████████████████
        ├─ load                            1.1 ms   50 ms  │ ████████████
-       ├─ release  3 requests              53 ms   80 µs  │             █
+       ├─ release  wave 0: 3               53 ms   80 µs  │             █
        ├─ q-1  chat, 21 passes             52 ms   70 ms  │             ░▒██████████████
        ├─ q-2  chat, 9 passes              52 ms   31 ms  │             ░▒█████
        └─ … and 1 more item
@@ -29,7 +29,7 @@ from unisono.edge.cli.trace_spans import BATCH_PREFIX, Span
 DEFAULT_ITEMS = 40
 # Of releases, loads and plans, so many under one parent.
 _MAX_OTHERS = 8
-_MAX_LABEL = 46
+_MIN_LABEL = 32
 _MIN_BAR = 20
 _RANKS = {"plan": 0, "load": 1, "release": 2}
 
@@ -106,7 +106,7 @@ def draw_tree(
     lines = [line for root in tree.roots for line in drawing.lines(root, "", "", 0)]
     times = [drawing.times(line.span) if line.span else ("", "") for line in lines]
     columns = (
-        min(_MAX_LABEL, max(len(line.label) for line in lines if line.span or line.crowd)),
+        min(max(_MIN_LABEL, width * 45 // 100), max(len(line.label) for line in lines if line.span or line.crowd)),
         max(len(start) for start, _ in times),
         max(len(length) for _, length in times),
     )
@@ -317,9 +317,9 @@ def _facts(span: Span) -> Iterator[str]:
                 yield f"{passes:,} pass{'es' if passes > 1 else ''}"
         yield span.text("unisono.state") if span.text("unisono.state") != "completed" else ""
     elif span.name == "release":
-        yield f"{span.count('unisono.items'):,} of wave {span.count('unisono.wave')}"
+        yield f"wave {span.count('unisono.wave')}: {span.count('unisono.items'):,}"
         if others := span.count("unisono.others"):
-            yield f"{others:,} of other callers"
+            yield f"{others:,} of others"
     elif broken_off_by := span.text("unisono.broken_off_by"):
         yield f"broken off: {broken_off_by}"
     if reason:
