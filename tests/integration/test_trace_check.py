@@ -6,8 +6,10 @@ import asyncio
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from tests.fakes.jaeger import FakeJaeger, answer_of
 from tests.fakes.ollama import Fault, FaultKind
@@ -22,7 +24,7 @@ from unisono.edge.cli.trace_command import TraceOptions, check_trace
 from unisono.edge.cli.trace_spans import Span, read_spans
 from unisono.edge.cli.trace_tree import draw_tree
 
-FOUR = {"num_parallel": 4, "settings": {"slots": 4}}
+FOUR: dict[str, Any] = {"num_parallel": 4, "settings": {"slots": 4}}
 ASKED = "moonlight"
 
 
@@ -71,6 +73,21 @@ async def test_an_ordinary_batch(collector: OtlpReceiver, *, base64_ids: bool) -
     assert check(spans, texts=(ASKED,)) == ()
     group = ["group fake:latest", "load", "release"]
     assert labels(spans) == ["RunBatch", "plan", *group, *(f"i{n}" for n in range(6))]
+
+
+async def test_the_caller_s_own_span_is_the_root(collector: OtlpReceiver) -> None:
+    """Caller → service: another service, which sends its span to the same place."""
+    caller = tracing(collector, OTEL_SERVICE_NAME="shop")
+    async with house(**FOUR) as h:
+        with caller.provider.get_tracer("shop").start_as_current_span("ask"):
+            carrier: dict[str, str] = {}
+            TraceContextTextMapPropagator().inject(carrier)
+            _ = await of_a_batch(h, carrier)
+    _ = await asyncio.to_thread(arrived, caller, collector)
+    (spans,) = traces(collector)
+    assert check(spans) == ()
+    assert labels(spans)[:4] == ["ask", "RunBatch", "plan", "group fake:latest"]
+    assert {span.service for span in spans} == {"shop", "unisono"}
 
 
 async def test_a_retried_item_shows_each_attempt(collector: OtlpReceiver) -> None:
