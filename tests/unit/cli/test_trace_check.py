@@ -106,6 +106,23 @@ def test_an_item_of_a_shared_wave_without_its_link(stands: bool | None) -> None:
     # Of another attempt.
     spans["a"] = replace(spans["a"], links=(Link(trace_id="t", span_id="w", attributes={"unisono.attempt": 2}),))
     assert kinds(spans) == [Kind.NO_WAVE_LINK]
+    # Of an attempt that the store has forgotten.
+    spans["a"] = replace(spans["a"], links=(Link(trace_id="t", span_id="w", attributes={}),))
+    assert kinds(spans) == []
+
+
+def test_times_cut_to_microseconds_are_no_finding() -> None:
+    """Some stores cut the beginning and the length, each by itself."""
+    spans = {
+        name: replace(
+            span,
+            start_ns=span.start_ns // 1000 * 1000,
+            end_ns=span.start_ns // 1000 * 1000 + (span.end_ns - span.start_ns) // 1000 * 1000,
+        )
+        for name, span in whole_trace().items()
+        for span in (replace(span, start_ns=span.start_ns + 999, end_ns=span.end_ns + 1998),)
+    }
+    assert kinds(spans) == []
 
 
 def test_words_that_must_not_be_there() -> None:

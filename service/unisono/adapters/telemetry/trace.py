@@ -29,7 +29,8 @@ Seven decisions:
 6. An attempt that another item's ended (its runner died) is an event `broken_off`, without an error type: it is not
    charged to the item, and whoever searches for errors should find the one that caused it.
 7. Attempts are events of the item's span, and spans below it where there were several: an attempt has a length, and
-   the pause after it is seen. They are made when the item ends, so an item of one attempt costs nothing.
+   the pause after it is seen. They are made when the item ends, so an item of one attempt costs nothing; there are
+   as many as waves at most.
 
 Nothing is referenced after `ended` but by the exporter's queue and, as names, in `SharedWaves`; both are bounded.
 """
@@ -145,6 +146,7 @@ class BatchTrace:
         # How many more may have a span.
         self._items_left = item_limit
         self._waves_left = item_limit
+        self._attempts_left = item_limit
         self._plans_left = _MAX_PLANS
         self._loads_left = _MAX_LOADS
         self._has_ended = False
@@ -386,6 +388,10 @@ class BatchTrace:
         span.end(at_ns)
 
     def _tell_attempts(self, known: ItemTrace, span: Span) -> None:
+        self._attempts_left -= len(known.over)
+        if self._attempts_left < 0:
+            # All are events of the item, here as everywhere.
+            return
         parent = Parent(span, known.parent.context, known.start_ns)
         for over in known.over:
             child = self._child(parent, f"attempt {over.number}", over.attributes, over.start_ns)

@@ -1,8 +1,8 @@
 """What is wrong with the trace of a batch: spans in, findings out. Nothing is asked, nothing is printed.
 
 A trace may hold several batches, of a caller that sent them in one trace of its own; each is checked by itself, and
-what concerns all spans is checked of all. Times are compared with a tolerance, since spans of one process are cut to
-whole microseconds by some stores.
+what concerns all spans is checked of all. Times are compared with a tolerance: some stores cut beginnings and
+lengths to whole microseconds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from unisono.core.durations import format_duration
 from unisono.edge.cli.trace_spans import Event, Span, whole
 
 # Times of one process are off by so much at most; clocks of machines that keep time by more than this are skewed.
-_TOLERANCE_NS = 2_000
+_TOLERANCE_NS = 5_000
 _SKEW_NS = 1_000_000
 # A text that stands for a setting or a reason is shorter; an item's id may be as long as its caller likes.
 _LONG_TEXT = 512
@@ -269,7 +269,8 @@ def event_wave(event: Event) -> int:
 
 
 def _is_linked(item: Span, event: Event) -> bool:
-    return any(whole(link.attributes.get("unisono.attempt"), 1) == event.attempt for link in item.links)
+    # Some stores keep a link without its attributes; then it may be of any attempt.
+    return any(link.attributes.get("unisono.attempt", event.attempt) == event.attempt for link in item.links)
 
 
 def _check_attempts(item: Span, attempts: Sequence[Span]) -> Iterator[Finding]:

@@ -219,8 +219,7 @@ class _Drawing:
 
     def _label(self, span: Span) -> str:
         facts = ", ".join(filter(None, _facts(span)))
-        label = printable(f"{_name(span)}  {facts}".rstrip() if facts else _name(span), one_line=False)
-        label = label.replace("\n", " ").replace("\t", " ")
+        label = "  ".join(printable(part, one_line=True) for part in (_name(span), facts) if part)
         return label if self._marks is UNICODE else label.encode("ascii", "replace").decode()
 
     def times(self, span: Span) -> tuple[str, str]:
