@@ -48,6 +48,15 @@ def test_a_whole_trace(runner: CliRunner, jaeger: FakeJaeger) -> None:
     assert "\x1b" not in result.stdout
 
 
+def test_a_caller_that_sends_its_span_elsewhere(runner: CliRunner, jaeger: FakeJaeger) -> None:
+    """It is said, and is no finding: the caller may have no traces of its own."""
+    jaeger.scripted = [stored("caller"), stored()]
+    result = ask(runner, jaeger)
+    assert result.exit_code == 0
+    assert "The caller's own span is not here" in result.stdout
+    assert "caller's own" not in ask(runner, jaeger).stdout
+
+
 def test_findings_fail_the_command(runner: CliRunner, jaeger: FakeJaeger) -> None:
     """Each with what to do."""
     jaeger.scripted = [stored("plan", "release")]

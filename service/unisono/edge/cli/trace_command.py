@@ -205,6 +205,9 @@ def show(console: Console, spans: Sequence[Span], findings: Sequence[Finding], *
     wrong = {span_id for finding in findings for span_id in finding.span_ids}
     for row in draw_tree(spans, console.width, marks=marks, items=items, wrong=wrong):
         _paint(console, row)
+    here = {span.span_id for span in spans}
+    if any(span.is_batch and span.parent_id is not None and span.parent_id not in here for span in spans):
+        write(console, "The caller's own span is not here: it is sent to another place, later, or not at all.", "dim")
     write(console, "")
     for line, style in draw_findings(findings):
         write(console, line, style)

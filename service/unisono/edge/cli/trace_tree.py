@@ -304,7 +304,8 @@ def _facts(span: Span) -> Iterator[str]:
     """What is worth a word beside the name."""
     reason = span.status_message or span.text("error.type")
     if span.is_batch:
-        yield f"{span.count('unisono.items'):,} items"
+        items = span.count("unisono.items")
+        yield f"{items:,} item{'' if items == 1 else 's'}"
         yield span.text("unisono.state") or "not ended"
     elif span.is_item:
         if operation := span.text("gen_ai.operation.name"):
