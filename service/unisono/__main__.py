@@ -19,7 +19,7 @@ from unisono.edge.cli.main import build_cli  # isort: split
 
 from unisono import __version__
 from unisono.bootstrap import running, running_engine, usable_model
-from unisono.config import SettingError, Settings, wrong_settings
+from unisono.config import SettingError, Settings, idle_settings, wrong_settings
 from unisono.edge.cli.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ async def _start(
     """A service for one command: what is configured; the embedded engine where nothing is, and no Ollama answers."""
     _configure_log("warning")
     settings = _settings(listen="127.0.0.1:0", ollama_url=ollama_url, embedded=embedded)
+    _tell_idle(settings)
     with _settings_told():
         if settings.backends or not (settings.embedded or settings.llama_server_url):
             model = await usable_model(settings)
@@ -68,6 +69,7 @@ def _serve(*, listen: str | None, ollama_url: str | None, embedded: bool, log_le
     """Runs the service until SIGINT or SIGTERM; a second one ends it at once."""
     settings = _settings(listen=listen, ollama_url=ollama_url, embedded=embedded or None, log_level=log_level)
     _configure_log(settings.log_level)
+    _tell_idle(settings)
     with _settings_told():
         asyncio.run(_serve_until_told(settings))
 
@@ -79,8 +81,9 @@ async def _serve_until_told(settings: Settings) -> None:
     def stop() -> None:
         if is_told.is_set():
             sys.exit(130)
-        log.info("stopping", drain_s=settings.drain)
+        # First: the log may have nobody any more who reads it, and is no reason to go on.
         is_told.set()
+        log.info("stopping", drain_s=settings.drain)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
@@ -100,9 +103,15 @@ def _settings(**values: Any) -> Settings:
     A backend that is named on the command line is the only one.
     """
     if values.get("ollama_url") or values.get("embedded"):
-        values["backends"] = ()
+        others: dict[str, Any] = {"backends": (), "llama_server_url": "", "embedded": False, "ollama_url": ""}
+        values = others | {name: value for name, value in values.items() if value is not None}
     with _settings_told():
         return Settings(**{name: value for name, value in values.items() if value is not None})
+
+
+def _tell_idle(settings: Settings) -> None:
+    for line in idle_settings(settings, os.environ):
+        log.warning(line)
 
 
 @contextmanager

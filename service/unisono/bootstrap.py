@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -118,7 +119,8 @@ async def running(
             listener = TraceListener(NoOpTracerProvider())
         path = state_path(settings, os.environ)
         memory = SlotsFile(path) if path is not None else None
-        if memory is not None:
+        if path is not None and memory is not None:
+            _warn_of_state(path.parent)
             stack.push_async_callback(memory.close)
         drivers: dict[str, BackendDriver] = {}
         for one, backend in zip(configured, backends, strict=True):
@@ -167,7 +169,8 @@ async def running(
         )
         server = GrpcServer(servicer)
         port = await server.start(settings.listen)
-        target = f"{settings.listen.rpartition(':')[0]}:{port}"
+        is_socket = settings.listen.startswith("unix:")
+        target = settings.listen if is_socket else f"{settings.listen.rpartition(':')[0]}:{port}"
         try:
             yield RunningService(
                 target=target,
@@ -252,6 +255,21 @@ def state_path(settings: Settings, environ: Mapping[str, str]) -> Path | None:
         except RuntimeError:
             return None
     return base / "unisono" / _SLOTS_FILE
+
+
+def _warn_of_state(folder: Path) -> None:
+    """Says at once, and not when the first slots are learned, that they will not be remembered."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        log.warning(
+            "learned slots will not be remembered: the folder cannot be written to. Set UNISONO_STATE_DIR to another "
+            "one, or to none",
+            folder=str(folder),
+            error=error.strerror or type(error).__name__,
+        )
 
 
 async def usable_model(settings: Settings) -> str | None:

@@ -8,11 +8,12 @@ variables that end in its name. `configured_backends` puts the two together.
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, TypeAdapter, ValidationError
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, TypeAdapter, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from unisono.core.durations import parse_duration
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kKmMgG]?)(i?)[bB]?")
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3}
 _BARE = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+", re.ASCII)
+_HOST_PORT = re.compile(r"(?:\[[^\[\]\s]+\]|[^:/\[\]\s]+):([0-9]{1,5})", re.ASCII)
+_HIGHEST_PORT = 65_535
 
 
 def _duration(value: Any) -> Any:
@@ -46,6 +49,27 @@ def _milliseconds(value: Any) -> Any:
     return _duration(value)
 
 
+def _token(value: SecretStr) -> SecretStr:
+    """Without what a file of secrets has around them. What is refused is not repeated: it is a secret."""
+    text = value.get_secret_value().strip()
+    if not (text.isascii() and text.isprintable()):
+        raise ValueError("has a character that cannot stand in an HTTP header: only printable ASCII can")
+    return SecretStr(text)
+
+
+def _listen(value: str) -> str:
+    value = value.strip()
+    if value.startswith("unix:"):
+        return value
+    written = _HOST_PORT.fullmatch(value)
+    if written is None or int(written[1]) > _HIGHEST_PORT:
+        raise ValueError(
+            f"{value!r} is not HOST:PORT, like 127.0.0.1:50051 or [::]:50051, with a port from 0 (any that is free) "
+            f"to {_HIGHEST_PORT}"
+        )
+    return value
+
+
 # Seconds, and bytes. A description is what `wrong_settings` calls a value of the kind.
 _A_DURATION = Field(description="a duration like 500ms, 30s or 1h30m")
 Duration = Annotated[float, BeforeValidator(_duration), _A_DURATION]
@@ -53,6 +77,7 @@ MillisecondsOrDuration = Annotated[float, BeforeValidator(_milliseconds), _A_DUR
 _A_SIZE = Field(description="a size like 4MiB, 512kB or a number of bytes")
 Size = Annotated[int, _A_SIZE, BeforeValidator(_size)]
 Slots = Annotated[int, Field(ge=1, le=4096)]
+Token = Annotated[SecretStr, AfterValidator(_token)]
 
 
 class SettingError(ValueError):
@@ -126,6 +151,8 @@ def parse_backends(text: str) -> tuple[BackendSettings, ...]:
         if one.suffix in found:
             raise ValueError(f"two backends are called {name!r}, by names that differ in case or in - and _ at most")
         found[one.suffix] = one
+    if text.strip() and not found:
+        raise ValueError("it names no backend: each is NAME=ADDRESS, several with commas")
     return tuple(found.values())
 
 
@@ -134,10 +161,14 @@ def _backends(value: Any) -> Any:
 
 
 class Settings(BaseSettings):
-    """The service's settings; each field is the variable UNISONO_ with its name in capitals."""
+    """The service's settings; each field is the variable UNISONO_ with its name in capitals.
+
+    A variable that is empty is as one that is not set.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix="UNISONO_",
+        env_ignore_empty=True,
         extra="ignore",
         frozen=True,
         populate_by_name=True,
@@ -146,7 +177,7 @@ class Settings(BaseSettings):
     )
 
     # Where the gRPC service listens. Loopback by default: there is no authentication yet.
-    listen: str = "127.0.0.1:50051"
+    listen: Annotated[str, AfterValidator(_listen)] = "127.0.0.1:50051"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     # -- The backend: the first that is set, of these four.
@@ -161,7 +192,7 @@ class Settings(BaseSettings):
     # The model of batches and items that name none; empty: the backend's only one.
     default_model: str = ""
     # Sent to the backend as "Authorization: Bearer …". Of several, each has one of its own, or none.
-    backend_token: SecretStr = SecretStr("")
+    backend_token: Token = _NO_TOKEN
     connect_timeout: Duration = Field(default=5.0, gt=0)
     # How long one load of a model may take; three are tried.
     load_timeout: Duration = Field(default=600.0, gt=0)
@@ -238,7 +269,7 @@ class Settings(BaseSettings):
 def configured_backends(settings: Settings, environ: Mapping[str, str]) -> tuple[BackendSettings, ...]:
     """The backends, in the order of the configuration; one, where UNISONO_BACKENDS is not set.
 
-    Raises SettingError: a variable for a backend that there is not, or a number of slots that is none.
+    Raises SettingError: a variable for a backend that there is not, a number of slots or a token that is none.
     """
     if not settings.backends:
         kind = EMBEDDED if settings.embedded else LLAMA_SERVER if settings.llama_server_url else OLLAMA
@@ -248,12 +279,12 @@ def configured_backends(settings: Settings, environ: Mapping[str, str]) -> tuple
     suffixes = {one.suffix for one in settings.backends}
     for variable in environ:
         for start in (_TOKEN_OF, _SLOTS_OF):
-            if variable.startswith(start) and variable.removeprefix(start) not in suffixes:
+            if environ[variable] and variable.startswith(start) and variable.removeprefix(start) not in suffixes:
                 raise SettingError(f"{variable}: UNISONO_BACKENDS has no backend of that name")
     return tuple(
         replace(
             one,
-            token=SecretStr(environ.get(_TOKEN_OF + one.suffix, "")),
+            token=_own_token(environ, _TOKEN_OF + one.suffix),
             slots=_own_slots(environ, _SLOTS_OF + one.suffix) or settings.slots,
         )
         for one in settings.backends
@@ -269,6 +300,54 @@ def _own_slots(environ: Mapping[str, str], variable: str) -> int | None:
 
 
 _slots = TypeAdapter[int](Slots)
+
+
+def _own_token(environ: Mapping[str, str], variable: str) -> SecretStr:
+    try:
+        return _token(SecretStr(environ.get(variable, "")))
+    except ValueError as error:
+        raise SettingError(f"{variable}: {error}") from None
+
+
+# -- What does nothing -----------------------------------------------------------------------------------------
+
+# The command line's own.
+_OTHERS = ("UNISONO_SERVER",)
+# What Kubernetes sets in every pod beside a Service of the name unisono.
+_FOREIGN = re.compile(r"UNISONO_(SERVICE_(HOST|PORT)|PORT_[0-9]+_)")
+
+
+def idle_settings(settings: Settings, environ: Mapping[str, str]) -> list[str]:
+    """For each variable of ours that is set and does nothing: its name, and why."""
+    named = {
+        "UNISONO_BACKENDS": settings.backends,
+        "UNISONO_EMBEDDED": settings.embedded,
+        "UNISONO_LLAMA_SERVER_URL": settings.llama_server_url,
+        "UNISONO_OLLAMA_URL": settings.ollama_url,
+    }
+    first, *passed_over = [name for name, value in named.items() if value] or [""]
+    lines = [f"{variable} is ignored: {first} is set too, and goes first" for variable in passed_over]
+    if settings.backends and settings.backend_token.get_secret_value():
+        lines.append(f"UNISONO_BACKEND_TOKEN is ignored: with UNISONO_BACKENDS, each has its own, {_TOKEN_OF}<NAME>")
+    known = {f"UNISONO_{name.upper()}" for name in Settings.model_fields} | {*_OTHERS}
+    for variable in sorted(environ):
+        name = variable.upper()
+        if not name.startswith("UNISONO_") or not environ[variable] or name in known or _FOREIGN.match(name):
+            continue
+        if name.startswith((_TOKEN_OF, _SLOTS_OF)):
+            # Of a list, `configured_backends` sees to it; and on the command line, another was named instead of it.
+            if not settings.backends and not environ.get("UNISONO_BACKENDS"):
+                lines.append(
+                    f"{variable} is ignored: it is for one of several backends, and UNISONO_BACKENDS is not set"
+                )
+            continue
+        near = difflib.get_close_matches(
+            name.removeprefix("UNISONO_"), [one.removeprefix("UNISONO_") for one in known], 1
+        )
+        lines.append(
+            f"{variable} is ignored: there is no such setting" + "".join(f"; is UNISONO_{one} meant?" for one in near)
+        )
+    return lines
 
 
 # -- What is wrong ---------------------------------------------------------------------------------------------
@@ -298,7 +377,7 @@ def _setting(place: str, environ: Mapping[str, str]) -> tuple[str, str]:
     for name, field_info in Settings.model_fields.items():
         names = field_info.validation_alias
         if isinstance(names, AliasChoices) and place in names.choices:
-            return name, next((str(variable) for variable in names.choices if variable in environ), place)
+            return name, next((str(variable) for variable in names.choices if environ.get(str(variable))), place)
     return place.lower(), f"UNISONO_{place.upper()}"
 
 

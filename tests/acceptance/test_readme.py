@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
 from google.protobuf import json_format
 
-from tests.fakes.ollama import FakeModel
+from tests.fakes.ollama import FakeModel, FakeOllama
 from tests.integration.service import house
 from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
 from unisono.config import Settings
@@ -48,6 +51,27 @@ def test_the_grpcurl_call_is_one_of_the_contract() -> None:
     assert target == Settings.model_fields["listen"].default
     assert method in pb.DESCRIPTOR.services_by_name["BatchInference"].methods_by_name
     assert service == pb.DESCRIPTOR.services_by_name["BatchInference"].full_name
+
+
+async def test_the_command_lines_run(tmp_path: Path) -> None:
+    """As they are printed, in a clone: the file is there, and no model has to be named."""
+    (snippet,) = [block for block in blocks("sh") if block.startswith("unisono run")]
+    (tmp_path / "service").symlink_to(ROOT / "service")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("UNISONO_", "OLLAMA_"))}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    async with FakeOllama([FakeModel(name="only")]) as fake:
+        ours = {"PATH": path, "OLLAMA_HOST": fake.url, "UNISONO_SERVER": "127.0.0.1:1", "UNISONO_STATE_DIR": "none"}
+        shell = await asyncio.create_subprocess_exec(
+            *("bash", "-e", "-c", snippet),
+            cwd=tmp_path,
+            env=inherited | ours,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        said, _ = await asyncio.wait_for(shell.communicate(), 60)
+    assert shell.returncode == 0, said.decode()
+    examples = (ROOT / "service" / "unisono" / "examples" / "batch.jsonl").read_text()
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == len(examples.splitlines())
 
 
 def test_every_rpc_is_listed() -> None:

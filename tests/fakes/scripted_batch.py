@@ -286,6 +286,7 @@ class ScriptedBatch:
                 loads=1,
                 load_s=0.05,
                 duration_s=1.0,
+                participations=50,
                 prompt_tokens=84,
                 completion_tokens=50,
                 cached_prompt_tokens=20,

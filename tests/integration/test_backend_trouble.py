@@ -262,6 +262,22 @@ async def test_a_backend_that_was_never_there_fails_all_items_of_all_models_in_o
         assert seen.summary.state == event_pb2.BATCH_STATE_COMPLETED
 
 
+async def test_a_backend_that_comes_back_within_the_patience_is_found() -> None:
+    """Up to its end: the last pause between two tries is cut short. Who waited in vain is told how long."""
+    async with house(starts_away=True, settings={"backend_patience": "1s"}) as h:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        seen = await h.run(chats(1))
+        assert loop.time() - began >= 1.0
+        assert "(waited 1 s for it)" in seen.results["i0"].error.message
+        # After 0.25, 0.75 and 1.75 s at the latest it would be asked again.
+        began = loop.time()
+        call = h.run_batch(chats(1))
+        await asyncio.sleep(0.85)
+        await h.fake.come_back()
+        all_completed(await call.to_end(), 1)
+
+
 async def test_a_backend_that_says_nothing_at_all_is_given_up() -> None:
     """Requests that are answered nothing for the stall limit are BACKEND_STALLED; their connections are closed."""
     async with house(settings={"stall_timeout": "300ms"}) as h:

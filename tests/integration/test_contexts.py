@@ -70,7 +70,7 @@ async def test_no_more_than_memory_allows() -> None:
 
 
 async def test_a_batch_without_an_answer_has_no_figures_of_answers() -> None:
-    """Passes were counted; what items shared of them, and of the context, nobody was told."""
+    """Passes were counted, and who shared them; of the context nobody was told."""
     async with house(num_parallel=4, pass_s=0.005, settings={"slots": 4}) as h:
         call = h.run_batch(chats(3, num_predict=2000))
         batch_id = (await call.until("accepted")).batch_id
@@ -78,6 +78,20 @@ async def test_a_batch_without_an_answer_has_no_figures_of_answers() -> None:
         _ = await h.cancel(batch_id)
         (group,) = (await call.to_end()).report.groups
     assert group.passes.count > 5
-    assert not group.HasField("items_per_pass")
+    assert 2 < group.items_per_pass <= 3
+    assert 5 < group.fewest_passes <= group.passes.count
     assert not group.HasField("context_used")
-    assert not group.HasField("fewest_passes")
+
+
+async def test_the_batch_that_loads_the_model_knows_what_the_backend_gave_it() -> None:
+    """What it takes cannot be told before the load, where the default is the backend's; the report tells it."""
+    async with house(num_parallel=4, settings={"slots": 4}) as h:
+        items = chats(4, num_predict=8)
+        plan = await h.stub.PlanBatch(pb.PlanBatchRequest(config=config(), items=items))
+        assert not plan.groups[0].group.HasField("memory")
+        assert "the backend's default" in plan.groups[0].group.context_reason
+        cold, warm = [(await h.run(items)).report.groups[0] for _ in range(2)]
+    assert (cold.group.loaded, cold.loads, warm.group.loaded) == (False, 1, True)
+    assert cold.group.memory.context_length == warm.group.memory.context_length == 4096
+    assert cold.group.memory.kv_cache_bytes == warm.group.memory.kv_cache_bytes
+    assert cold.context_used > 0

@@ -179,6 +179,23 @@ async def test_no_fewer_passes_than_the_fewest() -> None:
         assert group.fewest_passes <= group.passes.count
 
 
+async def test_a_cancelled_item_counts_as_far_as_it_came() -> None:
+    """Its passes were made too: the bound is below what was made, and nobody had a pass for less than one item."""
+    async with house(num_parallel=4, settings={"slots": 4}, pass_s=PASS_S) as h:
+        await warm(h)
+        call = h.run_batch([*chats(3, num_predict=10), chat("long", num_predict=3000)])
+        batch_id = (await call.until("accepted")).batch_id
+        await h.fake.wait_for(lambda fake: fake.passes > 60)
+        _ = await h.cancel(batch_id, "long")
+        seen = await call.to_end()
+        (group,) = seen.report.groups
+        near(seen, speaking_passes(h))
+        long = seen.results["long"].passes
+        assert 50 < long <= group.passes.count
+        assert group.fewest_passes == long
+        assert group.items_per_pass == pytest.approx((long + 30) / group.passes.count)
+
+
 async def test_endless_repetition_is_told_and_counted() -> None:
     """The item that says one word without end fails by that name, once; the others' passes are counted."""
     async with house(num_parallel=4, settings={"slots": 4}, pass_s=PASS_S) as h:

@@ -12,8 +12,20 @@ import pytest
 
 from tests.fakes.ollama import FakeModel, FakeOllama, Fault, FaultKind
 from tests.fakes.otlp import OtlpReceiver
-from tests.integration.service import LIMIT_S, WORK_PATHS, House, Seen, chat, chats, house, is_load, refusal_of
+from tests.integration.service import (
+    LIMIT_S,
+    WORK_PATHS,
+    House,
+    Seen,
+    chat,
+    chats,
+    embed,
+    house,
+    is_load,
+    refusal_of,
+)
 from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
+from unisono.app import failover
 from unisono.bootstrap import running, usable_model
 from unisono.config import SettingError, Settings
 
@@ -101,6 +113,16 @@ async def test_a_model_that_is_being_loaded_is_not_loaded_elsewhere_too() -> Non
         assert placed(await h.run(chats(4))) == {"fake": "a"}
         await first.to_end()
         assert not b.loads
+
+
+async def test_batches_of_one_model_use_an_idle_backend_too() -> None:
+    """Where more items wait than have slots, another backend loads the model: two queues rather than a long one."""
+    async with several([SHARED], [SHARED], pass_s=0.005) as (h, (a, b)):
+        calls = [h.run_batch(chats(40, num_predict=4)) for _ in range(4)]
+        seen = [await call.to_end() for call in calls]
+        assert sorted(placed(one)["fake"] for one in seen) == ["a", "a", "b", "b"]
+        assert (a.loads, b.loads) == (1, 1)
+        assert {state for one in seen for state in one.states().values()} == {"COMPLETED"}
 
 
 async def test_different_models_are_spread() -> None:
@@ -214,6 +236,103 @@ async def test_one_that_has_gone_is_not_used_while_another_has_the_model() -> No
         assert placed(await h.run(chats(2))) == {"fake": "b"}
         await a.come_back()
         assert placed(await waiting.to_end()) == {"only-a": "a"}
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend that is away for a moment only counts as staying away."""
+    monkeypatch.setattr(failover, "AWAY_S", 0.3)
+    monkeypatch.setattr(failover, "LOOK_S", 0.05)
+
+
+@pytest.mark.usefixtures("soon")
+async def test_one_that_goes_in_the_middle_of_a_batch() -> None:
+    """What it has not answered goes on at another that has the model, in a group of its own."""
+    async with several([SHARED], [SHARED], pass_s=0.005) as (h, (a, b)):
+        call = h.run_batch(chats(24, num_predict=10))
+        _ = await call.until("result")
+        await a.go_away()
+        seen = await call.to_end()
+        assert set(seen.states().values()) == {"COMPLETED"}
+        first, second = seen.report.groups
+        assert (first.group.backend, second.group.backend) == ("a", "b")
+        assert first.group.item_count + second.group.item_count == 24
+        assert second.group.item_count == len(work_of(b)) == sum(one.group == 1 for one in seen.results.values())
+        assert first.fewest_passes <= first.passes.count
+        assert second.fewest_passes == max(10, -(-second.group.item_count * 10 // 4))
+        told = [one.item_count for one in seen.of("group_planned") if one.backend == "a"]
+        assert told == [24, first.group.item_count]
+        # Those that were on the way were broken off, and began anew.
+        assert sum(one.disturbed + one.attempts - 1 for one in seen.results.values()) in range(4, 9)
+        assert seen.report.counts.completed == 24
+        assert not h.defects
+
+
+@pytest.mark.usefixtures("soon")
+async def test_embeddings_that_wait_for_one_that_is_away() -> None:
+    """They go in requests of many items, and go on so elsewhere."""
+    model = FakeModel(name="fake-embed", capabilities=("embedding",))
+    async with several([model], [model]) as (h, (a, _)):
+        for one in (a, a):
+            assert placed(await h.run([embed("warm", "x")])) == {"fake-embed": "a"}, one
+        a.faults.add(Fault(FaultKind.DELAY, path="/api/embed", until_released=True, times=None))
+        call = h.run_batch([embed(f"e{n}", f"text {n}") for n in range(30)])
+        await a.wait_for(lambda fake: fake.in_flight > 0)
+        await a.go_away()
+        seen = await call.to_end()
+        assert set(seen.states().values()) == {"COMPLETED"}
+        assert [one.group.backend for one in seen.report.groups] == ["a", "b"]
+        assert [one.group.item_count for one in seen.report.groups] == [0, 30]
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("how", ["only there", "required"])
+async def test_items_that_cannot_go_elsewhere_wait(how: str) -> None:
+    """For a model that nobody else has, or where all were to run at one time on slots that were counted."""
+    model = ONLY_A if how == "only there" else SHARED
+    fields = {"co_scheduling": pb.CO_SCHEDULING_REQUIRED} if how == "required" else {}
+    async with several([model], [SHARED], pass_s=0.005) as (h, (a, b)):
+        await load_on(a, model.name)
+        call = h.run_batch(chats(4, num_predict=100), model=model.name, **fields)
+        await a.wait_for(lambda fake: fake.passes > 20)
+        await a.go_away()
+        await asyncio.sleep(1.0)
+        assert not call.seen.results
+        await a.come_back()
+        seen = await call.to_end()
+        assert set(seen.states().values()) == {"COMPLETED"}
+        assert placed(seen) == {model.name: "a"}
+        assert not work_of(b)
+
+
+@pytest.mark.usefixtures("soon")
+async def test_an_item_without_a_model_does_not_go_on_with_another_one() -> None:
+    """What was the only model when it was planned is what it waits for."""
+    async with several([SHARED], [ONLY_B], away="b", pass_s=0.005) as (h, (a, b)):
+        call = h.run_batch(chats(2, num_predict=100), model="")
+        await a.wait_for(lambda fake: fake.passes > 20)
+        await b.come_back()
+        await a.go_away()
+        await asyncio.sleep(1.0)
+        assert not call.seen.results
+        await a.come_back()
+        assert placed(await call.to_end()) == {"fake": "a"}
+        assert not work_of(b)
+
+
+@pytest.mark.usefixtures("soon")
+async def test_items_that_moved_keep_their_limits() -> None:
+    """An attempt that was used up before is not given back."""
+    async with several([SHARED], [SHARED], pass_s=0.005) as (h, (a, b)):
+        busy = Fault(FaultKind.ANSWER, path="/api/chat", when=lambda body: not is_load(body), status=500, times=None)
+        a.faults.add(busy)
+        b.faults.add(busy)
+        call = h.run_batch(chats(1, num_predict=5), max_attempts=2)
+        await a.wait_for(lambda _: any(one.body and not is_load(one.body) for one in work_of(a)))
+        await a.go_away()
+        (result,) = (await call.to_end()).results.values()
+        assert (result.attempts, len(work_of(a)), len(work_of(b))) == (2, 1, 1)
+        assert refusal_of(result.error).metadata["backend"] == "b"
 
 
 # -- Around ------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -25,7 +26,11 @@ async def unisono(*arguments: str, **environ: str) -> tuple[int | None, str, str
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    out, err = await asyncio.wait_for(started.communicate(), LIMIT_S)
+    try:
+        out, err = await asyncio.wait_for(started.communicate(), LIMIT_S)
+    finally:
+        if started.returncode is None:
+            started.kill()
     return started.returncode, out.decode(), err.decode()
 
 
@@ -36,6 +41,12 @@ async def unisono(*arguments: str, **environ: str) -> tuple[int | None, str, str
         ("doctor", "UNISONO_BACKENDS", "a=http://x, a=http://y", "UNISONO_BACKENDS: two backends are called 'a'"),
         ("serve", "UNISONO_BACKENDS", "a=x, b=x", "UNISONO_BACKENDS: a and b are one"),
         ("doctor", "UNISONO_BACKENDS", "a=ftp://x", "the address of backend a: the scheme must be http or https"),
+        ("serve", "UNISONO_BACKENDS", ",", "UNISONO_BACKENDS: it names no backend"),
+        ("serve", "UNISONO_BACKENDS", "a=http://", "the address of backend a: it names neither a host nor a port"),
+        ("serve", "UNISONO_OLLAMA_URL", ":", "the address of backend ollama: it names neither a host nor a port"),
+        ("serve", "UNISONO_LISTEN", "nonsense", "UNISONO_LISTEN: 'nonsense' is not HOST:PORT"),
+        ("serve", "UNISONO_LISTEN", "127.0.0.1:99999", "UNISONO_LISTEN: '127.0.0.1:99999' is not HOST:PORT"),
+        ("serve", "UNISONO_BACKEND_TOKEN", "s3cré", "UNISONO_BACKEND_TOKEN: has a character that cannot stand in"),
         ("serve", "UNISONO_SLOTS", "0", "UNISONO_SLOTS is '0'; it must be a whole number, 1 to 4096"),
         ("serve", "UNISONO_MEMORY_FACTOR", "abc", "UNISONO_MEMORY_FACTOR is 'abc'; it must be a number, above 0 and"),
         ("serve", "OLLAMA_BATCH_TIMEOUT", "soon", "OLLAMA_BATCH_TIMEOUT: 'soon' is not a duration"),
@@ -61,3 +72,55 @@ async def test_the_command_line_names_the_only_backend() -> None:
         assert code == 0
         assert "named:latest" in out
         assert "listed:latest" not in out
+
+
+async def test_the_command_line_wins_over_an_embedded_engine_of_the_environment() -> None:
+    """The backend that it names is the only one, and nobody is told of what it passes over."""
+    async with FakeOllama([FakeModel(name="named")]) as named:
+        code, out, err = await unisono("doctor", "--ollama", named.url, UNISONO_EMBEDDED="true")
+        assert code == 0
+        assert "named:latest" in out
+        assert "ignored" not in err
+
+
+async def test_a_token_out_of_a_file_is_sent_without_its_newline() -> None:
+    """And not repeated in an error."""
+    async with FakeOllama([FakeModel(name="only")]) as fake:
+        environ = {"UNISONO_BACKEND_TOKEN": "s3cret\n", "OLLAMA_HOST": fake.url}
+        code, out, err = await unisono("doctor", **environ)
+        assert code == 0, out + err
+        assert {request.headers.get("authorization") for request in fake.requests} == {"Bearer s3cret"}
+        assert "s3cret" not in out + err
+
+
+async def test_what_does_nothing_is_told_at_the_start(tmp_path: Path) -> None:
+    """A setting that does not exist, and a folder that cannot be written to."""
+    (tmp_path / "file").touch()
+    async with FakeOllama([FakeModel(name="only")]) as fake:
+        state_dir = str(tmp_path / "file" / "folder")
+        code, _, err = await unisono(
+            "doctor", UNISONO_SLOT="8", OLLAMA_BATCH_ENABLED="", OLLAMA_HOST=fake.url, UNISONO_STATE_DIR=state_dir
+        )
+    assert code == 0
+    assert "UNISONO_SLOT is ignored: there is no such setting; is UNISONO_SLOTS meant?" in err
+    assert "learned slots will not be remembered" in err
+    assert state_dir in err
+
+
+async def test_a_service_whose_log_nobody_reads_is_stopped_all_the_same() -> None:
+    """One SIGTERM ends it, also where the program that started it, and read its log, is gone."""
+    environ = {"UNISONO_STATE_DIR": "none", "UNISONO_LISTEN": "127.0.0.1:0", "OLLAMA_HOST": "127.0.0.1:1"}
+    reading, writing = os.pipe()
+    started = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "unisono", "serve"), env=os.environ | environ, stderr=writing
+    )
+    os.close(writing)
+    try:
+        with os.fdopen(reading, "rb") as log:
+            while b"serving" not in await asyncio.wait_for(asyncio.to_thread(log.readline), LIMIT_S):
+                pass
+        started.terminate()
+        _ = await asyncio.wait_for(started.wait(), LIMIT_S)
+    finally:
+        if started.returncode is None:
+            started.kill()

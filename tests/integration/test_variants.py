@@ -199,3 +199,28 @@ async def test_a_plan_and_a_single_request_know_answers_too() -> None:
         assert [(one.item_id, one.index) for one in refused_plan.refusals] == [("e", 1)]
         seen = await h.infer(several(chat("", "[[say=hi]]"), 2)).to_end()
         assert set(seen.results) == {"0#1", "0#2"}
+
+
+async def test_an_item_is_cancelled_with_all_its_answers() -> None:
+    """By its own id, which none of them has; an answer that is named besides is counted once."""
+    async with house(num_parallel=8) as h:
+        h.fake.hold_passes()
+        call = h.run_batch([several(chat("a"), 4), chat("b"), several(chat("c"), 2)])
+        batch_id = (await call.until("accepted")).batch_id
+        assert await h.cancel(batch_id, "a#2") == (1, 0)
+        assert await h.cancel(batch_id, "a", "a#1") == (3, 1)
+        h.fake.release_passes()
+        states = (await call.to_end()).states()
+        assert {name for name, state in states.items() if state == "CANCELLED"} == {"a#1", "a#2", "a#3", "a#4"}
+        assert {name for name, state in states.items() if state == "COMPLETED"} == {"b", "c#1", "c#2"}
+
+
+async def test_a_stream_cancels_an_item_with_all_its_answers() -> None:
+    """As CancelBatch does; an id that there is not is passed over."""
+    async with house(num_parallel=8) as h:
+        stream = await h.stream().open(release=pb.ReleasePolicy(interval=span(0)))
+        await stream.add(several(chat("a"), 3), chat("b"))
+        _ = await stream.until_acked(4)
+        _ = await stream.cancel_items("a", "nobody")
+        states = (await (await stream.half_close()).to_end()).states()
+        assert states == {"a#1": "CANCELLED", "a#2": "CANCELLED", "a#3": "CANCELLED", "b": "COMPLETED"}

@@ -7,7 +7,14 @@ import os
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from unisono.config import SettingError, Settings, configured_backends, parse_backends, wrong_settings
+from unisono.config import (
+    SettingError,
+    Settings,
+    configured_backends,
+    idle_settings,
+    parse_backends,
+    wrong_settings,
+)
 
 
 @pytest.mark.parametrize("name", ["UNISONO_MEMORY_FACTOR", "OLLAMA_BATCH_MEMORY_FACTOR"])
@@ -100,6 +107,119 @@ def test_all_that_is_wrong_is_told() -> None:
     assert "UNISONO_LOG_LEVEL is 'loud'; it must be debug, info, warning or error" in lines
     assert any(line.startswith("UNISONO_BACKENDS is not") for line in lines)
     assert "secret" not in str(lines)
+
+
+# -- A token -----------------------------------------------------------------------------------------------------
+
+
+def test_a_token_is_taken_without_what_a_file_of_secrets_has_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A newline at its end would be an illegal header, and an error that repeats it."""
+    monkeypatch.setenv("UNISONO_BACKEND_TOKEN", " s3cret\r\n")
+    (one,) = configured_backends(Settings(), {})
+    assert one.token.get_secret_value() == "s3cret"
+    several = Settings(backends="a=http://x")  # type: ignore[arg-type]  # as it is written
+    (one,) = configured_backends(several, {"UNISONO_BACKEND_TOKEN_A": "s3cret\n"})
+    assert one.token.get_secret_value() == "s3cret"
+
+
+@pytest.mark.parametrize("value", ["s3\ncret", "s3\x00cret", "s3\tcret", "s3cré", "s3\udce9cret", "s3cret\x7f"])
+def test_a_token_that_no_header_can_hold(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """The setting is named, and its value is not."""
+    says = "has a character that cannot stand in an HTTP header: only printable ASCII can"
+    several = Settings(backends="a=http://x")  # type: ignore[arg-type]  # as it is written
+    with pytest.raises(SettingError) as told:
+        configured_backends(several, {"UNISONO_BACKEND_TOKEN_A": value})
+    assert str(told.value) == f"UNISONO_BACKEND_TOKEN_A: {says}"
+    with pytest.raises(ValidationError) as caught:
+        Settings(backend_token=SecretStr(value))
+    assert wrong_settings(caught.value, {}) == [f"UNISONO_BACKEND_TOKEN: {says}"]
+    assert "s3" not in str(caught.value)
+
+
+# -- Where it listens --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["127.0.0.1:0", "[::1]:50051", "gpu-box:65535", " 0.0.0.0:1 ", "unix:/tmp/u.sock"])
+def test_where_it_can_listen(value: str) -> None:
+    """A host and a port, or a Unix socket."""
+    assert Settings(listen=value).listen == value.strip()
+
+
+@pytest.mark.parametrize(
+    "value", ["nonsense", "127.0.0.1", "50051", ":50051", "::1:50051", "h:99999", "h:-1", "h:1x"]
+)
+def test_where_it_cannot_listen(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """A port beyond the highest would be another one."""
+    monkeypatch.setenv("UNISONO_LISTEN", value)
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    (line,) = wrong_settings(caught.value, os.environ)
+    assert line.startswith(f"UNISONO_LISTEN: {value!r} is not HOST:PORT, like 127.0.0.1:50051")
+
+
+# -- What does nothing -------------------------------------------------------------------------------------------
+
+
+def test_a_variable_that_is_empty_is_as_if_it_were_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compose files make such; the other name of a setting counts then."""
+    usual = Settings()
+    for name in Settings.model_fields:
+        monkeypatch.setenv(f"UNISONO_{name.upper()}", "")
+    for name in ("BATCH_ENABLED", "BATCH_SIZE", "BATCH_TIMEOUT", "BATCH_MEMORY_FACTOR"):
+        monkeypatch.setenv(f"OLLAMA_{name}", "")
+    assert Settings() == usual.model_copy(update={"state_dir": ""})
+    assert idle_settings(Settings(), os.environ) == []
+    several = Settings(backends="a=http://x")  # type: ignore[arg-type]  # as it is written
+    assert configured_backends(several, {"UNISONO_SLOTS_B": "", "UNISONO_BACKEND_TOKEN_B": ""})
+    monkeypatch.setenv("OLLAMA_BATCH_SIZE", "x")
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    (line,) = wrong_settings(caught.value, os.environ)
+    assert line.startswith("OLLAMA_BATCH_SIZE is 'x'")
+
+
+@pytest.mark.parametrize(
+    ("environ", "lines"),
+    [
+        (
+            {"UNISONO_SLOTS": "8", "unisono_item_timeout": "1s", "UNISONO_SERVER": "x:1", "OLLAMA_BATCH_SIZE": "4"},
+            [],
+        ),
+        ({"UNISONO_SERVICE_PORT_GRPC": "50051", "UNISONO_PORT_50051_TCP_ADDR": "10.0.0.1"}, []),
+        (
+            {"UNISONO_SLOT": "8"},
+            ["UNISONO_SLOT is ignored: there is no such setting; is UNISONO_SLOTS meant?"],
+        ),
+        ({"UNISONO_XYZ": "8"}, ["UNISONO_XYZ is ignored: there is no such setting"]),
+        (
+            {"UNISONO_SLOTS_GPU1": "8"},
+            ["UNISONO_SLOTS_GPU1 is ignored: it is for one of several backends, and UNISONO_BACKENDS is not set"],
+        ),
+        (
+            {"UNISONO_EMBEDDED": "true", "UNISONO_OLLAMA_URL": "http://x"},
+            ["UNISONO_OLLAMA_URL is ignored: UNISONO_EMBEDDED is set too, and goes first"],
+        ),
+        ({"UNISONO_EMBEDDED": "false", "UNISONO_OLLAMA_URL": "http://x"}, []),
+        (
+            {"UNISONO_BACKENDS": "a=http://y", "UNISONO_LLAMA_SERVER_URL": "http://x", "UNISONO_BACKEND_TOKEN": "t"},
+            [
+                "UNISONO_LLAMA_SERVER_URL is ignored: UNISONO_BACKENDS is set too, and goes first",
+                (
+                    "UNISONO_BACKEND_TOKEN is ignored: with UNISONO_BACKENDS, each has its own, "
+                    "UNISONO_BACKEND_TOKEN_<NAME>"
+                ),
+            ],
+        ),
+        ({"UNISONO_BACKENDS": "a=http://y", "UNISONO_SLOTS_A": "3", "UNISONO_BACKEND_TOKEN_A": "t"}, []),
+    ],
+)
+def test_what_does_nothing_is_told(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], lines: list[str]
+) -> None:
+    """With the name that is near."""
+    for variable, value in environ.items():
+        monkeypatch.setenv(variable, value)
+    assert idle_settings(Settings(), environ) == lines
 
 
 # -- The window --------------------------------------------------------------------------------------------------
@@ -200,6 +320,8 @@ def test_what_only_one_of_several_has() -> None:
         "gpu1=ollama+",
         "a=http://x, A=http://y",
         "a-b=http://x, a_b=http://y",
+        ",",
+        " , ,",
     ],
 )
 def test_lists_that_are_none(monkeypatch: pytest.MonkeyPatch, text: str) -> None:

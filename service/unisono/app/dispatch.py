@@ -9,18 +9,19 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from unisono.app.coalesce import Coalescer
+from unisono.app.failover import Failover
 from unisono.app.group_run import GroupRun
 from unisono.core.advice import forced_one_slot
 from unisono.core.batch import CoScheduling
 from unisono.core.commands import Terms, Work
-from unisono.core.errors import InternalError, UnisonoError
+from unisono.core.errors import BackendUnavailableError, InternalError, UnisonoError
 from unisono.core.limits import text_bytes
 from unisono.core.model import ItemState
 from unisono.core.plan import plan
 from unisono.core.prefixes import lone_prefix
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from unisono.app.batch_journal import BatchJournal
     from unisono.app.coalesce import Company
@@ -92,6 +93,11 @@ class Dispatch:
         # Releases that were not planned yet.
         self._to_plan: deque[list[ItemRun]] = deque()
         self._planner: asyncio.Task[None] | None = None
+        # Elsewhere they might not all run at one time, as REQUIRED was promised.
+        can_move = len(drivers) > 1 and config.co_scheduling is not CoScheduling.REQUIRED
+        self._failover = (
+            Failover(self.groups, resolver, clock, move=self._move, report_defect=report_defect) if can_move else None
+        )
 
     def release(self, runs: Iterable[ItemRun]) -> None:
         """These items go now; those that have ended meanwhile are left out."""
@@ -134,6 +140,8 @@ class Dispatch:
         """All items have ended: the planner may still be asking a backend that is away for their models."""
         if self._planner is not None:
             _ = self._planner.cancel()
+        if self._failover is not None:
+            self._failover.stop()
         # Its last results may have filled the journal: drivers must not remember for ever that it was to wait.
         self.resume()
 
@@ -146,6 +154,14 @@ class Dispatch:
             found += [(before + each.number, group.number, each) for each in page]
             before += group.counter.count.count
         return found
+
+    def _move(self, group: GroupRun, runs: Sequence[ItemRun]) -> None:
+        """These items leave a group whose backend is away, and are released anew."""
+        group.let_go(runs)
+        error = BackendUnavailableError("the backend is away, and another has the model")
+        self.end([run.item.index for run in runs], ItemState.CANCELLED, error)
+        self._journal.write(group.planned)
+        self.release(group.take_left())
 
     # -- Planning ------------------------------------------------------------------------------------------
 
@@ -253,7 +269,7 @@ class Dispatch:
                 speak_by_s=accepted_s + config.queue_timeout_s if config.queue_timeout_s else None,
                 end_by_s=self.deadline_s,
                 silence_s=config.item_timeout_s or None,
-                max_attempts=config.max_attempts,
+                max_attempts=max(1, config.max_attempts - run.earlier_attempts),
                 num_predict=item.options.num_predict,
                 terms=self._terms,
                 prefix=prefix,
@@ -269,5 +285,7 @@ class Dispatch:
             keep_alive_s=config.keep_alive_s,
             context_tokens=planned.context_tokens,
         )
+        if self._failover is not None and works:
+            self._failover.start()
         if self._journal.is_full:
             group.driver.park(self._key)

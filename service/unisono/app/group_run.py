@@ -12,7 +12,7 @@ from unisono.core.report import GroupPlanned, GroupReport, RunnerFigures, WaveRe
 from unisono.core.tally import ContextTally, FamilyTally, one_at_a_time_s
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from unisono.app.batch_journal import BatchJournal
     from unisono.app.driver import BackendDriver
@@ -62,6 +62,9 @@ class GroupRun:
         self._on_result = on_result
         self._on_load = on_load
         self._runs: dict[int, ItemRun] = {}
+        # Those that are being taken back, by ticket; and that have been.
+        self._leaving: set[int] = set()
+        self._left: list[ItemRun] = []
         self._waves = 0
         self._loads = 0
         self._load_s = 0.0
@@ -71,7 +74,8 @@ class GroupRun:
         self._context = ContextTally()
         # What was seen of the runner up to the first release, and up to the last end.
         self._before = self._after = RunnerFigures()
-        # Passes that each answer took part in for certain, for the fewest that could have done; None: not known.
+        # Passes that each item took part in for certain, in its last attempt that spoke, for the fewest that could
+        # have done; None: not known.
         self._passes: list[int | None] = []
         # The first wave: how close together it went out, who was in it, and when they first spoke.
         self._first_spread_s = 0.0
@@ -83,6 +87,20 @@ class GroupRun:
         run.ticket, run.group, run.prefix = ticket, self.number, prefix
         self._families.joined(prefix)
         self._runs[ticket] = run
+
+    @property
+    def waiting(self) -> list[ItemRun]:
+        """Items that are not at the backend."""
+        return [run for run in self._runs.values() if run.released_ns is None]
+
+    def let_go(self, runs: Iterable[ItemRun]) -> None:
+        """These items are about to be ended at the driver, and do not end with that: `take_left` has them then."""
+        self._leaving.update(run.ticket for run in runs if run.ticket is not None)
+
+    def take_left(self) -> list[ItemRun]:
+        """Those that were let go; they are of no group now."""
+        left, self._left = self._left, []
+        return left
 
     @property
     def planned(self) -> GroupPlanned:
@@ -127,9 +145,9 @@ class GroupRun:
     def item_staging(self, ticket: int, attempt: int) -> Mapping[str, str]:
         """See Sink."""
         run = self._runs[ticket]
-        run.start(attempt)
+        run.start(run.earlier + attempt)
         now_ns = self._clock.time_ns()
-        return self._watch.item_staging(item=run.item, group=self.number, attempt=attempt, at_ns=now_ns)
+        return self._watch.item_staging(item=run.item, group=self.number, attempt=run.attempt, at_ns=now_ns)
 
     def item_staged(self, ticket: int) -> None:
         """See Sink."""
@@ -216,7 +234,7 @@ class GroupRun:
         run.released_ns = None
         self._watch.item_retried(
             index=run.item.index,
-            attempt=word.attempt,
+            attempt=run.earlier + word.attempt,
             error=word.error,
             again_in_s=word.again_in_s,
             is_free=word.is_free,
@@ -226,20 +244,39 @@ class GroupRun:
     def item_ended(self, end: End) -> None:
         """See Sink."""
         run = self._runs.pop(end.ticket)
+        if end.ticket in self._leaving:
+            self._leave(run, end)
+            return
         self.retries += max(0, end.attempts - 1)
         self._last_end_ns = now_ns = self._clock.time_ns()
         if run.answer is None:
             self._break_off(run)
+            if run.part is not None:
+                self._passes.append(run.part.at_least)
         if not self._runs:
             self._after = self.driver.figures(self.runner)
         self._on_result(
             run.result(end.state, error=end.error, attempts=end.attempts, disturbed=end.disturbed, at_ns=now_ns)
         )
 
+    def _leave(self, run: ItemRun, end: End) -> None:
+        """It goes on in another group."""
+        self._leaving.discard(end.ticket)
+        # Whatever follows is another attempt.
+        self.retries += end.attempts
+        self._break_off(run)
+        if not self._runs:
+            self._after = self.driver.figures(self.runner)
+        self._families.left(run.prefix)
+        self.item_count -= 1
+        run.leave(attempts=end.attempts, disturbed=end.disturbed)
+        self._left.append(run)
+
     def _break_off(self, run: ItemRun) -> None:
         """Its answer is over without an end: by the backend's clock, when it last spoke."""
         if run.heard_ns is not None:
             run.part = self.counter.ended(run.item.index, run.heard_ns, tokens=None, has_end_token=False)
+            run.heard_ns = None
 
     def runner_loading(self) -> None:
         """See Sink. That a runner in memory is asked whether it is there is no event."""
@@ -258,6 +295,9 @@ class GroupRun:
             event = Loading(group=self.number, state=LoadState.FAILED, duration_s=duration_s, error=error)
             self._journal.write(event)
             return
+        if outcome.context_tokens:
+            # Where no item asks for a context, only the backend knows what it gave.
+            self._first = replace(self._first, context_tokens=outcome.context_tokens)
         if not outcome.was_loaded:
             self._loads += 1
             self._load_s += outcome.duration_s
@@ -292,6 +332,7 @@ class GroupRun:
             loads=self._loads,
             load_s=self._load_s,
             duration_s=None if start is None or end is None else (end - start) / 1e9,
+            participations=self.counter.participations,
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
             cached_prompt_tokens=self.cached_prompt_tokens,

@@ -29,7 +29,7 @@ class ItemRun:
     accepted_ns: int = 0
     released_ns: int | None = None
     first_token_ns: int | None = None
-    # When it last spoke, by the backend's clock.
+    # When it last spoke in this attempt, by the backend's clock; None once that has broken off.
     heard_ns: int | None = None
     # The attempt that speaks, from 1.
     attempt: int = 0
@@ -42,13 +42,16 @@ class ItemRun:
     answer: Finished | None = None
     # Characters of the last piece, for those who gather text.
     last_piece_bytes: int = 0
-    # What it took part in when it last spoke; None before.
+    # What it took part in, in its last attempt that spoke; None before.
     part: Part | None = None
     # What its prompt has in common with others', and why it was last released.
     prefix: Prefix | None = None
     release_reason: ReleaseReason | None = None
     # Items in its request, itself included.
     bundle_size: int = 1
+    # Times that it was released in groups that it has left, and of these, broken off for another item's sake.
+    earlier_attempts: int = 0
+    earlier_disturbed: int = 0
 
     def start(self, attempt: int) -> None:
         """A new attempt begins, with nothing said."""
@@ -57,6 +60,19 @@ class ItemRun:
         for said in (self.content, self.thinking, self.tool_calls, self.logprobs):
             said.clear()
         self.answer = None
+
+    def leave(self, *, attempts: int, disturbed: int) -> None:
+        """It leaves its group, where it was released so often, and is to be planned anew."""
+        self.ticket = self.group = self.prefix = self.part = None
+        self.released_ns = None
+        self.bundle_size = 1
+        self.earlier_attempts += attempts
+        self.earlier_disturbed += disturbed
+
+    @property
+    def earlier(self) -> int:
+        """Attempts before those of its present group."""
+        return self.earlier_attempts + self.earlier_disturbed
 
     @property
     def has_spoken(self) -> bool:
@@ -78,6 +94,7 @@ class ItemRun:
     ) -> Result:
         """How it ended."""
         answer = self.answer if state is ItemState.COMPLETED else None
+        attempts += self.earlier_attempts
         # Joined, so that a reader who has not been sent it all yet holds no more than the result does.
         self.content, self.thinking = ["".join(self.content)], ["".join(self.thinking)]
         self.is_over = True
@@ -91,11 +108,11 @@ class ItemRun:
             timings=self._timings(at_ns) if attempts else None,
             attempts=attempts,
             shared_with=self.part.shared_with if self.part else 0,
-            passes=(self.part.passes or 0) if self.part and answer else 0,
+            passes=(self.part.passes or 0) if self.part else 0,
             group=self.group,
             variant_of=self.item.variant_of,
             release_reason=self.release_reason,
-            disturbed=disturbed,
+            disturbed=disturbed + self.earlier_disturbed,
             bundle_size=self.bundle_size,
         )
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from unisono.core import retry
 from unisono.core.errors import BackendUnavailableError, ModelNotFoundError, UnisonoError
+from unisono.core.model import RunnerSpec
 from unisono.core.placement import BackendState, place
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class Resolver:
         found: dict[str, _Answer] = {}
         for start in range(0, len(wanted), AT_A_TIME):
             some = wanted[start : start + AT_A_TIME]
-            answers = await asyncio.gather(*(self._find(name, deadline_s) for name in some))
+            answers = await asyncio.gather(*(self._find(name, deadline_s, patience_s) for name in some))
             found.update(zip(some, answers, strict=True))
         candidates = {name: models for name, models in found.items() if not isinstance(models, UnisonoError)}
         backends = list(dict.fromkeys(model.backend for models in candidates.values() for model in models))
@@ -131,13 +132,17 @@ class Resolver:
 
     def _state(self, backend: str, loaded: Iterable[LoadedRunner]) -> BackendState:
         driver = self._drivers[backend]
-        at_work = (one.runner.digest for one in driver.standing if one.is_busy)
-        ready = frozenset((*(runner.digest for runner in loaded), *at_work))
+        ready: dict[str, int] = {}
+        for one in loaded:
+            runner = RunnerSpec(backend=backend, model=one.model, digest=one.digest)
+            ready[one.digest] = one.slots or driver.slot_state(runner).limit
+        # What was learned of one that is at work is about that one.
+        ready |= {one.runner.digest: driver.slot_state(one.runner).limit for one in driver.standing if one.is_busy}
         return BackendState(busy=driver.queued + driver.in_flight, ready=ready)
 
     # -- One name ------------------------------------------------------------------------------------------
 
-    async def _find(self, name: str, deadline_s: float) -> _Answer:
+    async def _find(self, name: str, deadline_s: float, patience_s: float) -> _Answer:
         """The models that a name may mean, one for each backend that has it; or why there is none."""
         failures = 0
         while True:
@@ -148,11 +153,12 @@ class Resolver:
             away = next((one for one in answers.values() if isinstance(one, BackendUnavailableError)), None)
             if away is None:
                 return self._missing(name, [one for one in answers.values() if isinstance(one, UnisonoError)])
+            left_s = deadline_s - self._clock.monotonic_s()
+            if left_s <= 0:
+                return _waited(away, patience_s)
             failures += 1
-            pause_s = retry.backoff_s(failures, name)
-            if self._clock.monotonic_s() + pause_s > deadline_s:
-                return away
-            await asyncio.sleep(pause_s)
+            # The last pause is cut short: what comes back just before the end is still found.
+            await asyncio.sleep(min(left_s, retry.backoff_s(failures, name)))
 
     def _same(self, name: str, found: list[ModelInfo]) -> _Answer:
         """What was found, unless nobody can tell which is meant: no name stands for the only model that there is."""
@@ -262,3 +268,11 @@ class Resolver:
             self._first_names[key] = model.name
             return model
         return first
+
+
+def _waited(error: BackendUnavailableError, patience_s: float) -> BackendUnavailableError:
+    """What those are told who have waited in vain, if they waited."""
+    if patience_s <= 0:
+        return error
+    said = f"{error.message} (waited {patience_s:g} s for it)"
+    return BackendUnavailableError(said, metadata=error.metadata, retry_after_s=error.retry_after_s)

@@ -91,6 +91,8 @@ class RunningBatch:
         # Items by index, until they end; the ids of all, and by index the fingerprints of what was asked.
         self._runs: dict[int, ItemRun] = {}
         self._index_of: dict[str, int] = {}
+        # The answers of an item that has several, by the item's own id.
+        self._variants_of: dict[str, list[int]] = {}
         self._fingerprints: list[int] = []
         # Items that were added and not yet released.
         self._waiting: list[ItemRun] = []
@@ -229,16 +231,16 @@ class RunningBatch:
     ) -> tuple[int, int]:
         """Cancels items, or all of them and closes the input; answers with how many, and how many had ended.
 
+        The id of an item with several answers stands for all of them.
         `error` says why; None: the caller wanted it. Raises ItemNotFoundError, unless such items are ignored.
         """
         is_all = not item_ids
-        item_ids = list(dict.fromkeys(item_ids))
-        if ignores_unknown:
-            item_ids = [item_id for item_id in item_ids if item_id in self._index_of]
-        unknown = [item_id for item_id in item_ids if item_id not in self._index_of]
-        if unknown:
+        found = {item_id: self._indexes(item_id) for item_id in item_ids}
+        unknown = [item_id for item_id, indexes in found.items() if not indexes]
+        if unknown and not ignores_unknown:
             raise ItemNotFoundError(f"batch {self.batch_id} has no item {unknown[0]!r}")
-        indexes = [self._index_of[item_id] for item_id in item_ids] if not is_all else list(self._index_of.values())
+        named = dict.fromkeys(index for indexes in found.values() for index in indexes)
+        indexes = list(self._index_of.values() if is_all else named)
         running = [index for index in indexes if index in self._runs]
         if is_all:
             self._cut_short = self._cut_short or error or CancelledItemError("the batch was cancelled")
@@ -311,11 +313,17 @@ class RunningBatch:
         item_ids = [one.item.item_id for one in several]
         return [Ack(item_id=item_id, place=place, index=self._index_of[item_id]) for item_id in item_ids]
 
+    def _indexes(self, item_id: str) -> Sequence[int]:
+        """The item of that id, or the answers of the item that was sent under it."""
+        index = self._index_of.get(item_id)
+        return self._variants_of.get(item_id, ()) if index is None else (index,)
+
     def _place(self, item: Item | BadItem, wrong: Sequence[Violation]) -> None:
         """Makes an item part of the batch: waiting for its release, or failed at once."""
         index = len(self._fingerprints)
         self._fingerprints.append(_fingerprint(item))
-        self._index_of.setdefault(item.item_id, index)
+        if self._index_of.setdefault(item.item_id, index) == index and item.variant_of:
+            self._variants_of.setdefault(item.variant_of, []).append(index)
         if isinstance(item, BadItem) or wrong:
             error = intake.error_of(wrong)
             self._end_item(

@@ -11,7 +11,7 @@ to decide, and is never reported.
 
 *p*: from the release of a request to its first token the runner computes its prompt. Requests overlap there, so one
 *episode* is taken as a whole, from when the first prompt is begun until no prompt is left: its time, less that of
-the passes in between, ÷ the prompt tokens that were computed.
+the passes in between and of the one that gave the last first token, ÷ the prompt tokens that were computed.
 
 Lengths of answers are predicted by how much of its `num_predict` an answer used so far, or by the mean where there
 is no bound. Everything fades, so that a change is followed.
@@ -107,6 +107,7 @@ class CostMeter:
         self._episode_s = 0.0
         self._episode_tokens = 0.0
         self._episode_passes_s = 0.0
+        self._episode_prompts = 0
         self._prompt_tokens = self._prompt_s = 0.0
         self._bytes = self._told_tokens = 0.0
         self._all = _Lengths()
@@ -195,7 +196,9 @@ class CostMeter:
         self._disturb()
         if self._prefilling == 0:
             self._episode_s, self._episode_tokens, self._episode_passes_s = now, 0.0, 0.0
+            self._episode_prompts = 0
         self._prefilling += 1
+        self._episode_prompts += 1
         self._episode_tokens += self.tokens(computed_bytes)
 
     def prompt_done(self, now: float) -> None:
@@ -204,7 +207,9 @@ class CostMeter:
         if self._prefilling:
             return
         if self._episode_tokens >= _LEAST_PROMPT_TOKENS:
-            took_s = max(0.0, now - self._episode_s - self._episode_passes_s)
+            costs = self.costs
+            last_s = costs.pass_s + costs.token_s * self._episode_prompts if costs else 0.0
+            took_s = max(0.0, now - self._episode_s - self._episode_passes_s - last_s)
             fading = exp(-self._episode_tokens / _PROMPT_MEMORY)
             self._prompt_s = self._prompt_s * fading + took_s
             self._prompt_tokens = self._prompt_tokens * fading + self._episode_tokens

@@ -8,7 +8,7 @@ A wrong guess costs time, never an answer.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -92,10 +92,14 @@ class Lanes:
         """Whether any lane holds as much of it as matters."""
         return self.best_held(prefix) >= MIN_SHARED_BYTES
 
-    def is_held_by_all(self, prefix: Prefix | None) -> bool:
-        """Whether every lane holds about as much of it as the one that holds most."""
-        least = self.best_held(prefix) - MIN_SHARED_BYTES
-        return all(common_bytes(lane.holds, prefix) > least for lane in self.all)
+    def is_held_by_few(self, prefix: Prefix | None, enough: int) -> bool:
+        """Whether some lanes hold as much of it as matters, but fewer than so many, and not all."""
+        held = self.best_held(prefix)
+        if prefix is None or held < MIN_SHARED_BYTES:
+            return False
+        # The first step of those that only they hold who hold about as much as the one that holds most.
+        step = bisect_right(prefix.sizes, held - MIN_SHARED_BYTES)
+        return self._steps[prefix.digests[step]] < min(enough, len(self.all))
 
     def hold(self, lane: Lane, prefix: Prefix | None) -> None:
         """The lane holds this from now on."""

@@ -126,6 +126,8 @@ def common_bytes(one: Prefix | None, other: Prefix | None) -> int:
     """Bytes of text that two leading parts have in common."""
     if one is None or other is None:
         return 0
+    if one is other:
+        return one.size
     steps = min(len(one.digests), len(other.digests))
     # A digest covers all before it: once they differ, they differ for good.
     alike = bisect_left(range(steps), x=True, key=lambda at: one.digests[at] != other.digests[at])

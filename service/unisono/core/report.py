@@ -137,6 +137,8 @@ class GroupReport:
     duration_s: float | None
     prompt_tokens: int
     completion_tokens: int
+    # How often an item took part in a pass, those that were not answered and earlier attempts included.
+    participations: int = 0
     # Of the prompt tokens, those found in a cache; None where the backend does not say.
     cached_prompt_tokens: int | None = None
     # Slots × seconds that were not used between its first release and its last end, by reason; the runner's.
@@ -158,8 +160,8 @@ class GroupReport:
 
     @property
     def items_per_pass(self) -> float | None:
-        """Tokens of answers ÷ passes; None where there was no pass, or no answer to count."""
-        return self.completion_tokens / self.passes.count if self.passes.count and self.completion_tokens else None
+        """Items that took part in a pass, on average; None where there was no pass."""
+        return self.participations / self.passes.count if self.passes.count else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,11 +183,11 @@ class Report:
 
 
 def fewest_passes(passes_by_item: list[int], slots: int) -> int | None:
-    """The fewest forward passes that these answers need on so many slots.
+    """The fewest forward passes that these items need on so many slots.
 
-    `passes_by_item`: what each takes part in, which is as many as it has tokens unless a model drafts. A pass has
-    room for `slots` items: so never fewer than one item's, nor than all items' ÷ slots, rounded up. None where the
-    slots are not known (0).
+    `passes_by_item`: what each takes part in, which is as many as it has tokens unless a model drafts; of one that
+    broke off, as far as it came. A pass has room for `slots` items: so never fewer than one item's, nor than all
+    items' ÷ slots, rounded up. None where the slots are not known (0).
     """
     if slots <= 0:
         return None

@@ -303,12 +303,16 @@ class Schedule:
 
     @property
     def _does_any_do(self) -> bool:
-        """Whether it does not matter which item gets which slot: nobody waits for what only some slots hold."""
+        """Whether it does not matter which item gets which slot: nobody waits for what only some slots hold.
+
+        Of these, as many as are known: a lane that is tried beside them holds nothing yet.
+        """
         if any(family.count > 1 and not self._lanes.is_held(family.prefix) for family in self.room.compared()):
             return False
-        prefixes = [family.prefix for family in self.room.compared()]
-        prefixes += [seat.item.prefix for seat in self._seats.decided.values() if seat.item.prefix is not None]
-        return not any(self._lanes.is_held(prefix) and not self._lanes.is_held_by_all(prefix) for prefix in prefixes)
+        prefixes = {family.key: family.prefix for family in self.room.compared()}
+        prefixes.update((seat.item.family, seat.item.prefix) for seat in self._seats.decided.values())
+        known = self._capacity.known
+        return not any(self._lanes.is_held_by_few(prefix, known) for prefix in prefixes.values())
 
     def _turn(self, seat: Seat) -> tuple[object, ...]:
         """Where it stands among those that are decided: by its batch's turn, then by its length."""
@@ -319,7 +323,8 @@ class Schedule:
         """Decisions that another lane's falling free may change.
 
         Of those who were to follow in a lane: whose own lane is free by now; the longest, as many as lanes are free;
-        who could go to a free lane that holds the prefix. While only suspects may go: all that were about to.
+        of each family that free lanes hold, the longest, as many as these lanes. While only suspects may go: all that
+        were about to.
         """
         if self._is_apart:
             return [seat for seat in self._seats.decided.values() if seat.lane.ticket is None]
@@ -330,8 +335,9 @@ class Schedule:
             return []
         found = heapq.nsmallest(len(free), following.values(), key=_rank)
         found += [seat for seat in following.values() if seat.lane.ticket is None]
-        homes = {lane.holds.key for lane in free if lane.holds is not None}
-        found += [seat for seat in following.values() if seat.item.family in homes]
+        homes = Counter(lane.holds.key for lane in free if lane.holds is not None)
+        for family, lanes in homes.items():
+            found += heapq.nsmallest(lanes, (one for one in following.values() if one.item.family == family), _rank)
         return list({seat.item.ticket: seat for seat in found}.values())
 
     def _has_room_for(self, item: Waiting, more: Sequence[Seat] = ()) -> bool:

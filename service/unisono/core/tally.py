@@ -44,6 +44,12 @@ class FamilyTally:
         if known is not None:
             known.items += 1
 
+    def left(self, prefix: Prefix | None) -> None:
+        """An item of the family is not part of the group any more."""
+        known = self._families.get(prefix.key) if prefix is not None else None
+        if known is not None:
+            known.items -= 1
+
     def released(self, prefix: Prefix | None, held_bytes: int | None) -> None:
         """One was released, into a lane that held so much of its beginning; None: it waits for any lane."""
         if prefix is None or held_bytes is None or held_bytes > prefix.size - MIN_SHARED_BYTES:
@@ -54,7 +60,7 @@ class FamilyTally:
 
     def reusable_tokens(self, bytes_per_token: float) -> float:
         """Prompt tokens that need not be computed where each family's items follow each other on one slot."""
-        return sum((one.items - 1) * one.prefix_bytes for one in self._families.values()) / bytes_per_token
+        return sum(max(0, one.items - 1) * one.prefix_bytes for one in self._families.values()) / bytes_per_token
 
     def report(self, bytes_per_token: float) -> tuple[FamilyReport, ...]:
         """The largest families of two items or more."""

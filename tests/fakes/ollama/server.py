@@ -336,6 +336,12 @@ class FakeOllama:
 
     async def _stop(self, *, forget: bool) -> None:
         if self._listener is not None:
+            # Whoever was accepted in this moment gets its connection first: the event loop would lose it otherwise.
+            loop = asyncio.get_running_loop()
+            for listening in self._listener.sockets:
+                _ = loop.remove_reader(listening.fileno())
+            for _step in range(3):
+                await asyncio.sleep(0)
             self._listener.close()
             self._listener = None
         for connection in list(self._open):

@@ -53,12 +53,34 @@ def test_addresses_as_people_write_them(text: str, url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["ftp://x", "http://x:port", "x:99999", "http://x?a=b", "http://x#y", "unix:relative", "unix:"]
+    "text",
+    [
+        "ftp://x",
+        "http://x:port",
+        "x:99999",
+        "x:0",
+        "http://x?a=b",
+        "http://x#y",
+        "unix:relative",
+        "unix:",
+        # Whatever has neither a host nor a port would be the usual address.
+        ":",
+        "http://",
+        "https:///a",
+        "me:secret@",
+        "/a",
+        # No header and no line of a request can hold these.
+        "some where",
+        "http://x/a b",
+        "http://x/\xe9",
+        "\xe9..x",
+    ],
 )
 def test_what_is_no_address(text: str) -> None:
     """What cannot be an address is refused, not guessed at."""
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError) as caught:
         parse_endpoint(text, default_port=7)
+    assert "codec" not in str(caught.value)
 
 
 def test_credentials_of_an_address() -> None:

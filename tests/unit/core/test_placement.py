@@ -30,13 +30,26 @@ def test_the_only_one() -> None:
 
 
 def test_where_it_is_loaded_or_at_work() -> None:
-    """A load costs more than a wait."""
-    assert where({"m": "xy"}, x=IDLE, y=BackendState(busy=100, ready=frozenset("m"))) == {"m": "y"}
+    """A load costs more than a wait for a slot."""
+    assert where({"m": "xy"}, x=IDLE, y=BackendState(busy=8, ready={"m": 4})) == {"m": "y"}
+    assert where({"m": "xy"}, x=BackendState(busy=1), y=BackendState(busy=9, ready={"m": 4})) == {"m": "y"}
+
+
+def test_an_idle_one_rather_than_a_long_queue() -> None:
+    """Once more items wait there than have slots; whatever makes them wait."""
+    assert where({"m": "xy"}, x=IDLE, y=BackendState(busy=9, ready={"m": 4})) == {"m": "x"}
+    assert where({"m": "xy"}, x=BackendState(busy=40), y=BackendState(busy=80, ready={"m": 4})) == {"m": "x"}
+    assert where({"m": "xy"}, x=BackendState(busy=73), y=BackendState(busy=80, ready={"m": 4})) == {"m": "y"}
+    loaded = {"a": 4, "b": 4}
+    assert where({"a": "xy", "b": "xy"}, counts={"a": 40}, x=BackendState(ready=loaded), y=IDLE) == {
+        "a": "x",
+        "b": "y",
+    }
 
 
 def test_the_least_busy_of_equals() -> None:
     """Both have it in memory, or neither."""
-    for ready in (frozenset[str](), frozenset("m")):
+    for ready in ({}, {"m": 4}):
         busy, calm = BackendState(busy=2, ready=ready), BackendState(busy=1, ready=ready)
         assert where({"m": "xy"}, x=busy, y=calm) == {"m": "y"}
 

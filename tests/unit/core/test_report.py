@@ -41,13 +41,14 @@ def test_longest_first_comes_close_to_the_fewest(tokens: list[int], slots: int) 
 
 
 @pytest.mark.parametrize(
-    ("passes", "tokens", "shared"),
-    [(161, 1280, pytest.approx(7.95, abs=0.01)), (0, 1280, None), (12, 0, None)],
-    ids=["counted", "no pass", "no answer"],
+    ("passes", "participations", "shared"),
+    [(161, 1280, pytest.approx(7.95, abs=0.01)), (196, 206, pytest.approx(1.05, abs=0.01)), (0, 0, None)],
+    ids=["shared", "nearly alone, of which 10 tokens are an answer", "no pass"],
 )
-def test_items_per_pass(passes: int, tokens: int, shared: float | None) -> None:
-    """Tokens ÷ passes; None where there was no pass, or where all answers were broken off."""
-    assert group(passes=passes, tokens=tokens).items_per_pass == shared
+def test_items_per_pass(passes: int, participations: int, shared: float | None) -> None:
+    """Participations ÷ passes, whoever was answered; None where there was no pass."""
+    found = replace(group(passes=passes, tokens=10), participations=participations)
+    assert found.items_per_pass == shared
 
 
 @pytest.mark.parametrize(

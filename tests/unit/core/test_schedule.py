@@ -144,12 +144,12 @@ def test_a_number_remembered_too_low_is_put_right_among_families() -> None:
 
 
 def test_equal_families_are_helped_together() -> None:
-    """Four cheap families on eight slots take two each."""
+    """Four cheap families on eight slots take two each; at the end, one or another where a slot is left over."""
     world = runner(8)
     for key in range(1, 5):
         world.add(items(range(100 * key, 100 * key + 20), tokens=60, prefix=family(key, 400)))
     _ = world.run()
-    assert prompts(world, 100) == pytest.approx(8, abs=1)
+    assert 8 <= prompts(world, 100) <= 14
     # 80 answers of 60 tokens on 8 slots.
     assert world.passes <= 1.08 * 600
 

@@ -42,6 +42,22 @@ def test_the_largest_families_are_reported() -> None:
     assert [one.prefix_tokens for one in report[:2]] == [407, 400 + MOST_REPORTED + 19]
 
 
+def test_items_that_left() -> None:
+    """They count no more; where none is left, there is nothing to reuse."""
+    tally, rules = FamilyTally(), family(1, 2_000)
+    for _ in range(3):
+        tally.joined(rules)
+    tally.left(rules)
+    tally.left(None)
+    tally.left(family(2, 2_000))
+    assert tally.reusable_tokens(4.0) == 500
+    assert [one.item_count for one in tally.report(4.0)] == [2]
+    for _ in range(2):
+        tally.left(rules)
+    assert tally.reusable_tokens(4.0) == 0
+    assert tally.report(4.0) == ()
+
+
 def test_ten_thousand_families_are_counted() -> None:
     """More are passed over: those that are known still grow."""
     tally = FamilyTally()

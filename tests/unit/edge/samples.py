@@ -91,6 +91,7 @@ GROUP_REPORT = report.GroupReport(
     loads=1,
     load_s=2.5,
     duration_s=30.0,
+    participations=700,
     prompt_tokens=1000,
     completion_tokens=700,
     cached_prompt_tokens=300,

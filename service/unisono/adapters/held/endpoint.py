@@ -52,7 +52,7 @@ def parse_endpoint(text: str, *, default_port: int, default_host: str = "127.0.0
     """Reads an address as people write it: `host`, `host:port`, `:port`, `[::1]:port`, a URL, `unix:/path`.
 
     Without a scheme it is http on `default_port`; with one, the scheme's own port unless one is given. Addresses
-    that mean "everywhere" become the loopback. Raises ValueError.
+    that mean "everywhere" become the loopback; "" is the default host and port. Raises ValueError.
     """
     text = text.strip()
     if text.startswith("unix:"):
@@ -75,16 +75,33 @@ def parse_endpoint(text: str, *, default_port: int, default_host: str = "127.0.0
         port = parts.port
     except ValueError:
         raise ValueError(f"no such port: {text!r}") from None
+    if port == 0:
+        raise ValueError(f"no such port: {text!r}")
+    if text and not parts.hostname and port is None:
+        raise ValueError("it names neither a host nor a port")
     if parts.query or parts.fragment:
         raise ValueError(f"an address has no query and no fragment: {text!r}")
-    host = parts.hostname or default_host
+    host = _ascii(parts.hostname or default_host)
+    if not _is_visible(host + parts.path):
+        raise ValueError("its host and path must be visible ASCII characters, others percent-encoded")
     return Endpoint(
         scheme=scheme,
-        host=_CONNECTABLE.get(host, host) if host.isascii() else host.encode("idna").decode("ascii"),
+        host=_CONNECTABLE.get(host, host),
         port=port or (_WELL_KNOWN[scheme] if separator else default_port),
         prefix=parts.path.rstrip("/"),
         authorization=_basic(parts.username, parts.password),
     )
+
+
+def _ascii(host: str) -> str:
+    try:
+        return host if host.isascii() else host.encode("idna").decode("ascii")
+    except UnicodeError:
+        raise ValueError(f"no such host: {host!r}") from None
+
+
+def _is_visible(text: str) -> bool:
+    return text.isascii() and text.isprintable() and " " not in text
 
 
 def _is_ipv6(text: str) -> bool:

@@ -149,7 +149,7 @@ def _ended_by(number: signal.Signals) -> Iterator[Callable[[], bool]]:
 async def _backend(options: BenchOptions, start_engine: StartEngine, ticker: Ticker) -> AsyncGenerator[Backend, None]:
     """The backend that was asked for, started if it is the embedded one."""
     if options.backend != EMBEDDED:
-        token = os.environ.get("UNISONO_BACKEND_TOKEN", "")
+        token = os.environ.get("UNISONO_BACKEND_TOKEN", "").strip()
         yield await look(options.backend, token=token, slots=options.slots, models=options.models)
         return
     try:

@@ -1272,7 +1272,8 @@ func (*Release) Descriptor() ([]byte, []int) {
 // passed over, so that a cancel may be sent before the acknowledgement is read.
 type CancelItems struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which. Empty: all that have not ended, and no more are taken.
+	// Which; the id of an item with several answers (`n`) stands for all of them.
+	// Empty: all that have not ended, and no more are taken.
 	ItemIds       []string `protobuf:"bytes,1,rep,name=item_ids,json=itemIds,proto3" json:"item_ids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1694,7 +1695,8 @@ type CancelBatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The batch. Required.
 	BatchId string `protobuf:"bytes,1,opt,name=batch_id,json=batchId,proto3" json:"batch_id,omitempty"`
-	// Which items. Empty: all, and no more are taken.
+	// Which items; the id of one with several answers (`n`) stands for all of them.
+	// Empty: all, and no more are taken.
 	ItemIds       []string `protobuf:"bytes,2,rep,name=item_ids,json=itemIds,proto3" json:"item_ids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -802,7 +802,8 @@ type GroupPlanned struct {
 	Digest string `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`
 	// The runner options that apply.
 	Runner *RunnerOptions `protobuf:"bytes,5,opt,name=runner,proto3" json:"runner,omitempty"`
-	// How many of the batch's items belong to it so far.
+	// How many of the batch's items belong to it so far. Those that leave it, since
+	// its backend stays away and another has the model, belong to another group.
 	ItemCount uint32 `protobuf:"varint,6,opt,name=item_count,json=itemCount,proto3" json:"item_count,omitempty"`
 	// Whether the runner was loaded already.
 	Loaded bool `protobuf:"varint,7,opt,name=loaded,proto3" json:"loaded,omitempty"`
@@ -813,7 +814,9 @@ type GroupPlanned struct {
 	// Why `runner.num_ctx` is what it is, where items asked for different values or
 	// the loaded one was taken.
 	ContextReason string `protobuf:"bytes,10,opt,name=context_reason,json=contextReason,proto3" json:"context_reason,omitempty"`
-	// An estimate of the runner's memory. Absent where it cannot be derived.
+	// An estimate of the runner's memory. Absent where it cannot be derived: where
+	// no item asks for a context, not before the backend has said, after a load, what
+	// its default is.
 	Memory        *MemoryEstimate `protobuf:"bytes,11,opt,name=memory,proto3" json:"memory,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1382,9 +1385,10 @@ type Result struct {
 	Attempts uint32 `protobuf:"varint,8,opt,name=attempts,proto3" json:"attempts,omitempty"`
 	// How many other items shared at least one of its forward passes.
 	SharedWith uint32 `protobuf:"varint,9,opt,name=shared_with,json=sharedWith,proto3" json:"shared_with,omitempty"`
-	// In how many forward passes it took part: as many as it has tokens, fewer
-	// where a model drafts several for one pass. 0 where it has no answer, or where
-	// the model drafts and nothing told how many tokens a pass gives.
+	// In how many forward passes it took part, in its last attempt that spoke: as
+	// many as it has tokens, fewer where a model drafts several for one pass. Where
+	// it has no answer, those that were seen. 0 where the model drafts and nothing
+	// told how many tokens a pass gives.
 	Passes uint32 `protobuf:"varint,10,opt,name=passes,proto3" json:"passes,omitempty"`
 	// The group that it ran in. Absent where it never ran.
 	Group *uint32 `protobuf:"varint,11,opt,name=group,proto3,oneof" json:"group,omitempty"`
@@ -1877,11 +1881,13 @@ type GroupReport struct {
 	// Forward passes that the group's items took part in.
 	Passes *PassCount `protobuf:"bytes,2,opt,name=passes,proto3" json:"passes,omitempty"`
 	// The fewest passes that could have done: the larger of those that one item
-	// took part in, and of all items' together ÷ slots. Absent while the slots are
-	// not known, and where an item's passes are not (see Result.passes).
+	// took part in, and of all items' together ÷ slots; of items without an answer,
+	// as far as they came. Absent while the slots are not known, and where an item's
+	// passes are not (see Result.passes).
 	FewestPasses *uint64 `protobuf:"varint,3,opt,name=fewest_passes,json=fewestPasses,proto3,oneof" json:"fewest_passes,omitempty"`
-	// Tokens of answers ÷ passes. Absent where there was no pass, or where no item
-	// was answered.
+	// How many items took part in a pass, on average: participations ÷ passes, those
+	// of items without an answer and of earlier attempts included. Absent where there
+	// was no pass.
 	ItemsPerPass *float64 `protobuf:"fixed64,4,opt,name=items_per_pass,json=itemsPerPass,proto3,oneof" json:"items_per_pass,omitempty"`
 	// Waves of more than one request, and releases of a single one.
 	Waves uint32 `protobuf:"varint,5,opt,name=waves,proto3" json:"waves,omitempty"`

@@ -715,7 +715,9 @@ class CancelItems(_message.Message):
     ITEM_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Which. Empty: all that have not ended, and no more are taken."""
+        """Which; the id of an item with several answers (`n`) stands for all of them.
+        Empty: all that have not ended, and no more are taken.
+        """
 
     def __init__(
         self,
@@ -924,7 +926,9 @@ class CancelBatchRequest(_message.Message):
     """The batch. Required."""
     @_builtins.property
     def item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Which items. Empty: all, and no more are taken."""
+        """Which items; the id of one with several answers (`n`) stands for all of them.
+        Empty: all, and no more are taken.
+        """
 
     def __init__(
         self,

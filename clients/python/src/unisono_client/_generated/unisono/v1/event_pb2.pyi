@@ -427,7 +427,9 @@ class GroupPlanned(_message.Message):
     same digest share a group.
     """
     item_count: _builtins.int
-    """How many of the batch's items belong to it so far."""
+    """How many of the batch's items belong to it so far. Those that leave it, since
+    its backend stays away and another has the model, belong to another group.
+    """
     loaded: _builtins.bool
     """Whether the runner was loaded already."""
     shift: _builtins.bool
@@ -446,7 +448,10 @@ class GroupPlanned(_message.Message):
 
     @_builtins.property
     def memory(self) -> Global___MemoryEstimate:
-        """An estimate of the runner's memory. Absent where it cannot be derived."""
+        """An estimate of the runner's memory. Absent where it cannot be derived: where
+        no item asks for a context, not before the backend has said, after a load, what
+        its default is.
+        """
 
     def __init__(
         self,
@@ -750,9 +755,10 @@ class Result(_message.Message):
     shared_with: _builtins.int
     """How many other items shared at least one of its forward passes."""
     passes: _builtins.int
-    """In how many forward passes it took part: as many as it has tokens, fewer
-    where a model drafts several for one pass. 0 where it has no answer, or where
-    the model drafts and nothing told how many tokens a pass gives.
+    """In how many forward passes it took part, in its last attempt that spoke: as
+    many as it has tokens, fewer where a model drafts several for one pass. Where
+    it has no answer, those that were seen. 0 where the model drafts and nothing
+    told how many tokens a pass gives.
     """
     group: _builtins.int
     """The group that it ran in. Absent where it never ran."""
@@ -1000,12 +1006,14 @@ class GroupReport(_message.Message):
     RUNNER_DEATHS_FIELD_NUMBER: _builtins.int
     fewest_passes: _builtins.int
     """The fewest passes that could have done: the larger of those that one item
-    took part in, and of all items' together ÷ slots. Absent while the slots are
-    not known, and where an item's passes are not (see Result.passes).
+    took part in, and of all items' together ÷ slots; of items without an answer,
+    as far as they came. Absent while the slots are not known, and where an item's
+    passes are not (see Result.passes).
     """
     items_per_pass: _builtins.float
-    """Tokens of answers ÷ passes. Absent where there was no pass, or where no item
-    was answered.
+    """How many items took part in a pass, on average: participations ÷ passes, those
+    of items without an answer and of earlier attempts included. Absent where there
+    was no pass.
     """
     waves: _builtins.int
     """Waves of more than one request, and releases of a single one."""

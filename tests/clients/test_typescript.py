@@ -1,0 +1,81 @@
+"""The TypeScript client: built from its sources, against a service."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.clients.behaviour import ClientBehaviour, answered, prompts
+from tests.clients.programs import CuttingProxy, Program, build, write_lines
+from tests.clients.typescript import TYPESCRIPT, built
+from tests.integration.service import house
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The client, built."""
+    return built(tmp_path_factory.mktemp("typescript"))
+
+
+@pytest.fixture(scope="session")
+def unisono_batch(folder: Path) -> Program:
+    """The program."""
+    return Program(command=("node", str(folder / "dist" / "src" / "unisono-batch.js")))
+
+
+class TestTypeScript(ClientBehaviour):
+    """It does what all do."""
+
+    async def test_more_items_than_a_batch_may_have_are_refused(self, unisono_batch: Program, tmp_path: Path) -> None:
+        """Credit that will never come is not waited for; also not by who goes on with a batch."""
+        file = write_lines(tmp_path / "batch.jsonl", prompts(5))
+        async with house(num_parallel=4, settings={"max_items": 3, "slots": 4}) as h, CuttingProxy(h.target) as proxy:
+            h.fake.hold_passes()
+            async with unisono_batch.started("--model", "fake", "-", target=proxy.target) as first:
+                await first.say(*prompts(3))
+                await h.fake.wait_for(lambda fake: fake.busy_slots == 3, timeout_s=20)
+                while answered(h) < 1:
+                    await h.fake.step()
+                await first.until_lines(1)
+                proxy.cut()
+                assert await first.exit_code() == 3, first.told
+            h.fake.release_passes()
+            code, rest = await unisono_batch.run(*first.command_to_resume()[:-1], file, target=h.target)
+        assert code == 1, rest.told
+        assert sorted(first.states + rest.states) == ["COMPLETED"] * 3 + ["REFUSED"] * 2
+        refusals = {line["id"]: line["error"]["reason"] for line in rest.lines if line["state"] == "REFUSED"}
+        assert refusals == {"i3": "BATCH_FULL", "i4": "BATCH_FULL"}
+
+
+def test_its_generated_code_is_what_the_contract_says(folder: Path, tmp_path: Path) -> None:
+    """gen/ is what `make clients` would write."""
+    build(folder / "generate", tmp_path, folder=folder, env={"PYTHON": sys.executable})
+
+    def tree(root: Path) -> dict[str, str]:
+        return {path.relative_to(root).as_posix(): path.read_text() for path in root.rglob("*.ts")}
+
+    assert tree(tmp_path / "gen") == tree(TYPESCRIPT / "gen"), "run `make clients`"
+
+
+def test_its_packages_are_pinned() -> None:
+    """To one version each, with a hash, and to no registry."""
+    package = json.loads((TYPESCRIPT / "package.json").read_text())
+    locked = json.loads((TYPESCRIPT / "package-lock.json").read_text())["packages"]
+    root = locked.pop("")
+    for kind in ("dependencies", "devDependencies"):
+        assert root[kind] == package[kind], "run `npm install`"
+        for name, version in package[kind].items():
+            assert re.fullmatch(r"\d+(\.\d+){2}", version), name
+            assert locked[f"node_modules/{name}"]["version"] == version
+    for name, each in locked.items():
+        assert "integrity" in each, name
+        assert "resolved" not in each, name
+
+
+def test_its_own_tests_pass(folder: Path) -> None:
+    """Lines become the items that they say."""
+    build("npm", "test", folder=folder)
