@@ -20,28 +20,15 @@ from tests.fakes.scripted_batch import (
     ScriptedBatch,
     arrived,
     chat_item,
-    completed,
     context_of,
     named,
     of_item,
     play,
-    stopped,
     tracing,
 )
 from unisono.adapters.telemetry import conventions
 from unisono.adapters.telemetry.setup import configure
 from unisono.adapters.telemetry.trace import TraceListener
-from unisono.core.commands import ReleaseReason
-from unisono.core.errors import (
-    BatchDeadlineError,
-    CancelledItemError,
-    ConnectionLostError,
-    ItemTimeoutError,
-    LoadFailedError,
-    RunnerDiedError,
-)
-from unisono.core.events import BatchState
-from unisono.core.model import ItemState
 
 CAPTURE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 CALLER_TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -62,6 +49,8 @@ def test_a_batch_is_one_connected_trace(otlp: OtlpReceiver) -> None:
         "  group smol",
         "    chat smol",
         "    chat smol",
+        "      attempt 1",
+        "      attempt 2",
         "    text_completion smol",
         "    release",
         "    release",
@@ -180,6 +169,7 @@ def test_spans_say_who_and_what(otlp: OtlpReceiver) -> None:
         "unisono.wave": 0,
         "unisono.items": 3,
         "unisono.others": 2,
+        "unisono.stands_for_wave": True,
         "unisono.spread_s": 0.0005,
     }
     assert first.end_ns - first.start_ns == MS // 2
@@ -253,74 +243,12 @@ def test_an_item_is_a_genai_call(otlp: OtlpReceiver) -> None:
     assert "gen_ai.output.type" not in embedding.attributes
 
 
-def test_an_attempt_that_another_item_ended_is_no_error_of_this_one(otlp: OtlpReceiver) -> None:
-    """It is broken off: the word error is nowhere on the item's span, which counts how often that happened."""
-    telemetry = tracing(otlp)
-    batch = ScriptedBatch(telemetry.listener([Place()]))
-    batch.plan("smol")
-    item = chat_item(0)
-    batch.stage(item)
-    batch.release(item, lane=2)
-    batch.retry(item, RunnerDiedError(f"died at {SECRET}"), is_free=True)
-    batch.stage(item, attempt=2)
-    batch.release(item, wave=1, reason=ReleaseReason.SUSPECT, lane=None)
-    batch.finish(completed(item, disturbed=1))
-    batch.end()
-    span = of_item(arrived(telemetry, otlp), 0)
-
-    names = [event.name for event in span.events]
-    assert names == ["staged", "released", "broken_off", "staged", "released"]
-    assert dict(span.events[2].attributes) == {"unisono.broken_off_by": "RUNNER_DIED", "unisono.attempt": 1}
-    assert span.status is Status.UNSET
-    for attributes in (span.attributes, *(event.attributes for event in span.events)):
-        assert "error.type" not in attributes
-    assert (span.attributes["unisono.attempts"], span.attributes["unisono.disturbed"]) == (1, 1)
-    # The lane of the first attempt is not that of the last, which had none.
-    assert span.attributes["unisono.release_reason"] == "suspect"
-    assert "unisono.lane" not in span.attributes
-    assert "unisono.lane" not in span.events[4].attributes
-
-
-def test_what_went_wrong_is_marked_with_its_reason(otlp: OtlpReceiver) -> None:
-    """Failed, cancelled and expired items, a failed load and a stopped batch are errors, named by their reason."""
-    telemetry = tracing(otlp)
-    batch = ScriptedBatch(telemetry.listener([Place()]))
-    batch.plan("smol")
-    batch.load(0, error=LoadFailedError(f"cannot load, said {SECRET}"))
-    items = [chat_item(index) for index in range(4)]
-    batch.stage(*items[:3])
-    batch.finish(
-        stopped(items[0], ConnectionLostError(SECRET)),
-        stopped(items[1], CancelledItemError(SECRET), ItemState.CANCELLED),
-        stopped(items[2], ItemTimeoutError(SECRET), ItemState.EXPIRED),
-        stopped(items[3], BatchDeadlineError(SECRET), ItemState.EXPIRED, group=None, attempts=0),
-    )
-    batch.end(BatchState.EXPIRED)
-    spans = arrived(telemetry, otlp)
-
-    reasons = {
-        0: ("failed", "CONNECTION_LOST"),
-        1: ("cancelled", "CANCELLED"),
-        2: ("expired", "ITEM_TIMEOUT"),
-        3: ("expired", "BATCH_DEADLINE"),
-    }
-    for index, (state, reason) in reasons.items():
-        item = of_item(spans, index)
-        assert (item.status, item.status_message) == (Status.ERROR, reason)
-        assert item.attributes["error.type"] == reason
-        assert item.attributes["unisono.state"] == state
-    for name, reason in ((METHOD, "BATCH_DEADLINE"), ("load", "LOAD_FAILED")):
-        span = named(spans, name)
-        assert (span.status, span.status_message) == (Status.ERROR, reason)
-        assert span.attributes["error.type"] == reason
-
-
 def test_no_prompt_and_no_answer_leaves_the_process(otlp: OtlpReceiver) -> None:
     """No word of a caller or a model is in the bytes on the wire: not in spans, events, statuses or resources."""
     telemetry = tracing(otlp)
     play(ScriptedBatch(telemetry.listener([Place()])))
     spans = arrived(telemetry, otlp)
-    assert len(spans) == 15
+    assert len(spans) == 17
     assert otlp.bodies
     assert all(SECRET.encode() not in body for body in otlp.bodies)
 

@@ -92,6 +92,26 @@ def test_items_that_never_ran_are_sampled_too(otlp: OtlpReceiver) -> None:
     assert root.span.status_message == "CANCELLED"
 
 
+def test_attempts_above_the_limit_are_events_only(otlp: OtlpReceiver) -> None:
+    """A batch all of whose items are tried again does not make a span for each attempt."""
+    telemetry = tracing(otlp)
+    batch = ScriptedBatch(telemetry.listener([Place()], item_limit=10))
+    batch.plan("smol", items=8)
+    items = [chat_item(index) for index in range(8)]
+    batch.stage(*items)
+    batch.release(*items)
+    for item in items:
+        batch.retry(item, ConnectionLostError(""))
+    batch.stage(*items, attempt=2)
+    batch.release(*items, wave=1)
+    batch.finish(*(completed(item, attempts=2) for item in items))
+    batch.end()
+    spans = arrived(telemetry, otlp)
+    assert sum(span.name.startswith("attempt ") for span in spans) == 10
+    for index in range(8):
+        assert [event.name for event in of_item(spans, index).events].count("released") == 2
+
+
 def test_batches_at_the_same_time_stay_apart(otlp: OtlpReceiver) -> None:
     """Two batches with the same item numbers give two traces, each whole."""
     telemetry = tracing(otlp)

@@ -17,7 +17,7 @@ def test_version(runner: CliRunner) -> None:
     assert (result.exit_code, result.stdout) == (0, "unisono 1.2.3\n")
 
 
-@pytest.mark.parametrize("command", ["run", "serve", "doctor", "eval"])
+@pytest.mark.parametrize("command", ["run", "serve", "doctor", "eval", "trace-check"])
 def test_help_has_examples(runner: CliRunner, command: str) -> None:
     """Each command's help shows how it is used."""
     result, _ = invoke(runner, [command, "--help"])
@@ -44,6 +44,12 @@ def test_help_has_examples(runner: CliRunner, command: str) -> None:
         (["run", "x", "--unknown"], "No such option"),
         (["serve", "--embedded", "--ollama", "http://x"], "exclude each other"),
         (["serve", "--log-level", "loud"], "Invalid value"),
+        (["trace-check"], "Missing argument"),
+        (["trace-check", "batch_x"], "neither a trace's id (32 hexadecimal digits) nor a batch's"),
+        (["trace-check", "0" * 32, "--jaeger", "localhost:16686"], "must begin with http:// or https://"),
+        (["trace-check", "0" * 32, "--jaeger", "http://x:y"], "is no URL"),
+        (["trace-check", "0" * 32, "--wait", "soon"], "not a duration"),
+        (["trace-check", "0" * 32, "--items", "0"], "greater than or equal to 1"),
         (["dance"], "No such command"),
     ],
 )

@@ -125,6 +125,8 @@ RELEASE_REASON: Final = "unisono.release_reason"
 LANE: Final = "unisono.lane"
 # Requests of other batches in the same wave.
 OTHERS: Final = "unisono.others"
+# Where there are such: whether this span is the one that the items of those batches link to.
+STANDS_FOR_WAVE: Final = "unisono.stands_for_wave"
 # From the first to the last final byte.
 SPREAD_S: Final = "unisono.spread_s"
 WAS_LOADED: Final = "unisono.was_loaded"

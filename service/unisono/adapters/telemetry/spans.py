@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.propagators.composite import CompositePropagator
@@ -38,6 +38,7 @@ class Parent:
         self.span = span
         # What children are started in; the caller's baggage is in it too.
         self.context = set_span_in_context(span, context)
+        self.start_ns = at_ns
         # When the last thing in it ended.
         self.last_ns = at_ns
         self.model = ""
@@ -78,22 +79,62 @@ class Parent:
         return self._unsampled_headers
 
 
+class Attempt(NamedTuple):
+    """One of several attempts of an item."""
+
+    number: int
+    start_ns: int
+    end_ns: int
+    attributes: Attributes
+    # The reason for which it failed; None: it did not, or was broken off.
+    error: str | None
+
+
 class ItemTrace:
     """An item on its way: its span, or what would be needed to make one."""
 
-    __slots__ = ("attempt", "events", "headers", "item", "links", "parent", "released", "span", "start_ns")
+    __slots__ = (
+        "attempt",
+        "attempt_ns",
+        "events",
+        "headers",
+        "item",
+        "links",
+        "over",
+        "parent",
+        "released",
+        "span",
+        "start_ns",
+    )
 
     def __init__(self, item: Item, parent: Parent, start_ns: int) -> None:
         self.item = item
         self.parent = parent
         self.start_ns = start_ns
         self.attempt = 1
+        # When the attempt began; None between two.
+        self.attempt_ns: int | None = None
+        # Attempts that failed or were broken off.
+        self.over: list[Attempt] = []
         self.span: Span | None = None
         self.headers: dict[str, str] = {}
         self.events: list[tuple[str, Attributes, int]] = []
         self.links: list[tuple[SpanContext, Attributes]] = []
         # Of its last release: why it was the next, and for which lane.
         self.released: Attributes = {}
+
+    def begin_attempt(self, attempt: int, at_ns: int) -> None:
+        """It is staged, for the first time or again."""
+        self.attempt = attempt
+        if self.attempt_ns is None:
+            self.attempt_ns = at_ns
+
+    def end_attempt(self, at_ns: int, attributes: Attributes, error: str | None) -> None:
+        """Its present attempt is over, if there is one; of very many, only the first are remembered."""
+        if self.attempt_ns is not None and len(self.over) < MAX_REMEMBERED_EVENTS:
+            over = Attempt(self.attempt, self.attempt_ns, at_ns, {names.ATTEMPT: self.attempt, **attributes}, error)
+            self.over.append(over)
+        self.attempt_ns = None
 
     def add_event(self, name: str, attributes: Attributes, at_ns: int) -> None:
         """Says that something happened to it in its present attempt."""
@@ -132,15 +173,16 @@ class SharedWaves:
     def __len__(self) -> int:
         return len(self._contexts)
 
-    def begin(self, wave_key: int, span: Span) -> None:
-        """A batch has made a span for this release."""
+    def begin(self, wave_key: int, span: Span) -> bool:
+        """A batch has made a span for this release; whether that is the one."""
         context = span.get_span_context()
         if wave_key in self._contexts or not context.trace_flags.sampled:
-            return
+            return False
         self._contexts[wave_key] = context
         if len(self._contexts) > _MAX_SHARED_WAVES:
             # Of a dict, the first is the oldest.
             del self._contexts[next(iter(self._contexts))]
+        return True
 
     def get(self, wave_key: int) -> SpanContext | None:
         """The span of this release; None: no batch has made one so far, or it is too long ago."""

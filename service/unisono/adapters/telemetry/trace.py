@@ -8,10 +8,11 @@ Theory of operation. One batch is one trace:
     │   ├── load
     │   ├── release                      one for each wave
     │   └── chat <model>                 CLIENT, one for each item with all its attempts
+    │       └── attempt <number>         where there were several
     └── item                             an item that ended before it had a group
 
 Every time is the one that the caller of the watch gives, so the tree is right however late a span object is made.
-Six decisions:
+Seven decisions:
 
 1. A group's span ends when the last thing in it ended, so that its length is the group's own. It is closed only
    with the batch, since on a stream items may join a group that had fallen silent, and since its figures come with
@@ -27,6 +28,9 @@ Six decisions:
    link stands on the item's side: its span is still open when the wave's has ended.
 6. An attempt that another item's ended (its runner died) is an event `broken_off`, without an error type: it is not
    charged to the item, and whoever searches for errors should find the one that caused it.
+7. Attempts are events of the item's span, and spans below it where there were several: an attempt has a length, and
+   the pause after it is seen. They are made when the item ends, so an item of one attempt costs nothing; there are
+   as many as waves at most.
 
 Nothing is referenced after `ended` but by the exporter's queue and, as names, in `SharedWaves`; both are bounded.
 """
@@ -136,9 +140,13 @@ class BatchTrace:
         self._groups: dict[int, Parent] = {}
         # Those on their way only.
         self._items: dict[int, ItemTrace] = {}
+        # Those that were released last, and by the name of which release.
+        self._going: list[ItemTrace] = []
+        self._going_with: int | None = None
         # How many more may have a span.
         self._items_left = item_limit
         self._waves_left = item_limit
+        self._attempts_left = item_limit
         self._plans_left = _MAX_PLANS
         self._loads_left = _MAX_LOADS
         self._has_ended = False
@@ -155,7 +163,8 @@ class BatchTrace:
         for planned in groups:
             parent = self._groups.get(planned.group)
             if parent is None:
-                parent = self._groups[planned.group] = self._begin_group(planned, started_ns)
+                # After the plan, which is told first wherever children stand in the order of their beginning.
+                parent = self._groups[planned.group] = self._begin_group(planned, ended_ns)
             parent.latest = changing_attributes(planned)
             parent.reaches(ended_ns)
 
@@ -188,7 +197,9 @@ class BatchTrace:
             attributes[names.WAS_LOADED] = outcome.was_loaded
             if outcome.slots is not None:
                 attributes[names.SLOTS] = outcome.slots
-        span = self._child(parent, "load", attributes, started_ns)
+        # Whoever comes while a model is being loaded waits for the rest of it.
+        began_ns = min(max(started_ns, parent.start_ns), ended_ns)
+        span = self._child(parent, "load", attributes, began_ns)
         if error is not None:
             self._fail(span, error.reason)
             if self._capture_content:
@@ -203,6 +214,8 @@ class BatchTrace:
         if self._has_ended:
             return
         parent = self._groups.get(group, self._root)
+        if others:
+            self._link_to_wave(wave_key)
         self._waves_left -= 1
         if self._waves_left < 0:
             parent.waves_left_out += 1
@@ -215,9 +228,18 @@ class BatchTrace:
         }
         span = self._child(parent, "release", attributes, times.first_ns)
         if others:
-            self._shared_waves.begin(wave_key, span)
+            span.set_attribute(names.STANDS_FOR_WAVE, self._shared_waves.begin(wave_key, span))
         span.end(times.last_ns)
         parent.reaches(times.last_ns)
+
+    def _link_to_wave(self, wave_key: int) -> None:
+        """Links the items of this release to the span that another batch has made for it, if one has."""
+        shared = self._shared_waves.get(wave_key)
+        # Not when the items are told of: a bundle of several batches' items tells all of them first.
+        if shared is not None and self._going_with == wave_key:
+            for known in self._going:
+                known.add_link(shared)
+        self._going_with, self._going = None, []
 
     def ended(self, *, summary: Summary, at_ns: int) -> None:
         """Closes every span, the batch's own last, and forgets everything."""
@@ -231,6 +253,7 @@ class BatchTrace:
                 self._fail(known.span, UnisonoError.reason)
                 known.span.end(at_ns)
         self._items.clear()
+        self._going = []
         reports = {report.group.group: report for report in summary.report.groups}
         for number, parent in self._groups.items():
             report = reports.get(number)
@@ -271,7 +294,7 @@ class BatchTrace:
                 known.headers = parent.headers_for(known.span)
             else:
                 known.headers = parent.unsampled_headers
-        known.attempt = attempt
+        known.begin_attempt(attempt, at_ns)
         return known.headers
 
     def _begin_item(self, known: ItemTrace) -> Span:
@@ -296,7 +319,7 @@ class BatchTrace:
     def item_released(
         self, *, index: int, wave: int, wave_key: int, at_ns: int, reason: ReleaseReason, lane: int | None
     ) -> None:
-        """Adds the event `released`, with why the item was the next and for which lane; links it to others' wave."""
+        """Adds the event `released`, with why the item was the next and for which lane."""
         known = self._items.get(index)
         if known is None:
             return
@@ -304,10 +327,9 @@ class BatchTrace:
         if lane is not None:
             known.released[names.LANE] = lane
         known.add_event("released", {names.WAVE: wave, **known.released}, at_ns)
-        # There is one where another batch was told of this release before: items come before their own wave.
-        shared = self._shared_waves.get(wave_key)
-        if shared is not None:
-            known.add_link(shared)
+        if self._going_with != wave_key:
+            self._going_with, self._going = wave_key, []
+        self._going.append(known)
 
     def item_first_token(self, *, index: int, at_ns: int) -> None:
         """Adds the event `first_token`."""
@@ -324,8 +346,10 @@ class BatchTrace:
             return
         known.attempt = attempt
         if is_free:
+            known.end_attempt(at_ns, {names.BROKEN_OFF_BY: error.reason}, None)
             known.add_event("broken_off", {names.BROKEN_OFF_BY: error.reason}, at_ns)
             return
+        known.end_attempt(at_ns, {names.AGAIN_IN_S: again_in_s}, error.reason)
         attributes: Attributes = {names.ERROR_TYPE: error.reason, names.AGAIN_IN_S: again_in_s}
         if self._capture_content:
             attributes[names.ERROR_MESSAGE] = encodable(error.message)
@@ -358,7 +382,22 @@ class BatchTrace:
         reason = failure_of(result)
         if reason is not None:
             span.set_status(StatusCode.ERROR, reason)
+        if known is not None and known.over:
+            known.end_attempt(at_ns, {}, reason)
+            self._tell_attempts(known, span)
         span.end(at_ns)
+
+    def _tell_attempts(self, known: ItemTrace, span: Span) -> None:
+        self._attempts_left -= len(known.over)
+        if self._attempts_left < 0:
+            # All are events of the item, here as everywhere.
+            return
+        parent = Parent(span, known.parent.context, known.start_ns)
+        for over in known.over:
+            child = self._child(parent, f"attempt {over.number}", over.attributes, over.start_ns)
+            if over.error is not None:
+                self._fail(child, over.error)
+            child.end(over.end_ns)
 
     def _is_idle_item_kept(self, result: Result) -> bool:
         return self._items_left >= 0 or _is_always_kept(result)

@@ -22,6 +22,7 @@ from unisono.edge.cli.passmap import DEFAULT_ROWS
 from unisono.edge.cli.ports import Serve, StartEngine, StartServer
 from unisono.edge.cli.run import RunOptions, run
 from unisono.edge.cli.terminal import Terminal
+from unisono.edge.cli.trace_command import add_trace_check
 
 
 class Order(StrEnum):
@@ -355,6 +356,7 @@ def build_cli(
         wish = Wish(server=server, embedded=embedded, ollama_url=ollama)
         finish(lambda terminal: diagnose(wish, start, terminal, as_json=as_json))
 
+    add_trace_check(cli, finish)
     return cli
 
 
