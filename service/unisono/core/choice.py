@@ -28,7 +28,7 @@ from unisono.core.report import IdleReason
 from unisono.core.waiting import ALONE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Container, Mapping
 
     from unisono.core.costs import CostMeter
     from unisono.core.lanes import Lane, Lanes
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 # A family joins another lane where that saves more than so many times what it costs. Near the best number of lanes
 # the time hardly depends on it, and costs are estimates: a prefix computed for nothing is lost.
 JOIN_MARGIN = 1.25
+# Where a family was spread over lanes before, that has been decided: costs must have changed, not their estimate.
+SETTLED_MARGIN = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,8 @@ class Look:
     meter: CostMeter
     # Tells, for each lane that is taken, by its number, the tokens that it still has to do; asked only where needed.
     tell_left: Callable[[], Mapping[int, float]]
+    # Tells the families of which a prefix is being computed somewhere.
+    tell_spreading: Callable[[], Container[int]] = frozenset
 
     def extra_bytes(self, prefix: Prefix | None) -> int:
         """Bytes that this lane would compute of a prefix, and another lane would not."""
@@ -156,6 +160,9 @@ def _join(look: Look) -> Choice | IdleReason:
     families = _families(look, left)
     still = max(left.values(), default=0.0)
     before = max(still, *(one.passes for one in families))
+    spreading = look.tell_spreading()
+    is_settled = any(len(one.busy) > 1 and one.family.key not in spreading for one in families)
+    margin = SETTLED_MARGIN if is_settled else JOIN_MARGIN
     first: Waiting | None = None
     cost_s = 0.0
     for _ in range(1 + sum(1 for lane in look.lanes.all if lane.is_open and lane is not look.lane)):
@@ -167,7 +174,7 @@ def _join(look: Look) -> Choice | IdleReason:
         last.count()
         cost_s += prompt_token_s * look.meter.tokens(look.extra_bytes(last.family.prefix))
         after = max(still, *(one.passes for one in families))
-        if costs.pass_s * (before - after) > JOIN_MARGIN * cost_s:
+        if costs.pass_s * (before - after) > margin * cost_s:
             return Choice(first, ReleaseReason.JOINS_FAMILY)
     return IdleReason.PREFIX_COST
 

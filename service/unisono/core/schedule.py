@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Container, Sequence
 
     from unisono.core.capacity import Capacity
+    from unisono.core.lanes import Lane
     from unisono.core.seats import Seat
-    from unisono.core.waiting import Waiting
+    from unisono.core.waiting import Batch, Waiting
     from unisono.core.window import WindowSettings
 
 
@@ -211,7 +212,7 @@ class Schedule:
                 break
             if allowed[0].terms.is_together:
                 together = allowed[0].number
-            choice = self._decide(Look(free[place], self._lanes, self.room, allowed, self.meter, self._seats.left))
+            choice = self._decide(self._look(free[place], allowed))
             if isinstance(choice, IdleReason):
                 self.idle_reason = choice
                 place += 1
@@ -237,7 +238,7 @@ class Schedule:
             allowed = self.room.allowed(now, 0, is_ahead=True)
             if isinstance(allowed, IdleReason):
                 break
-            choice = choose(Look(lane, self._lanes, self.room, allowed, self.meter, self._seats.left))
+            choice = choose(self._look(lane, allowed))
             if isinstance(choice, IdleReason):
                 continue
             seats.append(self._seats.follow(choice.item, lane, choice.reason))
@@ -346,6 +347,10 @@ class Schedule:
             return True
         is_alone = not (self.flying or self._seats.going() or more)
         return is_alone or self._seats.tokens((item, *(seat.item for seat in more))) <= self.token_limit
+
+    def _look(self, lane: Lane, allowed: list[Batch]) -> Look:
+        seats = self._seats
+        return Look(lane, self._lanes, self.room, allowed, self.meter, seats.left, seats.spreading)
 
     def _decide(self, look: Look) -> Choice | IdleReason:
         """Who gets a free lane, or why nobody does."""

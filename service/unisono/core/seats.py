@@ -13,16 +13,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from unisono.core.commands import ReleaseReason
 from unisono.core.prefixes import common_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from unisono.core.commands import ReleaseReason
     from unisono.core.costs import CostMeter
     from unisono.core.lanes import Lane, Lanes
     from unisono.core.prefixes import Prefix
     from unisono.core.waiting import Waiting, WaitingRoom
+
+
+# Who goes for these reasons computes a prefix that others will find.
+_COMPUTES = frozenset({ReleaseReason.NEW_FAMILY, ReleaseReason.JOINS_FAMILY})
 
 
 @dataclass(slots=True, eq=False)
@@ -51,8 +55,8 @@ class Seats:
         self._room = room
         self._lanes = lanes
         self._meter = meter
-        # Of those who sit: whose prompts are being computed.
-        self._prefilling: set[int] = set()
+        # Of those who sit: whose prompts are being computed, and whether that is for the sake of their prefix too.
+        self._prefilling: dict[int, bool] = {}
 
     # -- What it is like ---------------------------------------------------------------------------------------
 
@@ -79,6 +83,11 @@ class Seats:
         left = {lane.number: item.left for item, lane in self.seated.values()}
         left.update({seat.lane.number: seat.item.left for seat in self.going()})
         return left
+
+    def spreading(self) -> set[int]:
+        """Families of which a prefix is being computed somewhere, or is about to be."""
+        found = {self.seated[ticket][0].family for ticket, computes in self._prefilling.items() if computes}
+        return found | {seat.item.family for seat in self.going() if seat.reason in _COMPUTES}
 
     def tokens(self, more: Iterable[Waiting]) -> float:
         """Of all at the backend, or as good as there, and some more: tokens of prompts and answers, by estimate."""
@@ -130,7 +139,7 @@ class Seats:
         lane.successor = None
         if seat.counts:
             held, lane.before = lane.before, None
-            return self._sit(item, lane, held, now)
+            return self._sit(item, lane, held, now, computes=seat.reason in _COMPUTES)
         _ = self._count_in(item, now)
         self.door[item.ticket] = item
         return None
@@ -138,7 +147,7 @@ class Seats:
     def spoke(self, ticket: int, now: float) -> None:
         """It got a token."""
         if ticket in self._prefilling:
-            self._prefilling.discard(ticket)
+            del self._prefilling[ticket]
             self._meter.prompt_done(now)
         self._meter.spoke(ticket, now)
 
@@ -153,7 +162,7 @@ class Seats:
         item, lane = self.seated.pop(ticket)
         self._lanes.stand_up(lane)
         if ticket in self._prefilling:
-            self._prefilling.discard(ticket)
+            del self._prefilling[ticket]
             self._meter.prompt_lost()
         self._meter.left(ticket)
         self._count_out(item)
@@ -161,10 +170,10 @@ class Seats:
             follower = self.door.pop(next(iter(self.door)))
             _ = self._sit(follower, lane, lane.holds, now)
 
-    def _sit(self, item: Waiting, lane: Lane, held: Prefix | None, now: float) -> int:
+    def _sit(self, item: Waiting, lane: Lane, held: Prefix | None, now: float, *, computes: bool = False) -> int:
         known_bytes = self._lanes.sit(lane, item.ticket, item.prefix, held)
         self.seated[item.ticket] = (item, lane)
-        self._prefilling.add(item.ticket)
+        self._prefilling[item.ticket] = computes
         self._meter.prompt_begun(max(0, item.prompt_bytes - known_bytes), now)
         return known_bytes
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.unit.core.processor import family
-from unisono.core.choice import JOIN_MARGIN, Choice, Look, choose
+from unisono.core.choice import JOIN_MARGIN, SETTLED_MARGIN, Choice, Look, choose
 from unisono.core.commands import ReleaseReason
 from unisono.core.costs import CostMeter
 from unisono.core.lanes import Lanes
@@ -52,6 +52,7 @@ class Desk:
     pass_s: float | None = PASS_S
     prompt_token_s: float | None = 0.0005
     surprise: float = 0.0
+    spreading: set[int] = field(default_factory=set)
     room: WaitingRoom = field(default_factory=WaitingRoom)
 
     def wait(self, count: int, prefix: Prefix | None = None, length: float = 10.0, batch: int = 0) -> None:
@@ -70,7 +71,9 @@ class Desk:
         left_of = {number: left for number, left in enumerate(self.left) if left is not None}
         allowed = [each for each in self.room.batches.values() if batches is None or each.number in batches]
         meter = Known(self.pass_s, self.prompt_token_s, self.surprise)
-        return choose(Look(lanes.all[lane], lanes, self.room, allowed, meter, lambda: left_of))
+        return choose(
+            Look(lanes.all[lane], lanes, self.room, allowed, meter, lambda: left_of, lambda: self.spreading)
+        )
 
     def reason(self, lane: int) -> ReleaseReason | IdleReason:
         """Why somebody goes into a lane, or nobody does."""
@@ -244,6 +247,24 @@ def test_the_last_round_is_not_saved_at_any_price() -> None:
     desk = Desk([A] * 4 + [None] * 4, [10.0] * 4 + [None] * 4, prompt_token_s=0.9 * 10 * PASS_S / 500 / JOIN_MARGIN)
     desk.wait(4, A)
     assert desk.reason(4) is IdleReason.PREFIX_COST
+
+
+@pytest.mark.parametrize(
+    ("margin", "is_spreading", "reason"),
+    [
+        (0.9 * SETTLED_MARGIN, False, IdleReason.PREFIX_COST),
+        (1.1 * SETTLED_MARGIN, False, ReleaseReason.JOINS_FAMILY),
+        (1.1 * JOIN_MARGIN, True, ReleaseReason.JOINS_FAMILY),
+    ],
+)
+def test_what_was_spread_before_is_not_spread_further_for_a_little(
+    margin: float, reason: ReleaseReason | IdleReason, *, is_spreading: bool
+) -> None:
+    """Two lanes hold it, and eight of ten tokens wait: a third lane saves a round of 10 passes, or 0.2 s."""
+    desk = Desk([A, A, None], [10.0, 10.0, None], prompt_token_s=10 * PASS_S / 500 / margin)
+    desk.spreading = {A.key} if is_spreading else set()
+    desk.wait(6, A)
+    assert desk.reason(2) is reason
 
 
 def test_where_lengths_are_guesses_rounds_are_not_counted() -> None:

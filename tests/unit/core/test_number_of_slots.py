@@ -66,10 +66,7 @@ def test_a_short_answer_is_no_reason_to_compute_a_prefix(token_s: float, prompt_
     assert computed <= 2
 
 
-@pytest.mark.parametrize(
-    ("token_s", "prompt_token_s"),
-    [*product((0.0005, 0.002), (0.0002, 0.0005, 0.003)), (0.060, 0.0005), (0.060, 0.003)],
-)
+@pytest.mark.parametrize(("token_s", "prompt_token_s"), PROCESSORS)
 def test_a_warm_prefix_is_not_computed_again(token_s: float, prompt_token_s: float) -> None:
     """The lanes that hold it are as many as are worth having, and the second batch stays in them."""
     world = processor(Conductor(Capacity()), token_s, prompt_token_s)
