@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml  # type: ignore[import-untyped]  # PyYAML carries no types, and is used by this file only
 
 from tests.fakes.scraped import Scraped
 from tests.integration.service import LIMIT_S, chats, house
@@ -98,8 +98,8 @@ def test_the_service_is_built_from_here_and_set_by_what_it_knows() -> None:
         host = re.match(r"http://([a-z]+):", value)
         assert host is None or host[1] in SERVICES
     given = {name: default_of(value) for name, value in SERVICES["unisono"]["environment"].items()}
-    made = Settings(
-        **{name.removeprefix("UNISONO_").lower(): v for name, v in given.items() if v and name[0] == "U"}  # type: ignore[arg-type]
+    made = Settings.model_validate(
+        {name.removeprefix("UNISONO_").lower(): v for name, v in given.items() if v and name[0] == "U"}
     )
     # What runs may end before it is killed.
     assert float(SERVICES["unisono"]["stop_grace_period"].removesuffix("s")) > made.drain

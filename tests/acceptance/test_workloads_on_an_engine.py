@@ -99,7 +99,7 @@ async def test_heavy_tails_take_few_passes_more_than_they_must(service: Embedded
         ]
         least = max(*lengths, sum(lengths) / SLOTS)
         shares.append((await computed(service, items)).passes / least)
-    print(f"\nheavy tails: {[round(share, 3) for share in shares]} of the fewest")  # noqa: T201
+    print(f"\nheavy tails: {[round(share, 3) for share in shares]} of the fewest")  # noqa: T201 - the figures
     assert statistics.median(shares) <= 1.08
 
 

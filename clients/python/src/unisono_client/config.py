@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Final, Literal, TypedDict, TypeVar
+from typing import Any, Final, Literal, TypedDict, TypeVar, cast
 
 from google.protobuf import duration_pb2, message
 
@@ -174,12 +174,12 @@ def config_of(
     if not is_left_alone:
         made.detach_grace.CopyFrom(span(least_grace_s))
     elif grace is not None:
-        made.detach_grace.CopyFrom(span(grace))  # type: ignore[arg-type]
+        made.detach_grace.CopyFrom(span(cast("Span", grace)))
     if options is not None:
         made.options.CopyFrom(options)
     if release is not None:
         made.release.CopyFrom(
-            build(pb.ReleasePolicy, _spans(dict(release), pb.ReleasePolicy), "release")  # type: ignore[call-overload]
+            build(pb.ReleasePolicy, _spans({**cast("Release", release)}, pb.ReleasePolicy), "release")
         )
     made.shared_context.messages.extend(shared)
     if not shared:

@@ -65,7 +65,7 @@ class Gathered:
                 answer = self._waiting.get(result.place)
                 if answer is not None and not answer.done():
                     answer.set_result(result)
-        except Exception as error:  # noqa: BLE001  # it is everybody's
+        except Exception as error:  # noqa: BLE001  # each who waits is told; none waits for ever
             end = error
         self._end = end
         for answer in self._waiting.values():

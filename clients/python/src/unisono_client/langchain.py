@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import grpc
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -210,14 +210,14 @@ class ChatUnisono(BaseChatModel):
         of_chat = {key: options.pop(key) for key in _OF_CHAT if key in options}
         if stop:
             options["stop"] = stop
-        return Chat(to_messages(messages), options=Options(**options), **of_chat)  # type: ignore[typeddict-item]
+        return Chat(to_messages(messages), options=cast("Options", options), **of_chat)
 
     def _batch_config(self) -> BatchConfig:
-        config: BatchConfig = {**self.config}  # type: ignore[typeddict-item]
+        config = cast("BatchConfig", {**self.config})
         if self.model is not None:
             config["model"] = self.model
         if self.options:
-            config["options"] = Options(**self.options)  # type: ignore[typeddict-item]
+            config["options"] = cast("Options", {**self.options})
         return config
 
     def _client(self) -> Client:

@@ -36,7 +36,7 @@ class Series:
 
     def __init__(self, *, version: str) -> None:
         # The moment at which each series began doubles their number, and nothing here asks for it.
-        disable_created_metrics()  # type: ignore[no-untyped-call]
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no type for it
         self.registry = CollectorRegistry()
         # Processor time, memory and open files of this process, by the names that dashboards know.
         _ = ProcessCollector(registry=self.registry)

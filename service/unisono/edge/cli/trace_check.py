@@ -8,7 +8,7 @@ lengths to whole microseconds.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
@@ -327,10 +327,9 @@ def _texts(spans: Sequence[Span], texts: Collection[str]) -> Iterator[Finding]:
 def _is_content(name: str, value: object, texts: Collection[str], *, is_ours: bool) -> bool:
     if name in _CONTENT:
         return True
-    is_text: Callable[[str], bool] = lambda one: (  # noqa: E731 - used for one value and for each of several
-        any(text in one for text in texts)
-        or (is_ours and name not in _MAY_BE_LONG and (len(one) > _LONG_TEXT or "\n" in one))
+    may_be_long = not is_ours or name in _MAY_BE_LONG
+    strings = [one for one in (value if isinstance(value, tuple) else (value,)) if isinstance(one, str)]
+    return any(
+        any(text in one for text in texts) or (not may_be_long and (len(one) > _LONG_TEXT or "\n" in one))
+        for one in strings
     )
-    if isinstance(value, tuple):
-        return any(isinstance(one, str) and is_text(one) for one in value)
-    return isinstance(value, str) and is_text(value)
