@@ -23,6 +23,7 @@ from unisono.adapters.embedded import EmbeddedBackend
 from unisono.adapters.embedded.backend import MODEL
 from unisono.adapters.embedded.process import EngineProcess, find_model
 from unisono.adapters.journal.memory import MemoryJournal
+from unisono.adapters.journal.sqlite import SqliteJournal
 from unisono.adapters.llama_server import LlamaServerBackend
 from unisono.adapters.metrics.endpoint import MetricsEndpoint
 from unisono.adapters.metrics.series import Series
@@ -34,6 +35,7 @@ from unisono.adapters.telemetry.setup import configure
 from unisono.adapters.telemetry.trace import TraceListener
 from unisono.app.batches import Batches, BatchesSettings
 from unisono.app.driver import BackendDriver
+from unisono.app.durable import DurableBatches, DurableSettings
 from unisono.app.listeners import BothListeners
 from unisono.app.resolve import Resolver
 from unisono.config import EMBEDDED, LLAMA_SERVER, SettingError, configured_backends, parse_address
@@ -96,9 +98,15 @@ class RunningService:
 
 @asynccontextmanager
 async def running(
-    settings: Settings, *, on_progress: Callable[[str], None] = lambda _: None, with_metrics: bool = False
+    settings: Settings,
+    *,
+    on_progress: Callable[[str], None] = lambda _: None,
+    with_metrics: bool = False,
+    with_store: bool = False,
 ) -> AsyncGenerator[RunningService, None]:
-    """Runs the service until the context is left; then drains it. `with_metrics`: it serves them where they are set.
+    """Runs the service until the context is left; then drains it.
+
+    `with_metrics`: it serves them where they are set. `with_store`: it keeps batches where that is set.
 
     A backend that is away does not keep it from starting. Raises OSError where it cannot listen, UnisonoError where
     the embedded engine cannot be had, and SettingError where backends are not configured as they must be.
@@ -166,8 +174,10 @@ async def running(
                 window=_window(settings),
             ),
         )
+        durable = await _start_store(settings, batches, clock, stack) if with_store else None
         servicer = BatchInferenceServicer(
             batches=batches,
+            durable=durable,
             drivers=drivers,
             clock=clock,
             facts=ServerFacts(
@@ -192,7 +202,10 @@ async def running(
             )
         finally:
             await server.drain()
-            await batches.close(drain_s=settings.drain)
+            ends = [batches.close(drain_s=settings.drain)]
+            if durable is not None:
+                ends.append(durable.close(drain_s=settings.drain))
+            _ = await asyncio.gather(*ends)
             await server.stop(_LAST_WORDS_S)
 
 
@@ -253,20 +266,54 @@ def build_backend(
         raise SettingError(f"the address of backend {one.name}: {error}") from error
 
 
+async def _start_store(
+    settings: Settings, batches: Batches, clock: SystemClock, stack: AsyncExitStack
+) -> DurableBatches | None:
+    """Where batches are kept, and those that have not ended going on; None: nowhere, because it is set so."""
+    folder = data_folder(settings, os.environ)
+    if folder is None:
+        return None
+    journal = SqliteJournal(folder, keep_s=settings.retention, max_bytes=settings.max_data_bytes)
+    await journal.start(clock.time_ns())
+    stack.push_async_callback(journal.close)
+    durable = DurableBatches(
+        journal,
+        batches,
+        clock,
+        report_defect=report_defect,
+        settings=DurableSettings(most_running=settings.max_kept_running, most_open=settings.max_kept_batches),
+    )
+    found = await durable.start()
+    if found:
+        log.info("batches go on that had not ended", batches=found, folder=str(folder))
+    return durable
+
+
+def data_folder(settings: Settings, environ: Mapping[str, str]) -> Path | None:
+    """Where batches are kept; None: nowhere."""
+    return _folder(settings.data_dir, environ, "XDG_DATA_HOME", ".local/share")
+
+
 def state_path(settings: Settings, environ: Mapping[str, str]) -> Path | None:
     """The file of remembered slots; None where there is to be none, or no home to put it in."""
-    if settings.state_dir.strip().lower() == "none":
+    folder = _folder(settings.state_dir, environ, "XDG_STATE_HOME", ".local/state")
+    return folder / _SLOTS_FILE if folder is not None else None
+
+
+def _folder(setting: str, environ: Mapping[str, str], variable: str, in_home: str) -> Path | None:
+    """The folder that a setting names; else that of the XDG Base Directory Specification. None: none, or no home."""
+    if setting.strip().lower() == "none":
         return None
-    if settings.state_dir:
-        return Path(settings.state_dir).expanduser() / _SLOTS_FILE
-    base = Path(environ.get("XDG_STATE_HOME", ""))
+    if setting:
+        return Path(setting).expanduser()
+    base = Path(environ.get(variable, ""))
     if not base.is_absolute():
-        # A relative path is to be ignored, says the XDG Base Directory Specification.
+        # A relative path is to be ignored, says the specification.
         try:
-            base = Path.home() / ".local" / "state"
+            base = Path.home() / in_home
         except RuntimeError:
             return None
-    return base / "unisono" / _SLOTS_FILE
+    return base / "unisono"
 
 
 def _warn_of_state(folder: Path) -> None:

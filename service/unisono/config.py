@@ -254,6 +254,18 @@ class Settings(BaseSettings):
     # ~/.local/state/unisono where that is not set; "none": they are not kept.
     state_dir: str = ""
 
+    # -- Batches that are kept (SubmitBatch), by `unisono serve`.
+    # The folder in which they are kept; empty: XDG_DATA_HOME/unisono, and ~/.local/share/unisono where that is not
+    # set; "none": nowhere.
+    data_dir: str = ""
+    # The journal's file grows no larger. Unset: as far as the disk has room.
+    max_data_bytes: Annotated[int, Field(ge=1024 * 1024), _A_SIZE, BeforeValidator(_size)] | None = None
+    # How long a batch is kept after its end.
+    retention: Duration = Field(default=30 * 86_400.0, ge=0)
+    # That run at one time, and that have not ended.
+    max_kept_running: int = Field(default=8, ge=1)
+    max_kept_batches: int = Field(default=1_000, ge=1)
+
     # -- The embedded engine.
     embedded_model: str = ""
     embedded_slots: int = Field(default=8, ge=1, le=256)

@@ -51,8 +51,9 @@ class BatchJournal:
         max_bytes: int,
         on_full: Callable[[], None],
         on_room: Callable[[], None],
+        on_lost: Callable[[Exception], None],
     ) -> None:
-        """`on_full` is told that the work must pause, and `on_room` that it may go on."""
+        """`on_full` is told that the work must pause, and `on_room` that it may go on; `on_lost`: see the port."""
         self._journal = journal
         self._batch_id = batch_id
         self._clock = clock
@@ -66,7 +67,8 @@ class BatchJournal:
         self._given_bytes = 0
         self._pruned = 0
         self.is_full = False
-        journal.create(batch_id)
+        self._is_closed = False
+        journal.create(batch_id, self._on_visible, on_lost)
 
     @property
     def size_bytes(self) -> int:
@@ -83,13 +85,22 @@ class BatchJournal:
         """Whether anybody follows."""
         return bool(self._readers)
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether all that was written can be read."""
+        return self._journal.is_settled(self._batch_id)
+
     def write(self, event: LastingEvent) -> None:
-        """Adds an event, and tells the readers."""
+        """Adds an event; readers are told when they can read it."""
+        if self._is_closed:
+            return
         self._journal.append(self._batch_id, event, self._clock.time_ns())
         if self.size_bytes > self._max_bytes:
             self._relieve()
-        for reader in self._readers:
-            reader.on_event()
+
+    def close(self) -> None:
+        """What happens from now on happens to nobody's knowledge: another run of the batch will tell it."""
+        self._is_closed = True
 
     def read(self, after: int, limit: int) -> Sequence[Journalled]:
         """Up to `limit` events with numbers above `after`; raises SequenceOutOfRangeError."""
@@ -121,8 +132,14 @@ class BatchJournal:
         if self.is_full:
             self._relieve()
 
+    def _on_visible(self) -> None:
+        if self.is_full:
+            self._relieve()
+        for reader in self._readers:
+            reader.on_event()
+
     def _relieve(self) -> None:
-        if self._readers:
+        if self._readers and self._journal.can_prune:
             self._forget_given(min(reader.has_read for reader in self._readers))
         is_full = self.size_bytes > (self._max_bytes // 2 if self.is_full else self._max_bytes)
         if is_full != self.is_full:

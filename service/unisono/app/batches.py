@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from unisono.app.ports import Clock, Journal, Listener
     from unisono.app.resolve import Resolver
     from unisono.core.batch import BatchConfig
+    from unisono.core.durable import StoredBatch
     from unisono.core.errors import NotEnoughSlotsError
     from unisono.core.model import Item
     from unisono.core.plan import Group, Plan
@@ -102,14 +103,16 @@ class Batches:
         self._ended_bytes = 0
         # request_id → the fingerprint of its content, and its batch.
         self._requests: dict[str, tuple[bytes, str]] = {}
+        # Those that are kept, which have limits of their own.
+        self._kept: set[str] = set()
         self._is_closing = False
         self._all_ended = asyncio.Event()
         self._all_ended.set()
 
     @property
     def running(self) -> int:
-        """Batches that have not ended."""
-        return len(self._batches) - len(self._ended)
+        """Batches that have not ended, but for those that are kept."""
+        return len(self._batches) - len(self._ended) - len(self._kept)
 
     async def check(
         self, items: Sequence[Item | BadItem], config: BatchConfig, *, path: str = "items[{}]"
@@ -160,29 +163,45 @@ class Batches:
                 metadata={"limit": "max_batches"},
                 retry_after_s=5.0,
             )
-        batch_id = f"batch_{secrets.token_hex(12)}"
-        batch = RunningBatch(
+        batch_id = new_id()
+        batch = self._build(
             batch_id,
             self._complete(config),
-            item_count=item_count,
-            drivers=self._drivers,
-            company=self._company,
-            resolver=self._resolver,
             journal=self._journal,
-            clock=self._clock,
-            limits=self.limits,
-            watch=self._listener.batch_accepted(
-                batch_id=batch_id, method=method, carrier=carrier, at_ns=self._clock.time_ns()
-            ),
+            item_count=item_count,
             on_end=self._on_end,
-            report_defect=self._report_defect,
-            memory_limit_bytes=self.settings.memory.limit_bytes,
+            method=method,
+            carrier=carrier,
         )
         self._batches[batch_id] = batch
         self._all_ended.clear()
         if config.request_id:
             self._requests[config.request_id] = (fingerprint, batch_id)
         return batch, True
+
+    def run_stored(
+        self, stored: StoredBatch, journal: Journal, *, on_end: Callable[[RunningBatch], None]
+    ) -> RunningBatch:
+        """Makes a kept batch one of this process's; its items are still to be given to it. It counts as running.
+
+        `on_end` is told when it has ended, or was left; then `forget` may be called.
+        """
+        batch = self._batches[stored.batch_id] = self._build(
+            stored.batch_id,
+            self._complete(stored.config),
+            journal=journal,
+            item_count=stored.tally.items,
+            on_end=on_end,
+            method=stored.method,
+            carrier=stored.carrier,
+            stored=stored,
+        )
+        self._kept.add(stored.batch_id)
+        return batch
+
+    def find(self, batch_id: str) -> RunningBatch | None:
+        """A batch that is running, or ended a while ago; None: there is none here."""
+        return self._batches.get(batch_id)
 
     def get(self, batch_id: str) -> RunningBatch:
         """A batch that is running, or ended a while ago; raises BatchNotFoundError."""
@@ -238,7 +257,7 @@ class Batches:
                 await self._all_ended.wait()
         except TimeoutError:
             stopped = ShuttingDownError("the service was stopped before the batch had ended")
-            for batch in list(self._batches.values()):
+            for batch in [one for name, one in self._batches.items() if name not in self._kept]:
                 _ = batch.cancel(error=stopped)
 
     async def _plan(self, items: Sequence[Item], config: BatchConfig) -> Plan:
@@ -311,12 +330,51 @@ class Batches:
 
         _ = asyncio.get_running_loop().call_later(delay_s, forget)
 
+    def _build(
+        self,
+        batch_id: str,
+        config: BatchConfig,
+        *,
+        journal: Journal,
+        item_count: int,
+        on_end: Callable[[RunningBatch], None],
+        method: str,
+        carrier: Mapping[str, str],
+        stored: StoredBatch | None = None,
+    ) -> RunningBatch:
+        return RunningBatch(
+            batch_id,
+            config,
+            item_count=item_count,
+            drivers=self._drivers,
+            company=self._company,
+            resolver=self._resolver,
+            journal=journal,
+            clock=self._clock,
+            limits=self.limits,
+            watch=self._listener.batch_accepted(
+                batch_id=batch_id, method=method, carrier=carrier, at_ns=self._clock.time_ns()
+            ),
+            on_end=on_end,
+            report_defect=self._report_defect,
+            memory_limit_bytes=self.settings.memory.limit_bytes,
+            stored=stored,
+        )
+
     def _forget(self, batch_id: str) -> None:
         batch = self._batches.pop(batch_id, None)
         self._ended_bytes -= self._ended.pop(batch_id, 0)
+        if batch_id in self._kept:
+            self._kept.discard(batch_id)
+            return
         self._journal.forget(batch_id)
         if batch is not None and batch.config.request_id:
             self._requests.pop(batch.config.request_id, None)
+
+
+def new_id() -> str:
+    """A name for a batch, that nobody guesses."""
+    return f"batch_{secrets.token_hex(12)}"
 
 
 def _refuse_contradictions(config: BatchConfig, item_count: int) -> None:

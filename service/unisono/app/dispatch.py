@@ -93,6 +93,7 @@ class Dispatch:
         # Releases that were not planned yet.
         self._to_plan: deque[list[ItemRun]] = deque()
         self._planner: asyncio.Task[None] | None = None
+        self._is_paused = False
         # Elsewhere they might not all run at one time, as REQUIRED was promised.
         can_move = len(drivers) > 1 and config.co_scheduling is not CoScheduling.REQUIRED
         self._failover = (
@@ -128,11 +129,13 @@ class Dispatch:
 
     def pause(self) -> None:
         """Nothing more of this batch goes."""
+        self._is_paused = True
         for driver in {group.driver for group in self.groups}:
             driver.park(self._key)
 
     def resume(self) -> None:
         """It goes on."""
+        self._is_paused = False
         for driver in {group.driver for group in self.groups}:
             driver.unpark(self._key)
 
@@ -287,5 +290,5 @@ class Dispatch:
         )
         if self._failover is not None and works:
             self._failover.start()
-        if self._journal.is_full:
+        if self._is_paused:
             group.driver.park(self._key)

@@ -71,7 +71,7 @@ async def follow(
                     continue
             if batch.journal.last_sequence > after:
                 continue
-            if batch.is_over:
+            if batch.is_over and batch.journal.is_settled:
                 # The reader had all of it before it came.
                 return
             wait_s = silent_since_s + heartbeat_s - now

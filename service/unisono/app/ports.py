@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
+    from unisono.core.batch import BadItem
     from unisono.core.capacity import SlotMemo
     from unisono.core.commands import ReleaseReason
+    from unisono.core.durable import EndedItem, NewBatch, StoredBatch
     from unisono.core.errors import UnisonoError
-    from unisono.core.events import Journalled, LastingEvent, Result, Summary
+    from unisono.core.events import BatchState, Journalled, LastingEvent, Result, Summary
     from unisono.core.model import (
         Finished,
         Item,
+        ItemState,
         LoadedRunner,
         ModelInfo,
         PassMethod,
@@ -293,18 +296,27 @@ class BackendStanding(Protocol):
 
 
 class Journal(Protocol):
-    """The numbered events of batches. Appending and reading never wait."""
+    """The numbered events of batches. Appending and reading never wait.
 
-    def create(self, batch_id: str) -> None:
-        """Begins the journal of a batch."""
+    What was appended is *visible* once it is as safe as this journal makes it; only then can it be read.
+    """
+
+    def create(
+        self, batch_id: str, on_visible: Callable[[], None], on_lost: Callable[[Exception], None] | None = None
+    ) -> None:
+        """Begins the journal of a batch, or goes on with it.
+
+        `on_visible` is called whenever there is more to read, maybe within `append`; `on_lost` when nothing more of
+        the batch can be written, ever. Neither may raise or wait.
+        """
         ...
 
-    def append(self, batch_id: str, event: LastingEvent, at_ns: int) -> Journalled:
+    def append(self, batch_id: str, event: LastingEvent, at_ns: int) -> None:
         """Adds an event and gives it the next number."""
         ...
 
     def read(self, batch_id: str, after: int, limit: int) -> Sequence[Journalled]:
-        """Up to `limit` events with numbers above `after`.
+        """Up to `limit` visible events with numbers above `after`.
 
         Raises SequenceOutOfRangeError where some of these are no longer kept or `after` was never reached, and
         BatchNotFoundError.
@@ -312,17 +324,100 @@ class Journal(Protocol):
         ...
 
     def last_sequence(self, batch_id: str) -> int:
-        """The highest number given; 0 for none."""
+        """The highest number that is visible; 0 for none."""
+        ...
+
+    def is_settled(self, batch_id: str) -> bool:
+        """Whether all that was appended is visible, as far as it ever will be."""
         ...
 
     def size_bytes(self, batch_id: str) -> int:
-        """Bytes that the kept events are charged for."""
+        """Bytes of memory that the batch's events are charged for."""
+        ...
+
+    @property
+    def can_prune(self) -> bool:
+        """Whether pruning makes room."""
         ...
 
     def prune(self, batch_id: str, up_to: int) -> None:
-        """Forgets events with numbers up to this one."""
+        """Forgets events with numbers up to this one, where that makes room."""
         ...
 
     def forget(self, batch_id: str) -> None:
-        """Forgets the batch."""
+        """This process has nothing to do with the batch any more; where nothing else keeps it, it is gone."""
+        ...
+
+
+class BatchStore(Journal, Protocol):
+    """A journal that outlives the process, with the batches and items that its events are about.
+
+    Each change is in the file when the call returns. Raises LimitExceededError where nothing can be written.
+    """
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing can be written at this moment; empty: it can."""
+        ...
+
+    async def settle(self, batch_id: str) -> None:
+        """Returns when all that was appended by now is visible, or never will be."""
+        ...
+
+    async def submit(
+        self, new: NewBatch, items: Sequence[Item | BadItem], *, is_whole: bool
+    ) -> tuple[StoredBatch, bool]:
+        """Keeps a batch with its `Accepted` event, or finds the one of the same request; and whether it is new.
+
+        Items are numbered as they stand; `is_whole`: no more will come. Raises RequestIdReusedError.
+        """
+        ...
+
+    async def add(self, batch_id: str, items: Sequence[Item | BadItem], *, first: int) -> None:
+        """Keeps items that are added, numbered from `first` on."""
+        ...
+
+    async def set(self, batch_id: str, **values: object) -> None:
+        """Changes `is_input_closed`, `is_cancelling` or `started_ns`; raises BatchNotFoundError."""
+        ...
+
+    async def take_over(self) -> list[StoredBatch]:
+        """All batches that have not ended: they are this process's from now on. The oldest first."""
+        ...
+
+    async def delete(self, batch_id: str) -> None:
+        """Forgets a batch with all that belongs to it; raises BatchNotFoundError."""
+        ...
+
+    async def delete_old(self, now_ns: int) -> int:
+        """Deletes what was kept for long enough; answers with how many batches."""
+        ...
+
+    async def get(self, batch_id: str) -> StoredBatch:
+        """How a batch stands; raises BatchNotFoundError."""
+        ...
+
+    async def page(
+        self, *, after: int = 0, limit: int, states: Sequence[BatchState] = ()
+    ) -> list[tuple[int, StoredBatch]]:
+        """Up to `limit` batches, the newest first, each with its place; `after`: the place of the last one before."""
+        ...
+
+    async def results(
+        self, batch_id: str, *, after: int, limit: int, states: Sequence[ItemState] = ()
+    ) -> list[Journalled]:
+        """Up to `limit` results with numbers above `after`, each behind its parts; raises BatchNotFoundError."""
+        ...
+
+    async def items(
+        self, batch_id: str, *, after: int, limit: int, states: Sequence[ItemState] = ()
+    ) -> list[tuple[int, Item | BadItem]]:
+        """Up to `limit` items with indexes above `after` (-1: all), each with its index.
+
+        Those that ended so; without states those that have not ended.
+        """
+        ...
+
+    async def ended(self, batch_id: str) -> list[EndedItem]:
+        """All items that have a result, in their order."""
         ...

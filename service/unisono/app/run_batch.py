@@ -31,6 +31,7 @@ from unisono.core.errors import (
     InvalidRequestError,
     ItemNotFoundError,
     QueueTimeoutError,
+    ShuttingDownError,
     UnisonoError,
 )
 from unisono.core.events import Accepted, BatchState, Result, Summary
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from unisono.app.ports import BatchWatch, Clock, Journal
     from unisono.app.resolve import Resolver
     from unisono.core.batch import BatchConfig
+    from unisono.core.durable import EndedItem, StoredBatch
     from unisono.core.errors import Violation
     from unisono.core.limits import Limits
     from unisono.core.model import Item
@@ -78,7 +80,9 @@ class RunningBatch:
         on_end: Callable[[RunningBatch], None],
         report_defect: Callable[[str, BaseException], None],
         memory_limit_bytes: int | None = None,
+        stored: StoredBatch | None = None,
     ) -> None:
+        """`stored`: the batch is kept, and is to be run, or to go on; its journal has it already."""
         self.batch_id = batch_id
         self.config = config
         self.state = BatchState.RUNNING
@@ -87,7 +91,8 @@ class RunningBatch:
         self._gate = Gate(config, limits)
         self._watch = watch
         self._on_end = on_end
-        self._accepted_s = clock.monotonic_s()
+        age_s = 0.0 if stored is None else max(0.0, (clock.time_ns() - stored.created_ns) / 1e9)
+        self._accepted_s = clock.monotonic_s() - age_s
         # Items by index, until they end; the ids of all, and by index the fingerprints of what was asked.
         self._runs: dict[int, ItemRun] = {}
         self._index_of: dict[str, int] = {}
@@ -97,6 +102,7 @@ class RunningBatch:
         # Items that were added and not yet released.
         self._waiting: list[ItemRun] = []
         self._is_input_closed = False
+        self._is_resting = False
         self._counts: Counter[ItemState] = Counter()
         # Why the batch ends before all its items have ended by themselves; None while it does not.
         self._cut_short: UnisonoError | None = None
@@ -106,7 +112,13 @@ class RunningBatch:
         self._timers = Timers()
         max_bytes = limits.max_journal_bytes
         self.journal = BatchJournal(
-            journal, batch_id, clock, max_bytes=max_bytes, on_full=self._pause, on_room=self._resume
+            journal,
+            batch_id,
+            clock,
+            max_bytes=max_bytes,
+            on_full=self._pause,
+            on_room=self._resume,
+            on_lost=lambda _error: self.leave(),
         )
         self._dispatch = Dispatch(
             config,
@@ -121,7 +133,8 @@ class RunningBatch:
             report_defect=report_defect,
             memory_limit_bytes=memory_limit_bytes,
         )
-        self.journal.write(Accepted(batch_id=batch_id, item_count=item_count))
+        if stored is None:
+            self.journal.write(Accepted(batch_id=batch_id, item_count=item_count))
         if config.deadline_s:
             self.expire_at(self._accepted_s + config.deadline_s)
 
@@ -157,11 +170,10 @@ class RunningBatch:
     @property
     def progress(self) -> Progress:
         """How far it is."""
-        in_flight = sum(1 for run in self._runs.values() if run.released_ns is not None)
         return Progress(
             accepted=len(self._fingerprints),
-            queued=len(self._runs) - in_flight,
-            in_flight=in_flight,
+            queued=len(self._runs) - self.in_flight,
+            in_flight=self.in_flight,
             completed=self._counts[ItemState.COMPLETED],
             failed=self._counts[ItemState.FAILED],
             cancelled=self._counts[ItemState.CANCELLED],
@@ -197,6 +209,34 @@ class RunningBatch:
         for one in items:
             self._place(one.item, one.wrong)
         self.close_input()
+
+    def run_stored(self, items: Iterable[tuple[int, Item | BadItem]], ended: Iterable[EndedItem]) -> None:
+        """Takes the items of a kept batch, each in its place, and what became of the others; no more will come."""
+        for one in ended:
+            self._counts[one.state] += 1
+            self._index_of[one.item_id] = one.index
+        total = len(self._index_of)
+        for index, item in items:
+            total += 1
+            self._put(index, item, item.violations if isinstance(item, BadItem) else ())
+        # What was asked for is never asked for again: no stream adds to it.
+        self._fingerprints = [0] * total
+        self.close_input()
+
+    def rest(self) -> None:
+        """The service is being stopped: nothing more of it goes, and what is at a backend may be answered."""
+        self._is_resting = True
+        self._dispatch.pause()
+
+    @property
+    def in_flight(self) -> int:
+        """Items at a backend."""
+        return sum(1 for run in self._runs.values() if run.released_ns is not None)
+
+    def leave(self) -> None:
+        """Another process runs it, or will: what happens here counts no more, and backends are left alone."""
+        self.journal.close()
+        _ = self.cancel(error=ShuttingDownError("the batch is left to another process"))
 
     def add(self, items: Sequence[Item | BadItem], *, is_reopened: bool = False) -> list[Ack]:
         """Takes items of a stream, or refuses them, one Ack each; one for each answer that an item taken will have.
@@ -322,6 +362,10 @@ class RunningBatch:
         """Makes an item part of the batch: waiting for its release, or failed at once."""
         index = len(self._fingerprints)
         self._fingerprints.append(_fingerprint(item))
+        self._put(index, item, wrong)
+
+    def _put(self, index: int, item: Item | BadItem, wrong: Sequence[Violation]) -> None:
+        """The item has this place."""
         if self._index_of.setdefault(item.item_id, index) == index and item.variant_of:
             self._variants_of.setdefault(item.variant_of, []).append(index)
         if isinstance(item, BadItem) or wrong:
@@ -431,7 +475,8 @@ class RunningBatch:
 
     def _resume(self) -> None:
         """There is room in it again."""
-        self._dispatch.resume()
+        if not self._is_resting:
+            self._dispatch.resume()
 
     def _tell_progress(self) -> None:
         self.journal.write(self.progress)

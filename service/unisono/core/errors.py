@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +123,18 @@ class InputClosedError(RequestError):
     """The batch takes no more items."""
 
     reason = "INPUT_CLOSED"
+
+
+class BatchRunningError(RequestError):
+    """That can only be done with a batch that has ended."""
+
+    reason = "BATCH_RUNNING"
+
+
+class NothingKeptError(RequestError):
+    """This service keeps no batches."""
+
+    reason = "NOTHING_KEPT"
 
 
 class NotEnoughSlotsError(RequestError):
@@ -287,3 +299,20 @@ class BatchDeadlineError(ItemStoppedError):
     """The batch's deadline passed before the item ended."""
 
     reason = "BATCH_DEADLINE"
+
+
+def _all_below(parent: type[UnisonoError]) -> Iterator[type[UnisonoError]]:
+    for child in parent.__subclasses__():
+        yield child
+        yield from _all_below(child)
+
+
+# A parent has no reason of its own: it inherits INTERNAL.
+_CLASSES: dict[str, type[UnisonoError]] = {
+    one.reason: one for one in _all_below(UnisonoError) if "reason" in vars(one)
+}
+
+
+def error_class(reason: str) -> type[UnisonoError]:
+    """The class with that reason; InternalError for one that this version does not know."""
+    return _CLASSES.get(reason, InternalError)

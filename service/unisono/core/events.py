@@ -8,18 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+
+# The journal reads the types of events at run time.
+from unisono.core.commands import ReleaseReason
+from unisono.core.errors import UnisonoError
+from unisono.core.model import Completion, ItemState, Timings, TokenLogprob, Usage, Vector
 
 # Figures of a batch at one moment, which are events too.
-from unisono.core.report import GroupPlanned, Progress
-
-if TYPE_CHECKING:
-    from array import array
-
-    from unisono.core.commands import ReleaseReason
-    from unisono.core.errors import UnisonoError
-    from unisono.core.model import Completion, ItemState, Timings, TokenLogprob, Usage
-    from unisono.core.report import Report
+from unisono.core.report import GroupPlanned, Progress, Report
 
 
 class BatchState(Enum):
@@ -81,7 +77,7 @@ class ResultPart:
     part: int
     content: str = ""
     thinking: str = ""
-    embeddings: tuple[array[float], ...] = ()
+    embeddings: tuple[Vector, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
@@ -198,7 +194,7 @@ def weight(event: LastingEvent) -> int:
 
 
 def _weight_of(
-    content: str, thinking: str, embeddings: tuple[array[float], ...], logprobs: tuple[TokenLogprob, ...]
+    content: str, thinking: str, embeddings: tuple[Vector, ...], logprobs: tuple[TokenLogprob, ...]
 ) -> int:
     texts = sum(len(text) if text.isascii() else 4 * len(text) for text in (content, thinking))
     vectors = sum(4 * len(vector) for vector in embeddings)

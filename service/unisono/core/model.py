@@ -9,6 +9,16 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
+from typing import TYPE_CHECKING
+
+# A vector of 32-bit floats, `array("f")`. By a name of its own, since Python 3.11 cannot subscript the class where
+# annotations are read at run time, as the journal does.
+if TYPE_CHECKING:
+    Vector = array[float]
+else:
+    Vector = array
+# Where a field is called by that name.
+Bytes = bytes
 
 
 class Role(Enum):
@@ -339,7 +349,7 @@ class TokenLogprob:
 
     token: str
     logprob: float
-    bytes: bytes = b""
+    bytes: Bytes = b""
     top: tuple[TokenLogprob, ...] = ()
 
 
@@ -400,7 +410,7 @@ class Finished:
     usage: Usage = field(default_factory=Usage)
     durations: Durations = field(default_factory=Durations)
     # For embeddings: one vector a text, as 32-bit floats (`array("f")`, an eighth of a tuple's memory); read only.
-    embeddings: tuple[array[float], ...] = ()
+    embeddings: tuple[Vector, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -414,7 +424,7 @@ class Completion:
     finish_reason: FinishReason = FinishReason.UNKNOWN
     finish_reason_raw: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
-    embeddings: tuple[array[float], ...] = ()
+    embeddings: tuple[Vector, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,14 +6,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from unisono.core.model import Slots, SlotState
+from unisono.core.memory import MemoryEstimate
+from unisono.core.model import RunnerSpec, Slots, SlotState
+from unisono.core.passes import PassCount
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from unisono.core.memory import MemoryEstimate
-    from unisono.core.model import RunnerSpec
-    from unisono.core.passes import PassCount
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,6 +72,8 @@ TABLE: Final[Mapping[type[UnisonoError], Row]] = {
     errors.SequenceOutOfRangeError: Row(_Code.OUT_OF_RANGE, 416),
     errors.RequestIdReusedError: Row(_Code.ALREADY_EXISTS, 409),
     errors.InputClosedError: Row(_Code.FAILED_PRECONDITION, 409),
+    errors.BatchRunningError: Row(_Code.FAILED_PRECONDITION, 409),
+    errors.NothingKeptError: Row(_Code.FAILED_PRECONDITION, 409),
     errors.NotEnoughSlotsError: Row(_Code.FAILED_PRECONDITION, 409),
     errors.StreamReplacedError: Row(_Code.ABORTED, 409),
     errors.ShuttingDownError: Row(_Code.UNAVAILABLE, 503),

@@ -11,7 +11,7 @@ from unisono.core.errors import BatchNotFoundError, SequenceOutOfRangeError
 from unisono.core.events import Journalled, weight
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from unisono.core.events import LastingEvent
 
@@ -25,6 +25,7 @@ class _Pages:
     pruned: int = 0
     last: int = 0
     size_bytes: int = 0
+    on_visible: Callable[[], None] = lambda: None
 
 
 class MemoryJournal:
@@ -33,18 +34,20 @@ class MemoryJournal:
     def __init__(self) -> None:
         self._batches: dict[str, _Pages] = {}
 
-    def create(self, batch_id: str) -> None:
-        """Begins the journal of a batch."""
-        self._batches[batch_id] = _Pages()
+    def create(
+        self, batch_id: str, on_visible: Callable[[], None], on_lost: Callable[[Exception], None] | None = None
+    ) -> None:
+        """Begins the journal of a batch. Memory is never lost."""
+        del on_lost
+        self._batches[batch_id] = _Pages(on_visible=on_visible)
 
-    def append(self, batch_id: str, event: LastingEvent, at_ns: int) -> Journalled:
-        """Adds an event and gives it the next number."""
+    def append(self, batch_id: str, event: LastingEvent, at_ns: int) -> None:
+        """Adds an event and gives it the next number; it is visible at once."""
         pages = self._pages(batch_id)
         pages.last += 1
-        entry = Journalled(sequence=pages.last, at_ns=at_ns, event=event)
-        pages.entries.append(entry)
+        pages.entries.append(Journalled(sequence=pages.last, at_ns=at_ns, event=event))
         pages.size_bytes += weight(event)
-        return entry
+        pages.on_visible()
 
     def read(self, batch_id: str, after: int, limit: int) -> Sequence[Journalled]:
         """Up to `limit` events with numbers above `after`; raises as the port says."""
@@ -73,9 +76,19 @@ class MemoryJournal:
         """The highest number given; 0 for none."""
         return self._pages(batch_id).last
 
+    def is_settled(self, batch_id: str) -> bool:
+        """It always is."""
+        del batch_id
+        return True
+
     def size_bytes(self, batch_id: str) -> int:
         """Bytes that the kept events are charged for."""
         return self._pages(batch_id).size_bytes
+
+    @property
+    def can_prune(self) -> bool:
+        """It does: memory is what there is."""
+        return True
 
     def prune(self, batch_id: str, up_to: int) -> None:
         """Forgets events with numbers up to this one."""

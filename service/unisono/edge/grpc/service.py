@@ -15,7 +15,6 @@ import grpc.aio
 from grpc_status import rpc_status
 
 from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
-from unisono._generated.unisono.v1 import batch_inference_pb2_grpc as pb_grpc
 from unisono._generated.unisono.v1 import server_pb2
 from unisono.app import intake
 from unisono.app.benchmark import measure
@@ -38,6 +37,7 @@ from unisono.edge.grpc import (
     convert_server,
     pages,
 )
+from unisono.edge.grpc.kept import KeptBatches
 from unisono.edge.grpc.stream import BatchStream
 from unisono.edge.status import to_status
 
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from unisono._generated.unisono.v1 import event_pb2, item_pb2
     from unisono.app.batches import Batches
     from unisono.app.driver import BackendDriver
+    from unisono.app.durable import DurableBatches
     from unisono.app.ports import Clock
     from unisono.app.run_batch import RunningBatch
     from unisono.core.batch import BadItem, BatchConfig, DeltaSettings
@@ -81,8 +82,8 @@ class ServerFacts:
     max_send_bytes: int
 
 
-class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
-    """See the contract for what each rpc promises."""
+class BatchInferenceServicer(KeptBatches):
+    """See the contract for what each rpc promises. What is about kept batches stands in `kept.py`."""
 
     def __init__(
         self,
@@ -92,8 +93,11 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
         clock: Clock,
         facts: ServerFacts,
         report_defect: Callable[[str, BaseException], None],
+        durable: DurableBatches | None = None,
     ) -> None:
+        """`durable`: None where the service keeps no batches."""
         self._batches = batches
+        self._durable = durable
         self._drivers = drivers
         self._clock = clock
         self._facts = facts
@@ -179,20 +183,24 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
     ) -> None:
         """See the contract."""
         async with self._refused(context):
-            batch = self._batches.get(request.batch_id)
             deltas = convert_config.delta_settings(request)
-            await self._send(
-                batch,
-                context,
-                lambda event: pb.AttachBatchResponse(event=event),
-                deltas=deltas,
-                after=request.after_sequence,
-            )
+            after = request.after_sequence
+            if self._keeps(request.batch_id):
+                found = self._kept.follow(request.batch_id, after=after, deltas=deltas)
+            else:
+                found = follow(self._batches.get(request.batch_id), self._clock, after=after, deltas=deltas)
+            async with aclosing(found) as events:
+                async for event in events:
+                    message = convert_out.batch_event(event, self._clock.time_ns())
+                    await context.write(pb.AttachBatchResponse(event=message))
 
     async def CancelBatch(self, request: pb.CancelBatchRequest, context: _Context) -> pb.CancelBatchResponse:
         """See the contract."""
         async with self._refused(context):
-            cancelled, ended = self._batches.get(request.batch_id).cancel(list(request.item_ids))
+            if self._keeps(request.batch_id):
+                cancelled, ended = await self._kept.cancel(request.batch_id, list(request.item_ids))
+            else:
+                cancelled, ended = self._batches.get(request.batch_id).cancel(list(request.item_ids))
             return pb.CancelBatchResponse(cancelled=cancelled, already_ended=ended)
 
     async def Benchmark(  # type: ignore[override]  # a coroutine that writes; the stub knows generators alone

@@ -60,6 +60,36 @@ class BatchInferenceStub:
                 request_serializer=unisono_dot_v1_dot_batch__inference__pb2.InferRequest.SerializeToString,
                 response_deserializer=unisono_dot_v1_dot_batch__inference__pb2.InferResponse.FromString,
                 _registered_method=True)
+        self.SubmitBatch = channel.unary_unary(
+                '/unisono.v1.BatchInference/SubmitBatch',
+                request_serializer=unisono_dot_v1_dot_batch__inference__pb2.SubmitBatchRequest.SerializeToString,
+                response_deserializer=unisono_dot_v1_dot_batch__inference__pb2.SubmitBatchResponse.FromString,
+                _registered_method=True)
+        self.GetBatch = channel.unary_unary(
+                '/unisono.v1.BatchInference/GetBatch',
+                request_serializer=unisono_dot_v1_dot_batch__inference__pb2.GetBatchRequest.SerializeToString,
+                response_deserializer=unisono_dot_v1_dot_batch__inference__pb2.GetBatchResponse.FromString,
+                _registered_method=True)
+        self.ListBatches = channel.unary_unary(
+                '/unisono.v1.BatchInference/ListBatches',
+                request_serializer=unisono_dot_v1_dot_batch__inference__pb2.ListBatchesRequest.SerializeToString,
+                response_deserializer=unisono_dot_v1_dot_batch__inference__pb2.ListBatchesResponse.FromString,
+                _registered_method=True)
+        self.ListResults = channel.unary_unary(
+                '/unisono.v1.BatchInference/ListResults',
+                request_serializer=unisono_dot_v1_dot_batch__inference__pb2.ListResultsRequest.SerializeToString,
+                response_deserializer=unisono_dot_v1_dot_batch__inference__pb2.ListResultsResponse.FromString,
+                _registered_method=True)
+        self.RetryBatch = channel.unary_unary(
+                '/unisono.v1.BatchInference/RetryBatch',
+                request_serializer=unisono_dot_v1_dot_batch__inference__pb2.RetryBatchRequest.SerializeToString,
+                response_deserializer=unisono_dot_v1_dot_batch__inference__pb2.RetryBatchResponse.FromString,
+                _registered_method=True)
+        self.DeleteBatch = channel.unary_unary(
+                '/unisono.v1.BatchInference/DeleteBatch',
+                request_serializer=unisono_dot_v1_dot_batch__inference__pb2.DeleteBatchRequest.SerializeToString,
+                response_deserializer=unisono_dot_v1_dot_batch__inference__pb2.DeleteBatchResponse.FromString,
+                _registered_method=True)
         self.AttachBatch = channel.unary_stream(
                 '/unisono.v1.BatchInference/AttachBatch',
                 request_serializer=unisono_dot_v1_dot_batch__inference__pb2.AttachBatchRequest.SerializeToString,
@@ -166,10 +196,67 @@ class BatchInferenceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SubmitBatch(self, request, context):
+        """Keeps a batch, and runs it: it outlives this call, the connection and the
+        service. Answered when it is on the disk; what was accepted is never lost.
+        It runs when it is its turn, by priority and then in the order in which
+        batches came. Malformed items are as in RunBatch. What `on_disconnect` says
+        is of no matter; this call's deadline is not the batch's.
+        Codes: as RunBatch; RESOURCE_EXHAUSTED also where there is no room on the
+        disk; FAILED_PRECONDITION where the service keeps none (UNISONO_DATA_DIR).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetBatch(self, request, context):
+        """How a kept batch stands.
+        Codes: NOT_FOUND (no such batch, deleted, or one that is not kept).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBatches(self, request, context):
+        """Kept batches, the newest first.
+        Codes: INVALID_ARGUMENT (page_token).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListResults(self, request, context):
+        """Results of a kept batch, in the order in which items ended; while it runs,
+        those so far.
+        Codes: NOT_FOUND, INVALID_ARGUMENT (page_token).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryBatch(self, request, context):
+        """Submits a new batch of those items of a kept batch that failed, expired or
+        were cancelled, with the same config. What was malformed stays out.
+        Codes: as SubmitBatch; NOT_FOUND; FAILED_PRECONDITION (it has not ended);
+        INVALID_ARGUMENT (nothing can be tried again).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteBatch(self, request, context):
+        """Deletes a kept batch with its items and results.
+        Codes: NOT_FOUND; FAILED_PRECONDITION (it has not ended: cancel it first).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AttachBatch(self, request, context):
         """Streams the events of a batch after a sequence number, then follows it to
         its end. Any number of callers may attach; cancelling this call leaves the
-        batch alone. Kept for 15 minutes after the end of the batch.
+        batch alone. Kept for 15 minutes after the end of the batch; a batch that
+        was submitted, until it is deleted.
         Codes: NOT_FOUND (no such batch, or forgotten), OUT_OF_RANGE (events before
         that sequence are no longer kept, or it was never reached).
         """
@@ -249,6 +336,36 @@ def add_BatchInferenceServicer_to_server(servicer, server):
                     servicer.Infer,
                     request_deserializer=unisono_dot_v1_dot_batch__inference__pb2.InferRequest.FromString,
                     response_serializer=unisono_dot_v1_dot_batch__inference__pb2.InferResponse.SerializeToString,
+            ),
+            'SubmitBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.SubmitBatch,
+                    request_deserializer=unisono_dot_v1_dot_batch__inference__pb2.SubmitBatchRequest.FromString,
+                    response_serializer=unisono_dot_v1_dot_batch__inference__pb2.SubmitBatchResponse.SerializeToString,
+            ),
+            'GetBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBatch,
+                    request_deserializer=unisono_dot_v1_dot_batch__inference__pb2.GetBatchRequest.FromString,
+                    response_serializer=unisono_dot_v1_dot_batch__inference__pb2.GetBatchResponse.SerializeToString,
+            ),
+            'ListBatches': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBatches,
+                    request_deserializer=unisono_dot_v1_dot_batch__inference__pb2.ListBatchesRequest.FromString,
+                    response_serializer=unisono_dot_v1_dot_batch__inference__pb2.ListBatchesResponse.SerializeToString,
+            ),
+            'ListResults': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListResults,
+                    request_deserializer=unisono_dot_v1_dot_batch__inference__pb2.ListResultsRequest.FromString,
+                    response_serializer=unisono_dot_v1_dot_batch__inference__pb2.ListResultsResponse.SerializeToString,
+            ),
+            'RetryBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryBatch,
+                    request_deserializer=unisono_dot_v1_dot_batch__inference__pb2.RetryBatchRequest.FromString,
+                    response_serializer=unisono_dot_v1_dot_batch__inference__pb2.RetryBatchResponse.SerializeToString,
+            ),
+            'DeleteBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteBatch,
+                    request_deserializer=unisono_dot_v1_dot_batch__inference__pb2.DeleteBatchRequest.FromString,
+                    response_serializer=unisono_dot_v1_dot_batch__inference__pb2.DeleteBatchResponse.SerializeToString,
             ),
             'AttachBatch': grpc.unary_stream_rpc_method_handler(
                     servicer.AttachBatch,
@@ -378,6 +495,168 @@ class BatchInference:
             '/unisono.v1.BatchInference/Infer',
             unisono_dot_v1_dot_batch__inference__pb2.InferRequest.SerializeToString,
             unisono_dot_v1_dot_batch__inference__pb2.InferResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubmitBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/unisono.v1.BatchInference/SubmitBatch',
+            unisono_dot_v1_dot_batch__inference__pb2.SubmitBatchRequest.SerializeToString,
+            unisono_dot_v1_dot_batch__inference__pb2.SubmitBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/unisono.v1.BatchInference/GetBatch',
+            unisono_dot_v1_dot_batch__inference__pb2.GetBatchRequest.SerializeToString,
+            unisono_dot_v1_dot_batch__inference__pb2.GetBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBatches(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/unisono.v1.BatchInference/ListBatches',
+            unisono_dot_v1_dot_batch__inference__pb2.ListBatchesRequest.SerializeToString,
+            unisono_dot_v1_dot_batch__inference__pb2.ListBatchesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListResults(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/unisono.v1.BatchInference/ListResults',
+            unisono_dot_v1_dot_batch__inference__pb2.ListResultsRequest.SerializeToString,
+            unisono_dot_v1_dot_batch__inference__pb2.ListResultsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/unisono.v1.BatchInference/RetryBatch',
+            unisono_dot_v1_dot_batch__inference__pb2.RetryBatchRequest.SerializeToString,
+            unisono_dot_v1_dot_batch__inference__pb2.RetryBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/unisono.v1.BatchInference/DeleteBatch',
+            unisono_dot_v1_dot_batch__inference__pb2.DeleteBatchRequest.SerializeToString,
+            unisono_dot_v1_dot_batch__inference__pb2.DeleteBatchResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -72,10 +72,43 @@ class BatchInferenceStub:
     them.
     Codes: as RunBatch. The item's failure is a result here too.
     """
+    SubmitBatch: _aio.UnaryUnaryMultiCallable[_batch_inference_pb2.SubmitBatchRequest, _batch_inference_pb2.SubmitBatchResponse]
+    """Keeps a batch, and runs it: it outlives this call, the connection and the
+    service. Answered when it is on the disk; what was accepted is never lost.
+    It runs when it is its turn, by priority and then in the order in which
+    batches came. Malformed items are as in RunBatch. What `on_disconnect` says
+    is of no matter; this call's deadline is not the batch's.
+    Codes: as RunBatch; RESOURCE_EXHAUSTED also where there is no room on the
+    disk; FAILED_PRECONDITION where the service keeps none (UNISONO_DATA_DIR).
+    """
+    GetBatch: _aio.UnaryUnaryMultiCallable[_batch_inference_pb2.GetBatchRequest, _batch_inference_pb2.GetBatchResponse]
+    """How a kept batch stands.
+    Codes: NOT_FOUND (no such batch, deleted, or one that is not kept).
+    """
+    ListBatches: _aio.UnaryUnaryMultiCallable[_batch_inference_pb2.ListBatchesRequest, _batch_inference_pb2.ListBatchesResponse]
+    """Kept batches, the newest first.
+    Codes: INVALID_ARGUMENT (page_token).
+    """
+    ListResults: _aio.UnaryUnaryMultiCallable[_batch_inference_pb2.ListResultsRequest, _batch_inference_pb2.ListResultsResponse]
+    """Results of a kept batch, in the order in which items ended; while it runs,
+    those so far.
+    Codes: NOT_FOUND, INVALID_ARGUMENT (page_token).
+    """
+    RetryBatch: _aio.UnaryUnaryMultiCallable[_batch_inference_pb2.RetryBatchRequest, _batch_inference_pb2.RetryBatchResponse]
+    """Submits a new batch of those items of a kept batch that failed, expired or
+    were cancelled, with the same config. What was malformed stays out.
+    Codes: as SubmitBatch; NOT_FOUND; FAILED_PRECONDITION (it has not ended);
+    INVALID_ARGUMENT (nothing can be tried again).
+    """
+    DeleteBatch: _aio.UnaryUnaryMultiCallable[_batch_inference_pb2.DeleteBatchRequest, _batch_inference_pb2.DeleteBatchResponse]
+    """Deletes a kept batch with its items and results.
+    Codes: NOT_FOUND; FAILED_PRECONDITION (it has not ended: cancel it first).
+    """
     AttachBatch: _aio.UnaryStreamMultiCallable[_batch_inference_pb2.AttachBatchRequest, _batch_inference_pb2.AttachBatchResponse]
     """Streams the events of a batch after a sequence number, then follows it to
     its end. Any number of callers may attach; cancelling this call leaves the
-    batch alone. Kept for 15 minutes after the end of the batch.
+    batch alone. Kept for 15 minutes after the end of the batch; a batch that
+    was submitted, until it is deleted.
     Codes: NOT_FOUND (no such batch, or forgotten), OUT_OF_RANGE (events before
     that sequence are no longer kept, or it was never reached).
     """
@@ -186,6 +219,74 @@ class BatchInferenceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def SubmitBatch(
+        self,
+        request: _batch_inference_pb2.SubmitBatchRequest,
+        context: _aio.ServicerContext[_batch_inference_pb2.SubmitBatchRequest, _abc.Awaitable[_batch_inference_pb2.SubmitBatchResponse]],
+    ) -> _abc.Awaitable[_batch_inference_pb2.SubmitBatchResponse]:
+        """Keeps a batch, and runs it: it outlives this call, the connection and the
+        service. Answered when it is on the disk; what was accepted is never lost.
+        It runs when it is its turn, by priority and then in the order in which
+        batches came. Malformed items are as in RunBatch. What `on_disconnect` says
+        is of no matter; this call's deadline is not the batch's.
+        Codes: as RunBatch; RESOURCE_EXHAUSTED also where there is no room on the
+        disk; FAILED_PRECONDITION where the service keeps none (UNISONO_DATA_DIR).
+        """
+
+    @_abc_1.abstractmethod
+    def GetBatch(
+        self,
+        request: _batch_inference_pb2.GetBatchRequest,
+        context: _aio.ServicerContext[_batch_inference_pb2.GetBatchRequest, _abc.Awaitable[_batch_inference_pb2.GetBatchResponse]],
+    ) -> _abc.Awaitable[_batch_inference_pb2.GetBatchResponse]:
+        """How a kept batch stands.
+        Codes: NOT_FOUND (no such batch, deleted, or one that is not kept).
+        """
+
+    @_abc_1.abstractmethod
+    def ListBatches(
+        self,
+        request: _batch_inference_pb2.ListBatchesRequest,
+        context: _aio.ServicerContext[_batch_inference_pb2.ListBatchesRequest, _abc.Awaitable[_batch_inference_pb2.ListBatchesResponse]],
+    ) -> _abc.Awaitable[_batch_inference_pb2.ListBatchesResponse]:
+        """Kept batches, the newest first.
+        Codes: INVALID_ARGUMENT (page_token).
+        """
+
+    @_abc_1.abstractmethod
+    def ListResults(
+        self,
+        request: _batch_inference_pb2.ListResultsRequest,
+        context: _aio.ServicerContext[_batch_inference_pb2.ListResultsRequest, _abc.Awaitable[_batch_inference_pb2.ListResultsResponse]],
+    ) -> _abc.Awaitable[_batch_inference_pb2.ListResultsResponse]:
+        """Results of a kept batch, in the order in which items ended; while it runs,
+        those so far.
+        Codes: NOT_FOUND, INVALID_ARGUMENT (page_token).
+        """
+
+    @_abc_1.abstractmethod
+    def RetryBatch(
+        self,
+        request: _batch_inference_pb2.RetryBatchRequest,
+        context: _aio.ServicerContext[_batch_inference_pb2.RetryBatchRequest, _abc.Awaitable[_batch_inference_pb2.RetryBatchResponse]],
+    ) -> _abc.Awaitable[_batch_inference_pb2.RetryBatchResponse]:
+        """Submits a new batch of those items of a kept batch that failed, expired or
+        were cancelled, with the same config. What was malformed stays out.
+        Codes: as SubmitBatch; NOT_FOUND; FAILED_PRECONDITION (it has not ended);
+        INVALID_ARGUMENT (nothing can be tried again).
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteBatch(
+        self,
+        request: _batch_inference_pb2.DeleteBatchRequest,
+        context: _aio.ServicerContext[_batch_inference_pb2.DeleteBatchRequest, _abc.Awaitable[_batch_inference_pb2.DeleteBatchResponse]],
+    ) -> _abc.Awaitable[_batch_inference_pb2.DeleteBatchResponse]:
+        """Deletes a kept batch with its items and results.
+        Codes: NOT_FOUND; FAILED_PRECONDITION (it has not ended: cancel it first).
+        """
+
+    @_abc_1.abstractmethod
     def AttachBatch(
         self,
         request: _batch_inference_pb2.AttachBatchRequest,
@@ -193,7 +294,8 @@ class BatchInferenceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.AsyncIterator[_batch_inference_pb2.AttachBatchResponse]:
         """Streams the events of a batch after a sequence number, then follows it to
         its end. Any number of callers may attach; cancelling this call leaves the
-        batch alone. Kept for 15 minutes after the end of the batch.
+        batch alone. Kept for 15 minutes after the end of the batch; a batch that
+        was submitted, until it is deleted.
         Codes: NOT_FOUND (no such batch, or forgotten), OUT_OF_RANGE (events before
         that sequence are no longer kept, or it was never reached).
         """

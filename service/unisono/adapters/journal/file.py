@@ -1,0 +1,109 @@
+"""The journal's file: whose it is, how it is opened, and how it becomes that of this version.
+
+One process at a time may write to it. A lock on a file beside it says so, which the operating system takes back when
+the process ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, TextIO
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import create_engine, event
+from sqlalchemy.pool import QueuePool
+
+from unisono.core.errors import UnisonoError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sqlalchemy import Engine
+
+JOURNAL_FILE = "journal.sqlite3"
+_LOCK_FILE = "journal.lock"
+# The log in front of the file is cut back to so much after a checkpoint.
+_LOG_BYTES = 64 * 1024 * 1024
+# Waiting for a lock that another program holds, such as a backup, in seconds.
+_BUSY_S = 5.0
+# Connections that read at one time.
+_READERS = 4
+
+
+class JournalInUseError(UnisonoError):
+    """Another service has this folder."""
+
+
+def take_folder(folder: Path) -> TextIO:
+    """Makes the folder, and keeps every other service out of it until the answer is closed.
+
+    Raises JournalInUseError, and OSError where the folder cannot be had.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = (folder / _LOCK_FILE).open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        _ = lock.seek(0)
+        holder = lock.read().strip()
+        lock.close()
+        raise JournalInUseError(
+            f"another service{f' (process {holder})' if holder else ''} keeps its batches in {folder}: stop it, or "
+            "set UNISONO_DATA_DIR to another folder"
+        ) from None
+    _ = lock.truncate(0)
+    _ = lock.write(f"{os.getpid()}\n")
+    lock.flush()
+    return lock
+
+
+def open_engines(path: Path, *, max_bytes: int | None = None) -> tuple[Engine, Engine]:
+    """Brings the file up to this version; answers with what writes to it, and what reads it.
+
+    `max_bytes`: the file grows no larger; None: as far as the disk has room. Raises sqlalchemy's DBAPIError.
+    """
+    url = f"sqlite:///{path}"
+    # Used by one thread at a time, though not by the one that made it.
+    shared = {"check_same_thread": False, "timeout": _BUSY_S}
+    writer = create_engine(url, connect_args=shared, poolclass=QueuePool, pool_size=1, max_overflow=0)
+    reader = create_engine(url, connect_args=shared, poolclass=QueuePool, pool_size=_READERS, max_overflow=0)
+
+    @event.listens_for(writer, "connect")
+    def _to_write(connection: sqlite3.Connection, _record: Any) -> None:
+        # The driver is not to begin transactions by itself: see `_begin`.
+        connection.isolation_level = None
+        _ = connection.execute("PRAGMA journal_mode = WAL")
+        # A commit returns when it is on the disk.
+        _ = connection.execute("PRAGMA synchronous = FULL")
+        _ = connection.execute("PRAGMA foreign_keys = ON")
+        _ = connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
+        if max_bytes is not None:
+            (page_size,) = connection.execute("PRAGMA page_size").fetchone()
+            _ = connection.execute(f"PRAGMA max_page_count = {max(1, max_bytes // page_size)}")
+
+    @event.listens_for(writer, "begin")
+    def _begin(connection: Any) -> None:
+        # At once the one that writes, so that nothing that was read can have changed by then.
+        _ = connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    @event.listens_for(reader, "connect")
+    def _to_read(connection: sqlite3.Connection, _record: Any) -> None:
+        _ = connection.execute("PRAGMA query_only = ON")
+
+    _migrate(writer)
+    # Its next owner is the writer's thread.
+    return writer, reader
+
+
+def _migrate(engine: Engine) -> None:
+    """Takes the file through the steps that it has not seen."""
+    config = Config()
+    config.set_main_option("script_location", str(files("unisono.adapters.journal") / "migrations"))
+    with engine.connect() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        connection.commit()

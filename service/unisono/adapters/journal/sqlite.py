@@ -1,0 +1,337 @@
+"""The journal in a SQLite file: batches that outlive the process, and their events.
+
+Theory of operation. `writer.py` writes on a thread of its own. An event that was appended is *visible* once it is in
+the file, and never before: what a reader has seen is never taken back. Until then its bytes count as the batch's
+`size_bytes`, so that a batch whose events cannot be written pauses.
+
+The file is in WAL mode, in which readers and the writer do not wait for each other. Events are read in the event
+loop: some at a time, by their key, out of a file that was just written. Whatever looks at more goes to a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+from sqlalchemy import insert
+
+from unisono.adapters.journal import store, tables
+from unisono.adapters.journal.file import JOURNAL_FILE, open_engines, take_folder
+from unisono.adapters.journal.rows import count_in, event_row
+from unisono.adapters.journal.writer import Writer
+from unisono.core.errors import LimitExceededError, SequenceOutOfRangeError
+from unisono.core.events import weight
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from sqlalchemy import Connection
+
+    from unisono.adapters.journal.writer import Pending
+    from unisono.core.batch import BadItem
+    from unisono.core.durable import EndedItem, NewBatch, StoredBatch
+    from unisono.core.events import BatchState, Journalled, LastingEvent
+    from unisono.core.model import Item, ItemState
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True, eq=False)
+class _Open:
+    """A batch that this process runs."""
+
+    number: int
+    # The last event that was appended, and the last that is in the file.
+    last: int
+    visible: int
+    pending_bytes: int = 0
+    on_visible: Callable[[], None] | None = None
+    on_lost: Callable[[Exception], None] | None = None
+    is_lost: bool = False
+    waiters: list[asyncio.Future[None]] = field(default_factory=list)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether there is nothing to be waited for."""
+        return self.is_lost or self.visible == self.last
+
+    def wake(self) -> None:
+        """Something was written, or never will be."""
+        waiters, self.waiters = self.waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+class SqliteJournal:
+    """See `app.ports.Journal` and `app.ports.BatchStore`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep_s: float,
+        max_bytes: int | None = None,
+        failpoint: Callable[[str], None] = lambda _place: None,
+    ) -> None:
+        """`keep_s`: how long a batch is kept after its end. `max_bytes`: see `open_engines`."""
+        self._folder = folder
+        self._keep_ns = round(keep_s * 1e9)
+        self._max_bytes = max_bytes
+        self._failpoint = failpoint
+        self._open: dict[str, _Open] = {}
+        self._ids: dict[int, str] = {}
+        # Batches of which nobody could say whether they were kept, and whose callers were told that they were not.
+        self._doubtful: set[str] = set()
+
+    async def start(self, now_ns: int) -> None:
+        """Takes the folder; raises what `take_folder` and `open_engines` raise."""
+        self._lock = await asyncio.to_thread(take_folder, self._folder)
+        try:
+            path = self._folder / JOURNAL_FILE
+            self._engine, self._reader = await asyncio.to_thread(open_engines, path, max_bytes=self._max_bytes)
+        except BaseException:
+            self._lock.close()
+            raise
+        self._writer = Writer(self._engine, on_written=self._written, on_lost=self._lost, failpoint=self._failpoint)
+        self._writer.start()
+        holder = f"process {os.getpid()} on {socket.gethostname()}"
+        taken = insert(tables.leases).values(taken_ns=now_ns, holder=holder).returning(tables.leases.c.lease)
+        self._writer.lease = await self._writer.call(lambda connection: connection.execute(taken).scalar_one())
+
+    async def close(self) -> None:
+        """Writes what is left, and lets go of the folder."""
+        await self._writer.close()
+        await asyncio.to_thread(self._engine.dispose)
+        await asyncio.to_thread(self._reader.dispose)
+        self._lock.close()
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing can be written at this moment; empty: it can."""
+        return self._writer.trouble
+
+    # -- Events ------------------------------------------------------------------------------------------------
+
+    def create(
+        self, batch_id: str, on_visible: Callable[[], None], on_lost: Callable[[Exception], None] | None = None
+    ) -> None:
+        """This process runs the batch from now on: it was submitted here, or taken over. See the port."""
+        with self._reader.connect() as connection:
+            number, last = store.place_of(connection, batch_id)
+        self._open[batch_id] = _Open(number, last, last, on_visible=on_visible, on_lost=on_lost)
+        self._ids[number] = batch_id
+
+    def append(self, batch_id: str, event: LastingEvent, at_ns: int) -> None:
+        """Adds an event with the next number; it is visible once it is in the file."""
+        batch = self._open[batch_id]
+        if batch.is_lost:
+            return
+        size = weight(event)
+        row = event_row(batch.number, batch.last + 1, event, at_ns)
+        self._writer.append(
+            batch.number,
+            batch.last,
+            row,
+            size,
+            lambda changes: count_in(event, changes, at_ns, keep_ns=self._keep_ns),
+        )
+        batch.last += 1
+        batch.pending_bytes += size
+
+    def read(self, batch_id: str, after: int, limit: int) -> Sequence[Journalled]:
+        """Up to `limit` visible events with numbers above `after`; raises as the port says."""
+        known = self._open.get(batch_id)
+        if known is not None and known.visible == after:
+            return ()
+        with self._reader.connect() as connection:
+            number, last = (known.number, known.visible) if known else store.place_of(connection, batch_id)
+            if after > last:
+                raise SequenceOutOfRangeError(
+                    f"batch {batch_id} has no event {after} yet; its last is {last}",
+                    metadata={"batch_id": batch_id, "last": str(last)},
+                )
+            return store.events(connection, number, after=after, up_to=last, limit=limit)
+
+    def last_sequence(self, batch_id: str) -> int:
+        """The highest number that is visible."""
+        known = self._open.get(batch_id)
+        if known is not None:
+            return known.visible
+        with self._reader.connect() as connection:
+            return store.place_of(connection, batch_id)[1]
+
+    def is_settled(self, batch_id: str) -> bool:
+        """Whether all that was appended is visible."""
+        known = self._open.get(batch_id)
+        return known is None or known.is_settled
+
+    async def settle(self, batch_id: str) -> None:
+        """Returns when all that was appended by now is visible, or never will be."""
+        batch = self._open.get(batch_id)
+        if batch is None:
+            return
+        last = batch.last
+        while batch.visible < last and not batch.is_lost:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            batch.waiters.append(waiter)
+            await waiter
+
+    def size_bytes(self, batch_id: str) -> int:
+        """Bytes that the events are charged for which are not in the file yet."""
+        known = self._open.get(batch_id)
+        return known.pending_bytes if known is not None else 0
+
+    @property
+    def can_prune(self) -> bool:
+        """It does not: what counts is what could not be written yet."""
+        return False
+
+    def prune(self, batch_id: str, up_to: int) -> None:
+        """Forgets nothing: what was seen may be asked for again until the batch is deleted."""
+
+    def forget(self, batch_id: str) -> None:
+        """This process does not run the batch any more; it stays in the file."""
+        known = self._open.pop(batch_id, None)
+        if known is not None:
+            del self._ids[known.number]
+
+    def _written(self, group: Mapping[int, Pending]) -> None:
+        for number, pending in group.items():
+            batch = self._open.get(self._ids.get(number, ""))
+            if batch is not None:
+                batch.visible = pending.last
+                batch.pending_bytes -= pending.size_bytes
+                batch.wake()
+                if batch.on_visible is not None:
+                    batch.on_visible()
+
+    def _lost(self, number: int, error: Exception) -> None:
+        batch = self._open.get(self._ids.get(number, ""))
+        if batch is not None and not batch.is_lost:
+            batch.is_lost = True
+            batch.wake()
+            if batch.on_lost is not None:
+                batch.on_lost(error)
+
+    # -- Batches -----------------------------------------------------------------------------------------------
+
+    async def submit(
+        self, new: NewBatch, items: Sequence[Item | BadItem], *, is_whole: bool
+    ) -> tuple[StoredBatch, bool]:
+        """Keeps a batch; answers when it is in the file: with the batch, and whether it is new. See the port."""
+
+        def write(connection: Connection) -> tuple[StoredBatch, bool]:
+            known = store.of_request(connection, new)
+            if known is not None:
+                return known, False
+            store.put_batch(connection, new, items, self._writer.lease, is_whole=is_whole)
+            return store.get_batch(connection, new.batch_id), True
+
+        try:
+            return await self._change(write)
+        except LimitExceededError:
+            # It may have been kept all the same.
+            self._doubtful.add(new.batch_id)
+            found = await self._writer.call(lambda connection: store.find_batch(connection, new.batch_id))
+            self._doubtful.discard(new.batch_id)
+            if found is not None:
+                return found, True
+            raise
+
+    async def add(self, batch_id: str, items: Sequence[Item | BadItem], *, first: int) -> None:
+        """Keeps items that a stream adds, numbered from `first` on; answers when they are in the file."""
+        number = self._open[batch_id].number
+
+        def write(connection: Connection) -> None:
+            # What seemed to have failed may have been written.
+            if store.get_batch(connection, batch_id).tally.items <= first:
+                store.put_items(connection, number, items, first=first)
+
+        await self._change(write)
+
+    async def set(self, batch_id: str, **values: object) -> None:
+        """Changes `is_input_closed`, `is_cancelling`, `started_ns`; answers when that is in the file."""
+        await self._change(lambda connection: store.set_batch(connection, batch_id, values))
+
+    async def take_over(self) -> list[StoredBatch]:
+        """All batches that have not ended: they are this process's from now on. The oldest first."""
+        return await self._change(lambda connection: store.take_over(connection, self._writer.lease))
+
+    async def delete(self, batch_id: str) -> None:
+        """Forgets a batch with all that belongs to it; raises BatchNotFoundError."""
+        if not await self._change(lambda connection: store.delete_batches(connection, [batch_id])):
+            raise store.not_found(batch_id)
+
+    async def delete_old(self, now_ns: int) -> int:
+        """Deletes what was kept for long enough; answers with how many batches."""
+        return await self._change(lambda connection: store.delete_old(connection, now_ns))
+
+    async def get(self, batch_id: str) -> StoredBatch:
+        """How a batch stands; raises BatchNotFoundError."""
+        return await self._ask(lambda connection: store.get_batch(connection, batch_id))
+
+    async def page(
+        self, *, after: int = 0, limit: int, states: Sequence[BatchState] = ()
+    ) -> list[tuple[int, StoredBatch]]:
+        """Up to `limit` batches, the newest first, each with its place; `after`: the place of the last one before."""
+        return await self._ask(
+            lambda connection: store.list_batches(connection, after=after, limit=limit, states=states)
+        )
+
+    async def results(
+        self, batch_id: str, *, after: int, limit: int, states: Sequence[ItemState] = ()
+    ) -> list[Journalled]:
+        """Up to `limit` results with numbers above `after`, each behind its parts; raises BatchNotFoundError."""
+
+        def look(connection: Connection) -> list[Journalled]:
+            number, _ = store.place_of(connection, batch_id)
+            return store.results(connection, number, after=after, limit=limit, states=states)
+
+        return await self._ask(look)
+
+    async def items(
+        self, batch_id: str, *, after: int, limit: int, states: Sequence[ItemState] = ()
+    ) -> list[tuple[int, Item | BadItem]]:
+        """Up to `limit` items with indexes above `after` (-1: all), each with its index. See the port."""
+
+        def look(connection: Connection) -> list[tuple[int, Item | BadItem]]:
+            number, _ = store.place_of(connection, batch_id)
+            return store.items(connection, number, after=after, limit=limit, states=states)
+
+        return await self._ask(look)
+
+    async def ended(self, batch_id: str) -> list[EndedItem]:
+        """All items that have a result, in their order."""
+
+        def look(connection: Connection) -> list[EndedItem]:
+            number, _ = store.place_of(connection, batch_id)
+            return store.ended(connection, number)
+
+        return await self._ask(look)
+
+    async def _change(self, write: Callable[[Connection], T]) -> T:
+        """Changes something in a transaction of its own; and deletes what nobody was told of."""
+        doubtful = sorted(self._doubtful)
+
+        def work(connection: Connection) -> T:
+            if doubtful:
+                _ = store.delete_batches(connection, doubtful)
+            return write(connection)
+
+        found = await self._writer.call(work)
+        self._doubtful.difference_update(doubtful)
+        return found
+
+    async def _ask(self, look: Callable[[Connection], T]) -> T:
+        """Reads on a thread, in one transaction: what is read belongs together."""
+
+        def ask() -> T:
+            with self._reader.connect() as connection:
+                return look(connection)
+
+        return await asyncio.to_thread(ask)

@@ -1,0 +1,222 @@
+"""What is written to and asked of the journal's tables, one function for each, within a transaction of its caller."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import delete, insert, literal_column, select, update
+
+from unisono.adapters.journal import codec, tables
+from unisono.adapters.journal.rows import batch_row, event_row, stored
+from unisono.core.durable import EndedItem
+from unisono.core.errors import BatchNotFoundError, RequestIdReusedError
+from unisono.core.events import Accepted, BatchState, Journalled, Result
+from unisono.core.model import ItemState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Connection, Row
+
+    from unisono.core.batch import BadItem
+    from unisono.core.durable import NewBatch, StoredBatch
+    from unisono.core.model import Item
+
+_batches, _items, _events = tables.batches.c, tables.items.c, tables.events.c
+# Written out, not bound: only so does SQLite know that the index of results will do.
+_is_result = _events.kind == literal_column(f"'{codec.RESULT}'")
+# Items that are written with one statement.
+_AT_A_TIME = 500
+
+
+# -- A batch -----------------------------------------------------------------------------------------------------
+
+
+def put_batch(
+    connection: Connection, new: NewBatch, items: Sequence[Item | BadItem], lease: int, *, is_whole: bool
+) -> None:
+    """Writes a batch with its first event and its items, which are numbered as they stand."""
+    row = batch_row(new, lease) | {"is_input_closed": is_whole, "last_sequence": 1}
+    number: int = connection.execute(insert(tables.batches).values(row).returning(_batches.number)).scalar_one()
+    accepted = Accepted(batch_id=new.batch_id, item_count=len(items))
+    _ = connection.execute(insert(tables.events), event_row(number, 1, accepted, new.created_ns))
+    put_items(connection, number, items, first=0)
+
+
+def put_items(connection: Connection, number: int, items: Sequence[Item | BadItem], *, first: int) -> None:
+    """Writes items of a batch, numbered from `first` on."""
+    for start in range(0, len(items), _AT_A_TIME):
+        rows = [
+            {
+                "batch": number,
+                "item_index": first + start + place,
+                "item_id": item.item_id,
+                "packed": codec.pack_item(item),
+            }
+            for place, item in enumerate(items[start : start + _AT_A_TIME])
+        ]
+        _ = connection.execute(insert(tables.items), rows)
+    _ = connection.execute(
+        update(tables.batches).where(_batches.number == number).values(item_count=_batches.item_count + len(items))
+    )
+
+
+def of_request(connection: Connection, new: NewBatch) -> StoredBatch | None:
+    """The batch that the same request made before; raises RequestIdReusedError where its content was another."""
+    if not new.config.request_id:
+        return None
+    row = connection.execute(select(tables.batches).where(_batches.request_id == new.config.request_id)).one_or_none()
+    if row is None:
+        return None
+    if row.fingerprint != new.fingerprint:
+        raise RequestIdReusedError(
+            f"request_id {new.config.request_id!r} was used for batch {row.batch_id}, with other content",
+            metadata={"batch_id": row.batch_id},
+        )
+    return stored(row)
+
+
+def find_batch(connection: Connection, batch_id: str) -> StoredBatch | None:
+    """A batch; None: there is none of that id."""
+    row = connection.execute(select(tables.batches).where(_batches.batch_id == batch_id)).one_or_none()
+    return None if row is None else stored(row)
+
+
+def get_batch(connection: Connection, batch_id: str) -> StoredBatch:
+    """A batch; raises BatchNotFoundError."""
+    found = find_batch(connection, batch_id)
+    if found is None:
+        raise not_found(batch_id)
+    return found
+
+
+def set_batch(connection: Connection, batch_id: str, values: dict[str, Any]) -> None:
+    """Changes columns of a batch; raises BatchNotFoundError."""
+    changed = connection.execute(update(tables.batches).where(_batches.batch_id == batch_id).values(values))
+    if not changed.rowcount:
+        raise not_found(batch_id)
+
+
+def list_batches(
+    connection: Connection, *, after: int, limit: int, states: Sequence[BatchState]
+) -> list[tuple[int, StoredBatch]]:
+    """The newest batches with numbers below `after` (0: all), the newest first, each with its number."""
+    wanted = select(tables.batches).order_by(_batches.number.desc()).limit(limit)
+    if after:
+        wanted = wanted.where(_batches.number < after)
+    if states:
+        wanted = wanted.where(_batches.state.in_([state.value for state in states]))
+    return [(row.number, stored(row)) for row in connection.execute(wanted)]
+
+
+def take_over(connection: Connection, lease: int) -> list[StoredBatch]:
+    """Gives all batches that have not ended this lease; answers with them, the oldest first."""
+    running = _batches.state == BatchState.RUNNING.value
+    _ = connection.execute(
+        update(tables.batches)
+        .where(running, _batches.lease != lease)
+        .values(lease=lease, restarts=_batches.restarts + 1)
+    )
+    rows = connection.execute(select(tables.batches).where(running).order_by(_batches.number))
+    return [stored(row) for row in rows]
+
+
+def delete_batches(connection: Connection, batch_ids: Sequence[str]) -> int:
+    """Deletes batches with all that belongs to them; answers with how many there were."""
+    return connection.execute(delete(tables.batches).where(_batches.batch_id.in_(batch_ids))).rowcount
+
+
+def delete_old(connection: Connection, now_ns: int) -> int:
+    """Deletes what was kept for long enough; answers with how many batches."""
+    return connection.execute(delete(tables.batches).where(_batches.keep_until_ns <= now_ns)).rowcount
+
+
+# -- Its events --------------------------------------------------------------------------------------------------
+
+
+def place_of(connection: Connection, batch_id: str) -> tuple[int, int]:
+    """A batch's number, and that of its last event; raises BatchNotFoundError."""
+    row = connection.execute(
+        select(_batches.number, _batches.last_sequence).where(_batches.batch_id == batch_id)
+    ).one_or_none()
+    if row is None:
+        raise not_found(batch_id)
+    return row.number, row.last_sequence
+
+
+def events(connection: Connection, number: int, *, after: int, up_to: int, limit: int) -> list[Journalled]:
+    """Up to `limit` events with numbers above `after`, and no higher than `up_to`."""
+    wanted = (
+        select(_events.sequence, _events.at_ns, _events.kind, _events.packed)
+        .where(_events.batch == number, _events.sequence > after, _events.sequence <= up_to)
+        .order_by(_events.sequence)
+        .limit(limit)
+    )
+    return [_journalled(row) for row in connection.execute(wanted)]
+
+
+def results(
+    connection: Connection, number: int, *, after: int, limit: int, states: Sequence[ItemState]
+) -> list[Journalled]:
+    """Up to `limit` results with numbers above `after`, in their order; each behind its parts."""
+    wanted = (
+        select(_events.sequence, _events.at_ns, _events.kind, _events.packed)
+        .where(_events.batch == number, _is_result, _events.sequence > after)
+        .order_by(_events.sequence)
+        .limit(limit)
+    )
+    if states:
+        wanted = wanted.where(_events.item_state.in_([state.value for state in states]))
+    found: list[Journalled] = []
+    for row in connection.execute(wanted).all():
+        result = _journalled(row)
+        if isinstance(result.event, Result) and (parts := result.event.parts):
+            before = max(after, result.sequence - parts - 1)
+            found += events(connection, number, after=before, up_to=result.sequence - 1, limit=parts)
+        found.append(result)
+    return found
+
+
+# -- Its items ---------------------------------------------------------------------------------------------------
+
+
+def items(
+    connection: Connection, number: int, *, after: int, limit: int, states: Sequence[ItemState]
+) -> list[tuple[int, Item | BadItem]]:
+    """Up to `limit` items with indexes above `after`: those that ended so; without states those without a result."""
+    its_result = select(_events.row).where(
+        _events.batch == number, _is_result, _events.item_index == _items.item_index
+    )
+    ended_so = its_result.where(_events.item_state.in_([state.value for state in states])).exists()
+    is_wanted = ended_so if states else ~its_result.exists()
+    wanted = (
+        select(_items.item_index, _items.packed)
+        .where(_items.batch == number, _items.item_index > after, is_wanted)
+        .order_by(_items.item_index)
+        .limit(limit)
+    )
+    return [(row.item_index, codec.unpack_item(row.item_index, row.packed)) for row in connection.execute(wanted)]
+
+
+def ended(connection: Connection, number: int) -> list[EndedItem]:
+    """All items that have a result, in the order of their indexes."""
+    has_ended = (_events.batch == number) & _is_result & (_events.item_index == _items.item_index)
+    wanted = (
+        select(_items.item_index, _items.item_id, _events.item_state)
+        .join_from(tables.items, tables.events, has_ended)
+        .where(_items.batch == number)
+        .order_by(_items.item_index)
+    )
+    return [
+        EndedItem(index=row.item_index, item_id=row.item_id, state=ItemState(row.item_state))
+        for row in connection.execute(wanted)
+    ]
+
+
+def not_found(batch_id: str) -> BatchNotFoundError:
+    """There is no such batch."""
+    return BatchNotFoundError(f"there is no batch {batch_id!r}, or it was deleted", metadata={"batch_id": batch_id})
+
+
+def _journalled(row: Row[int, int, str, bytes]) -> Journalled:
+    return Journalled(sequence=row.sequence, at_ns=row.at_ns, event=codec.unpack_event(row.kind, row.packed))

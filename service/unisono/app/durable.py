@@ -1,0 +1,373 @@
+"""Batches that outlive their caller, the connection and the process: kept first, then run, and kept on.
+
+Theory of operation. A batch is in the store before its caller is told that it was accepted. It waits there for its
+turn: so many run at one time, by priority, and in the order in which they came. A running one is a `RunningBatch`
+like any other, whose journal is the store. At a start, all that has not ended is taken over, and goes on with the
+items that have no result: what was at a backend when the process ended is run again, and what has a result never is.
+
+At the end of the process nothing more goes, and what is at a backend may be answered for a while. Then batches are
+left as they stand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from unisono.app.batches import new_id
+from unisono.app.follow import HEARTBEAT_S, follow
+from unisono.app.intake import Checked
+from unisono.core.batch import BadItem
+from unisono.core.durable import NewBatch
+from unisono.core.errors import (
+    BatchRunningError,
+    InvalidRequestError,
+    LimitExceededError,
+    ShuttingDownError,
+    Violation,
+)
+from unisono.core.events import Heartbeat
+from unisono.core.model import ItemState
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+
+    from unisono.app.batches import Batches
+    from unisono.app.ports import BatchStore, Clock
+    from unisono.app.run_batch import RunningBatch
+    from unisono.core.batch import BatchConfig, DeltaSettings
+    from unisono.core.durable import StoredBatch
+    from unisono.core.events import BatchState, Deltas, Journalled
+    from unisono.core.model import Item
+
+# Items that are read from the store at one time.
+_PAGE = 500
+# Events of a batch that is not running which are read at one time.
+_EVENTS = 64
+# What is old is deleted so often.
+_TIDY_S = 60.0
+# How often it is seen whether all is answered, while the service is being stopped.
+_LOOK_S = 0.02
+# States of items that are worth another try.
+RETRIED = (ItemState.FAILED, ItemState.CANCELLED, ItemState.EXPIRED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DurableSettings:
+    """Limits of kept batches."""
+
+    # That run at one time; the others wait for their turn.
+    most_running: int = 8
+    # That have not ended.
+    most_open: int = 1_000
+
+
+class DurableBatches:
+    """The kept batches of this process."""
+
+    def __init__(
+        self,
+        store: BatchStore,
+        batches: Batches,
+        clock: Clock,
+        *,
+        report_defect: Callable[[str, BaseException], None],
+        settings: DurableSettings | None = None,
+    ) -> None:
+        self._store = store
+        self._batches = batches
+        self._clock = clock
+        self._report_defect = report_defect
+        self._settings = settings or DurableSettings()
+        # Those that wait for their turn, and those that run.
+        self._waiting: dict[str, StoredBatch] = {}
+        self._running: dict[str, RunningBatch] = {}
+        # Of these, which have their items.
+        self._began: dict[str, asyncio.Event] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        # Set, and replaced, whenever a batch has begun to run, or ended.
+        self._turned = asyncio.Event()
+        self._is_closing = False
+
+    async def start(self) -> int:
+        """Takes over what has not ended, and goes on with it; answers with how many batches."""
+        for stored in await self._store.take_over():
+            self._waiting[stored.batch_id] = stored
+        found = len(self._waiting)
+        self._keep(self._tidy())
+        self._go_on()
+        return found
+
+    async def close(self, *, drain_s: float) -> None:
+        """Nothing more goes; what is at a backend may be answered for so long. Then all is left as it stands."""
+        self._is_closing = True
+        for batch in self._running.values():
+            batch.rest()
+        until_s = self._clock.monotonic_s() + drain_s
+        while self._clock.monotonic_s() < until_s and any(one.in_flight for one in self._running.values()):  # noqa: ASYNC110
+            # Items end in many places; none of them need know of this.
+            await asyncio.sleep(_LOOK_S)
+        for batch in list(self._running.values()):
+            batch.leave()
+        for task in self._tasks:
+            _ = task.cancel()
+        _ = await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # -- What callers do ---------------------------------------------------------------------------------------
+
+    async def submit(
+        self,
+        checked: Sequence[Checked],
+        config: BatchConfig,
+        *,
+        method: str,
+        carrier: Mapping[str, str],
+        metadata: Mapping[str, str],
+        fingerprint: bytes = b"",
+        parent_id: str = "",
+    ) -> tuple[StoredBatch, bool]:
+        """Keeps a batch whose items were checked; answers with it, and whether it is new.
+
+        Raises RequestIdReusedError, LimitExceededError (too many batches, or no room to keep them),
+        ShuttingDownError.
+        """
+        if self._is_closing:
+            raise ShuttingDownError("the service is being stopped; send this again to its successor")
+        if len(self._waiting) + len(self._running) >= self._settings.most_open:
+            raise LimitExceededError(
+                f"{len(self._waiting) + len(self._running):,} kept batches have not ended; at most "
+                f"{self._settings.most_open:,} may be open",
+                metadata={"limit": "max_kept_batches"},
+                retry_after_s=30.0,
+            )
+        now_ns = self._clock.time_ns()
+        new = NewBatch(
+            batch_id=new_id(),
+            config=config,
+            fingerprint=fingerprint,
+            parent_id=parent_id,
+            metadata=metadata,
+            method=method,
+            carrier=carrier,
+            created_ns=now_ns,
+            deadline_ns=now_ns + round(config.deadline_s * 1e9) if config.deadline_s else None,
+        )
+        items = [
+            BadItem(item_id=one.item.item_id, violations=one.wrong, variant_of=one.item.variant_of)
+            if one.wrong
+            else one.item
+            for one in checked
+        ]
+        stored, is_new = await self._store.submit(new, items, is_whole=True)
+        if not stored.is_over and stored.batch_id not in self._running:
+            self._waiting.setdefault(stored.batch_id, stored)
+            self._go_on()
+        return stored, is_new
+
+    async def retry(
+        self,
+        batch_id: str,
+        *,
+        request_id: str,
+        method: str,
+        carrier: Mapping[str, str],
+    ) -> tuple[StoredBatch, bool]:
+        """Keeps a batch of the items of another one that failed, expired, or were cancelled, with its metadata.
+
+        See `submit`.
+
+        Raises BatchNotFoundError, BatchRunningError, and InvalidRequestError where nothing can be tried again.
+        """
+        parent = await self._store.get(batch_id)
+        if not parent.is_over:
+            raise BatchRunningError(
+                f"batch {batch_id} has not ended: its failed items are tried again when it has",
+                metadata={"batch_id": batch_id},
+            )
+        again: list[Checked] = []
+        after = -1
+        while page := await self._store.items(batch_id, after=after, limit=_PAGE, states=RETRIED):
+            after = page[-1][0]
+            # What could not be run as it came cannot be run now.
+            again += [Checked(item, (), place) for place, item in page if not isinstance(item, BadItem)]
+        if not again:
+            raise InvalidRequestError(
+                f"batch {batch_id} has no item that failed and can be tried again",
+                violations=[Violation(field="batch_id", description="names a batch with nothing to try again")],
+            )
+        return await self.submit(
+            again,
+            replace(parent.config, request_id=request_id),
+            method=method,
+            carrier=carrier,
+            metadata=parent.metadata,
+            fingerprint=batch_id.encode(),
+            parent_id=batch_id,
+        )
+
+    def runs(self, batch_id: str) -> bool:
+        """Whether a kept batch of that id runs, or waits for its turn."""
+        return batch_id in self._running or batch_id in self._waiting
+
+    async def get(self, batch_id: str) -> StoredBatch:
+        """See the port."""
+        return await self._store.get(batch_id)
+
+    async def page(
+        self, *, after: int, limit: int, states: Sequence[BatchState] = ()
+    ) -> list[tuple[int, StoredBatch]]:
+        """See the port."""
+        return await self._store.page(after=after, limit=limit, states=states)
+
+    async def results(
+        self, batch_id: str, *, after: int, limit: int, states: Sequence[ItemState] = ()
+    ) -> list[Journalled]:
+        """See the port."""
+        return await self._store.results(batch_id, after=after, limit=limit, states=states)
+
+    async def cancel(self, batch_id: str, item_ids: Sequence[str] = ()) -> tuple[int, int]:
+        """Cancels items, or all of them; answers when that is kept: with how many, and how many had ended."""
+        stored = await self._store.get(batch_id)
+        if stored.is_over:
+            return 0, stored.tally.items
+        if not item_ids:
+            await self._store.set(batch_id, is_cancelling=True)
+        batch = await self._run_now(batch_id)
+        if batch is None:
+            stored = await self._store.get(batch_id)
+            return 0, stored.tally.items
+        found = batch.cancel(item_ids)
+        await self._store.settle(batch_id)
+        return found
+
+    async def delete(self, batch_id: str) -> None:
+        """Forgets a batch that has ended."""
+        stored = await self._store.get(batch_id)
+        if not stored.is_over or batch_id in self._running:
+            raise BatchRunningError(
+                f"batch {batch_id} has not ended: cancel it first", metadata={"batch_id": batch_id}
+            )
+        await self._store.delete(batch_id)
+
+    async def follow(
+        self, batch_id: str, *, after: int, deltas: DeltaSettings | None = None, heartbeat_s: float = HEARTBEAT_S
+    ) -> AsyncGenerator[Journalled | Deltas | Heartbeat, None]:
+        """See `follow.follow`: of a batch that waits, runs or has ended; raises BatchNotFoundError too."""
+        stored = await self._store.get(batch_id)
+        _ = self._store.read(batch_id, after, 1)  # raises for a number that was never reached
+        while True:
+            turned = self._turned
+            running = self._running.get(batch_id)
+            if running is not None:
+                async with aclosing(
+                    follow(running, self._clock, after=after, deltas=deltas, heartbeat_s=heartbeat_s)
+                ) as events:
+                    async for event in events:
+                        yield event
+                return
+            for entry in self._store.read(batch_id, after, _EVENTS):
+                yield entry
+                after = entry.sequence
+            if self._store.last_sequence(batch_id) > after:
+                continue
+            if not stored.is_over:
+                stored = await self._store.get(batch_id)
+            if stored.is_over:
+                if after >= stored.last_sequence:
+                    return
+                continue
+            try:
+                async with asyncio.timeout(heartbeat_s):
+                    _ = await turned.wait()
+            except TimeoutError:
+                yield Heartbeat()
+
+    # -- Running -----------------------------------------------------------------------------------------------
+
+    def _go_on(self) -> None:
+        """Runs those whose turn it is: the highest priority, then the first that came."""
+        while self._waiting and len(self._running) < self._settings.most_running and not self._is_closing:
+            stored = max(self._waiting.values(), key=lambda one: one.config.priority)
+            self._begin(stored)
+
+    def _begin(self, stored: StoredBatch) -> None:
+        """It is one of those that run from now on, though its items are still to be read."""
+        del self._waiting[stored.batch_id]
+        batch = self._batches.run_stored(stored, self._store, on_end=self._on_end)
+        self._running[stored.batch_id] = batch
+        self._began[stored.batch_id] = asyncio.Event()
+        self._tell()
+        self._keep(self._run(stored, batch))
+
+    async def _run(self, stored: StoredBatch, batch: RunningBatch) -> None:
+        """Gives a batch its items, and how the others ended."""
+        batch_id = stored.batch_id
+        if stored.started_ns is None and not self._store.trouble:
+            await self._store.set(batch_id, started_ns=self._clock.time_ns())
+        ended = await self._store.ended(batch_id)
+        items: list[tuple[int, Item | BadItem]] = []
+        while page := await self._store.items(batch_id, after=items[-1][0] if items else -1, limit=_PAGE):
+            items += page
+        if self._is_closing:
+            return
+        if stored.deadline_ns is not None:
+            left_s = (stored.deadline_ns - self._clock.time_ns()) / 1e9
+            batch.expire_at(self._clock.monotonic_s() + left_s)
+        batch.run_stored(items, ended)
+        self._began[batch_id].set()
+        if (await self._store.get(batch_id)).is_cancelling:
+            _ = batch.cancel()
+
+    async def _run_now(self, batch_id: str) -> RunningBatch | None:
+        """The batch, with all its items, whether it is its turn or not; None: it has ended."""
+        waiting = self._waiting.get(batch_id)
+        if waiting is not None:
+            self._begin(waiting)
+        batch = self._running.get(batch_id)
+        if batch is not None:
+            _ = await self._began[batch_id].wait()
+        return batch
+
+    def _on_end(self, batch: RunningBatch) -> None:
+        """Its summary is written, though not yet kept."""
+        self._keep(self._end(batch))
+
+    async def _end(self, batch: RunningBatch) -> None:
+        await self._store.settle(batch.batch_id)
+        _ = self._running.pop(batch.batch_id, None)
+        _ = self._began.pop(batch.batch_id, None)
+        self._tell()
+        while batch.journal.has_readers:  # noqa: ASYNC110 - readers come and go
+            await asyncio.sleep(_LOOK_S)
+        self._batches.forget(batch)
+        self._store.forget(batch.batch_id)
+        self._go_on()
+
+    # -- Small things ------------------------------------------------------------------------------------------
+
+    def _tell(self) -> None:
+        """Whoever waits for a batch to run, or to end, looks again."""
+        turned, self._turned = self._turned, asyncio.Event()
+        turned.set()
+
+    async def _tidy(self) -> None:
+        """Deletes what was kept for long enough, now and then."""
+        while True:
+            # Where there is no room to write, it is tried again.
+            with suppress(LimitExceededError):
+                _ = await self._store.delete_old(self._clock.time_ns())
+            await asyncio.sleep(_TIDY_S)
+
+    def _keep(self, work: Coroutine[None, None, None]) -> None:
+        """Does something meanwhile; a defect is reported."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self._report_defect("a kept batch", error)
+
+        task.add_done_callback(ended)
