@@ -79,3 +79,17 @@ def test_its_packages_are_pinned() -> None:
 def test_its_own_tests_pass(folder: Path) -> None:
     """Lines become the items that they say."""
     build("npm", "test", folder=folder)
+
+
+async def test_the_readme_s_lines_run(folder: Path) -> None:
+    """What it gives for one's own program, as it stands but for the address: the answer is written."""
+    lines = block("clients/typescript/README.md", "import { credentials }")
+    async with house(settings={"default_model": "fake"}) as h:
+        (folder / "src" / "readme.ts").write_text(lines.replace("127.0.0.1:50051", h.target))
+        await asyncio.to_thread(build, "npm", "run", "build", folder=folder)
+        process = await asyncio.create_subprocess_exec(
+            "node", folder / "dist" / "src" / "readme.js", stdout=asyncio.subprocess.PIPE
+        )
+        out, _ = await asyncio.wait_for(process.communicate(), LIMIT_S)
+    assert process.returncode == 0
+    assert out.decode().startswith("a { '$case': 'completion'")
