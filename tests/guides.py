@@ -20,7 +20,9 @@ GUIDES = [
         ]
     )
 ]
-_FENCED = re.compile(r"^(?P<indent> *)```(?P<language>[^\n]*)\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
+_FENCED = re.compile(
+    r"^(?P<indent> *)```(?P<language>[^\n]*)\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL
+)
 # A bar that is no border of a cell stands in code between backticks.
 _CELL = re.compile(r"((?:`[^`]*`|[^|`])*)\|")
 
@@ -50,7 +52,9 @@ def blocks(guide: str) -> list[Block]:
     """The code blocks of a guide, in their order."""
     text = text_of(guide)
     return [
-        Block(guide=guide, line=text.count("\n", 0, found.start()) + 1, language=found["language"], text=found["text"])
+        Block(
+            guide=guide, line=text.count("\n", 0, found.start()) + 1, language=found["language"], text=found["text"]
+        )
         for found in _FENCED.finditer(text)
     ]
 

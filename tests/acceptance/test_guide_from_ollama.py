@@ -45,7 +45,9 @@ async def test_a_gather_becomes_a_batch(monkeypatch: pytest.MonkeyPatch) -> None
     async with house(models=MODELS) as h:
         monkeypatch.setenv("OLLAMA_HOST", h.fake.url)
         theirs: Callable[[list[str]], Awaitable[list[str]]] = names_of("import asyncio", h.target)["ask"]
-        ours: Callable[[list[str]], Awaitable[list[str]]] = names_of("from unisono_client import Chat, Client", h.target)["ask"]
+        ours: Callable[[list[str]], Awaitable[list[str]]] = names_of(
+            "from unisono_client import Chat, Client", h.target
+        )["ask"]
         answers = await theirs(questions)
         assert await ours(questions) == answers
         assert len(set(answers)) == len(questions)
@@ -118,7 +120,9 @@ async def test_an_item_that_fails_fails_alone() -> None:
             await asyncio.gather(
                 *(theirs.chat(model=model, messages=[{"role": "user", "content": "Hello"}]) for model in models)
             )
-        results = {result.item_id: result async for result in client.run([Chat("Hello", model=model) for model in models])}
+        results = {
+            result.item_id: result async for result in client.run([Chat("Hello", model=model) for model in models])
+        }
     assert sorted(results) == ["0", "1", "2"]
     assert [bool(results[name].content) for name in ("0", "1", "2")] == [True, False, True]
     with pytest.raises(Exception, match="MODEL_NOT_FOUND"):

@@ -40,9 +40,7 @@ def test_the_formula_is_the_product_s() -> None:
     shape = {"block_count": 7, "head_count_kv": 3, "key_length": 64, "value_length": 32}
     numbers: dict[str, Any] = {**shape, "bytes_a_number": 2}
     formula = line.replace("×", "*").replace("bytes a number", "bytes_a_number")
-    told = facts(
-        block_count=7, attention__head_count_kv=3, attention__key_length=64, attention__value_length=32
-    )
+    told = facts(block_count=7, attention__head_count_kv=3, attention__key_length=64, attention__value_length=32)
     assert eval(formula, {}, numbers) == kv_bytes_per_token(told)
 
 
@@ -62,7 +60,9 @@ async def test_the_worked_example() -> None:
     width = found["embedding_length"] // found["attention.head_count"]
     a_token = kv_bytes_per_token({"general.architecture": "llama", **shape})
     assert a_token is not None
-    text = f"{found['block_count']} × {found['attention.head_count_kv']} × ({width} + {width}) × 2 = {a_token:,} bytes"
+    text = (
+        f"{found['block_count']} × {found['attention.head_count_kv']} × ({width} + {width}) × 2 = {a_token:,} bytes"
+    )
     assert text in TUNING
     assert f"8 slots of 4,096 tokens take {8 * 4096 * a_token / 1e6:.1f} MB" in TUNING.replace("\n", " ")
     assert f"{8 * 2048 * a_token / 1e6:.1f} MB less" in TUNING
@@ -113,12 +113,13 @@ async def test_a_plan_tells_the_memory() -> None:
 
 
 async def test_the_report_looks_like_this(tmp_path: Path) -> None:
-    """The lines that the guide shows are those that the program writes today for the same file, but for their figures."""
+    """What the guide shows has the lines that the program writes today for the same file, with other figures."""
     shown = block(GUIDE, "smollm2").splitlines()
     examples = (ROOT / "service" / "unisono" / "examples" / "batch.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "batch.jsonl").write_text("".join(examples[:14]))
-    costs = {"pass_s": 0.004, "member_s": 0.0005, "prefill_token_s": 0.0002}
-    async with FakeOllama([SMOLLM2], num_parallel=SLOTS, **costs) as fake:
+    async with FakeOllama(
+        [SMOLLM2], num_parallel=SLOTS, pass_s=0.004, member_s=0.0005, prefill_token_s=0.0002
+    ) as fake:
         _ = await run(fake, tmp_path)
         written = await run(fake, tmp_path)
     assert labels(shown) == labels(written)

@@ -26,7 +26,7 @@ RUN_BY = {
     "clients/README.md": {
         "make clients": "# makes committed files anew, and runs all of tests/clients",
         "import asyncio": "acceptance/test_guide_from_ollama.py::test_a_gather_becomes_a_batch",
-        "from unisono_client import Chat, Client": "acceptance/test_guide_from_ollama.py::test_a_gather_becomes_a_batch",
+        "from unisono_client": "acceptance/test_guide_from_ollama.py::test_a_gather_becomes_a_batch",
         "import ollama": "acceptance/test_guide_from_ollama.py::test_both_sides_get_the_same",
     },
     "clients/go/README.md": {
@@ -40,8 +40,8 @@ RUN_BY = {
     },
     "clients/python/README.md": {
         "pip install": "# asks a package index; the tests run on the same sources",
-        "from unisono_client.sync import batch_generate": "clients/test_python_readme.py::test_the_script_and_the_chat_model",
-        "from unisono_client import Chat, Client, Embed": "clients/test_python_readme.py::test_the_program",
+        "from unisono_client.sync": "clients/test_python_readme.py::test_the_script_and_the_chat_model",
+        "from unisono_client import": "clients/test_python_readme.py::test_the_program",
         "from unisono_client.langchain": "clients/test_python_readme.py::test_the_script_and_the_chat_model",
     },
     "clients/typescript/README.md": {
@@ -84,7 +84,9 @@ def test_every_block_is_run_or_says_why_not(block: Block) -> None:
         return
     path, _, name = what.partition("::")
     source = (ROOT / "tests" / path).read_text()
-    functions = {node.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    functions = {
+        node.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
     assert name in functions, what
     # It reads the guide, by its whole path or piece by piece.
     assert all(f'"{part}"' in source for part in Path(block.guide).parts) or f'"{block.guide}"' in source, what
@@ -110,7 +112,7 @@ def test_links_lead_somewhere(guide: str) -> None:
 
 def anchors(guide: str) -> set[str]:
     """The names that a page's headings have in links."""
-    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text_of(guide), flags=re.M | re.S), re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", prose(guide), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
@@ -140,6 +142,6 @@ def test_guides_name_commands_that_exist() -> None:
 def test_all_guides_are_found() -> None:
     """The four for everybody, and one for each client."""
     assert {"README.md", "clients/README.md", "deploy/README.md", "service/DESIGN.md"} < set(guides.GUIDES)
-    assert {path.parent.name for path in map(Path, GUIDES) if path.parts[0] == "clients" and len(path.parts) == 3} == {
-        path.name for path in (ROOT / "clients").iterdir() if path.is_dir()
-    }
+    assert {
+        path.parent.name for path in map(Path, GUIDES) if path.parts[0] == "clients" and len(path.parts) == 3
+    } == {path.name for path in (ROOT / "clients").iterdir() if path.is_dir()}

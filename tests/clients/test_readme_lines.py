@@ -1,4 +1,4 @@
-"""The lines that READMEs of compiled clients give for one's own program: they compile, and where that is cheap, run."""
+"""The lines that READMEs of compiled clients give for one's own program compile."""
 
 from __future__ import annotations
 
