@@ -37,11 +37,6 @@ class Block:
     language: str
     text: str
 
-    @property
-    def beginning(self) -> str:
-        """Its first line, by which it is known."""
-        return self.text.partition("\n")[0]
-
 
 def text_of(guide: str) -> str:
     """A guide, whole."""
@@ -59,9 +54,9 @@ def blocks(guide: str) -> list[Block]:
     ]
 
 
-def block(guide: str, beginning: str) -> str:
-    """The text of the one block whose first line begins so."""
-    (only,) = [each.text for each in blocks(guide) if each.beginning.startswith(beginning)]
+def block(guide: str, words: str) -> str:
+    """The text of the one block that holds these words."""
+    (only,) = [each.text for each in blocks(guide) if words in each.text]
     return only
 
 

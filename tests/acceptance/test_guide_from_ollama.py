@@ -32,10 +32,10 @@ PNG = bytes.fromhex(
 ROWS = table(section(GUIDE, "## From Ollama's client to Unisono"), "")
 
 
-def names_of(beginning: str, target: str) -> dict[str, Any]:
+def names_of(words: str, target: str) -> dict[str, Any]:
     """The names that a block makes, as it stands but for the address."""
     names: dict[str, Any] = {}
-    exec(compile(block(GUIDE, beginning).replace(TARGET, target), GUIDE, "exec"), names)  # that it runs is the point
+    exec(compile(block(GUIDE, words).replace(TARGET, target), GUIDE, "exec"), names)  # that it runs is the point
     return names
 
 
@@ -44,10 +44,10 @@ async def test_a_gather_becomes_a_batch(monkeypatch: pytest.MonkeyPatch) -> None
     questions = [f"Question {number}?" for number in range(9)]
     async with house(models=MODELS) as h:
         monkeypatch.setenv("OLLAMA_HOST", h.fake.url)
-        theirs: Callable[[list[str]], Awaitable[list[str]]] = names_of("import asyncio", h.target)["ask"]
-        ours: Callable[[list[str]], Awaitable[list[str]]] = names_of(
-            "from unisono_client import Chat, Client", h.target
-        )["ask"]
+        theirs: Callable[[list[str]], Awaitable[list[str]]] = names_of("from ollama import AsyncClient", h.target)[
+            "ask"
+        ]
+        ours: Callable[[list[str]], Awaitable[list[str]]] = names_of("result.content async for", h.target)["ask"]
         answers = await theirs(questions)
         assert await ours(questions) == answers
         assert len(set(answers)) == len(questions)
@@ -81,7 +81,7 @@ def same(ours: Any, theirs: Any) -> bool:
 
 async def evaluated(rows: list[list[str]], h: House, folder: Path) -> dict[str, tuple[Any, Any]]:
     """What both cells of each row give."""
-    lines = [block(GUIDE, "import ollama").replace(TARGET, h.target), "import json"]
+    lines = [block(GUIDE, "import ollama\n").replace(TARGET, h.target), "import json"]
     for name, theirs, ours in rows:
         ((left,), (right,)) = code_in(theirs), code_in(ours)
         lines.append(f"print(json.dumps([{name!r}, {left}, {right}], default=list))")

@@ -101,20 +101,20 @@ def test_what_fits_is_derived(row: list[str]) -> None:
 
 async def test_a_plan_tells_the_memory() -> None:
     """The call is one of the contract, and what is shown of its answer is in it."""
-    words = shlex.split(block(GUIDE, "grpcurl -plaintext"))
+    words = shlex.split(block(GUIDE, "grpcurl"))
     assert words[-1] == "unisono.v1.BatchInference/PlanBatch"
     request = json_format.Parse(words[words.index("-d") + 1], rpc.PlanBatchRequest())
     async with house(models=[SMOLLM2], settings={"slots": SLOTS}) as h:
         answer = await h.stub.PlanBatch(request)
     told = json_format.MessageToDict(answer, preserving_proto_field_name=True)
-    shown = json.loads(block(GUIDE, "{"))
+    shown = json.loads(block(GUIDE, "kv_cache_bytes"))
     assert shown["memory"] == told["groups"][0]["group"]["memory"]
     assert shown.keys() <= told["groups"][0]["group"].keys()
 
 
 async def test_the_report_looks_like_this(tmp_path: Path) -> None:
     """What the guide shows has the lines that the program writes today for the same file, with other figures."""
-    shown = block(GUIDE, "smollm2").splitlines()
+    shown = block(GUIDE, "Report\n").splitlines()
     examples = (ROOT / "service" / "unisono" / "examples" / "batch.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "batch.jsonl").write_text("".join(examples[:14]))
     async with FakeOllama(
@@ -131,7 +131,7 @@ async def test_the_report_looks_like_this(tmp_path: Path) -> None:
 
 def test_what_is_said_of_the_report_follows_from_it() -> None:
     """Figures of the explanation are those of the picture, or are worked out from them."""
-    shown = block(GUIDE, "smollm2")
+    shown = block(GUIDE, "Report\n")
     said = " ".join(TUNING.partition("moon")[2].partition("```")[2].split())
 
     def told(pattern: str) -> tuple[float, ...]:
