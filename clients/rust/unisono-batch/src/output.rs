@@ -145,3 +145,59 @@ pub(crate) fn tell(what: impl fmt::Display) {
 pub(crate) fn complain(what: impl fmt::Display) {
     tell(format_args!("unisono-batch: {what}"));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use unisono_client::tonic_types::Status;
+    use unisono_client::v1::Completion;
+
+    fn written(line: &Line) -> String {
+        let mut out = Vec::new();
+        line.write_to(&mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn an_answer_is_one_line() {
+        let completion = Completion { content: "c\n".into(), ..Default::default() };
+        let result = ItemResult {
+            item_id: "a#2".into(),
+            variant_of: "a".into(),
+            state: ItemState::Completed.into(),
+            outcome: Some(Outcome::Completion(completion)),
+            ..Default::default()
+        };
+        assert_eq!(
+            written(&Line::of_result(result, "ab".into())),
+            "{\"id\":\"a#2\",\"variant_of\":\"a\",\"state\":\"COMPLETED\",\"content\":\"abc\\n\"}\n"
+        );
+    }
+
+    #[test]
+    fn only_what_was_not_taken_is_a_refusal() {
+        let taken = ItemAcknowledged { item_id: "a".into(), index: Some(0), refusal: None };
+        assert_eq!(Line::of_refusal(taken), None);
+        let status = Status { code: 8, message: "no more".into(), details: Vec::new() };
+        let refused = ItemAcknowledged { item_id: "b".into(), index: None, refusal: Some(status) };
+        assert_eq!(
+            Line::of_refusal(refused).as_ref().map(written).as_deref(),
+            Some(
+                "{\"id\":\"b\",\"state\":\"REFUSED\",\"error\":{\"reason\":\"\",\"code\":8,\"message\":\"no more\"}}\n"
+            )
+        );
+    }
+
+    #[test]
+    fn all_else_than_completed_counts() {
+        let mut tally = Tally::default();
+        tally.add(State::Completed);
+        assert!(tally.is_all_completed());
+        for state in [State::Failed, State::Cancelled, State::Expired, State::Refused, State::Unknown] {
+            let mut other = tally.clone();
+            other.add(state);
+            assert!(!other.is_all_completed(), "{state:?}");
+        }
+        assert_eq!(tally.to_string(), "1 completed, 0 failed, 0 cancelled, 0 expired, 0 refused");
+    }
+}

@@ -125,7 +125,7 @@ impl Sender {
         loop {
             let (credit, allowed) = {
                 let heard = self.heard.borrow_and_update();
-                (heard.credit, heard.credit + heard.refused)
+                (heard.credit, heard.credit.saturating_add(heard.refused))
             };
             if allowed > self.sent {
                 return Ok(allowed - self.sent);
