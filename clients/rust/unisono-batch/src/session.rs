@@ -57,9 +57,9 @@ impl From<tonic::Status> for SessionError {
 /// A failure that is not the service's own, and what lies at its bottom, which says more.
 fn with_cause(failure: &Failure, status: &tonic::Status) -> String {
     let causes = std::iter::successors(status.source(), |&cause| cause.source());
-    match causes.last() {
-        Some(cause) => format!("{failure}: {cause}"),
-        None => failure.to_string(),
+    match causes.last().map(ToString::to_string) {
+        Some(cause) if !failure.message.contains(&cause) => format!("{failure}: {cause}"),
+        _ => failure.to_string(),
     }
 }
 
