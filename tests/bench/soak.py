@@ -2,14 +2,14 @@
 
     python -m tests.bench.soak [--seconds 600] [--rate 50] [--cut-every 60] [--restart-every 0] [--json FILE]
 
-One caller asks so many questions a second, all through the run; the example takes them to Unisono through a proxy that
-cuts its connection. Stand-in, Unisono and example are processes of their own. What is held to, or the exit code is 1:
+One caller asks so many questions a second, all through the run; the example takes them to Unisono through a proxy
+that cuts its connection. Stand-in, Unisono and example are processes of their own. What is held to, or the exit code
+is 1:
 
-- each question has its own answer, once, and was computed once (with `--restart-every`, which kills Unisono: at
-  least once);
-- memory is flat: from the end of the first fifth (at most two minutes) on, the example's and Unisono's resident memory
-  grow by less than `MAX_GROWTH`, from the mean of the first quarter of what follows to that of the last, and no sample
-  is higher by more than `MAX_PEAK`;
+- each question has its own answer, once, and was computed once (at least once with `--restart-every`, which kills
+  Unisono);
+- memory is flat: of what follows the first fifth of the run (at most two minutes), the last quarter's mean is less
+  than `MAX_GROWTH` above the first quarter's, and no sample is `MAX_PEAK` above it, for the example and for Unisono;
 - at the end the example is told to stop (SIGTERM) while questions are open: it answers them, and ends with 0.
 
 For memory to be flat within minutes, batches are small, and Unisono forgets ended ones after ten seconds.
@@ -41,7 +41,7 @@ from tests.fakes.scraped import Scraped
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "clients" / "python" / "examples" / "backend_service.py"
 MIB = 1024 * 1024
-# What resident memory may grow by over the run, in bytes; and by how much a sample may be higher than before.
+# What resident memory may grow by over the run, and how much higher than in the beginning it may ever be; bytes.
 MAX_GROWTH = 8 * MIB
 MAX_PEAK = 16 * MIB
 # Of the run, what is left out in the beginning: caches, arenas and tables fill.
@@ -112,12 +112,12 @@ class Example:
 
 
 @contextlib.asynccontextmanager
-async def example_at(target: str, *, items_per_batch: int = ITEMS_PER_BATCH) -> AsyncGenerator[Example, None]:
+async def example_at(target: str, *arguments: str) -> AsyncGenerator[Example, None]:
     """The example, which uses the service at `target`."""
     path = os.pathsep.join([str(ROOT / "clients" / "python" / "src"), os.environ.get("PYTHONPATH", "")])
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, str(EXAMPLE), "--listen", "127.0.0.1:0", "--target", target),
-        *("--items-per-batch", str(items_per_batch)),
+        *arguments,
         env=os.environ | {"PYTHONPATH": path},
         stdin=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
@@ -133,17 +133,18 @@ async def example_at(target: str, *, items_per_batch: int = ITEMS_PER_BATCH) -> 
         else:
             raise AssertionError("the example did not start:\n" + "\n".join(log))
 
-        async def read_on(stderr: asyncio.StreamReader) -> None:
-            async for line in stderr:
-                log.append(line.decode(errors="replace").rstrip())
-
-        reading = asyncio.create_task(read_on(process.stderr))
+        reading = asyncio.create_task(_read_on(process.stderr, log))
         yield Example(process, found[1], int(found[2]), log)
         await reading
     finally:
         if process.returncode is None:
             process.kill()
             _ = await process.wait()
+
+
+async def _read_on(stderr: asyncio.StreamReader, log: list[str]) -> None:
+    async for line in stderr:
+        log.append(line.decode(errors="replace").rstrip())  # noqa: PERF401 - told as it comes
 
 
 class Caller:
@@ -221,7 +222,7 @@ async def soak(run: Run, say: Callable[[str], None]) -> Figures:
         services = stack.enter_context(contextlib.ExitStack())
         target, service = services.enter_context(service_process(url, settings=settings))
         proxy = await stack.enter_async_context(Proxy(target))
-        example = await stack.enter_async_context(example_at(proxy.target))
+        example = await stack.enter_async_context(example_at(proxy.target, "--items-per-batch", str(ITEMS_PER_BATCH)))
         reader, writer = await asyncio.open_connection(example.host, example.port)
         caller = Caller(figures)
         chance = random.Random(5)
@@ -244,10 +245,9 @@ async def soak(run: Run, say: Callable[[str], None]) -> Figures:
             now = Sample(time.monotonic() - began, resident(example.process.pid), resident(service.pid))
             figures.samples.append(now)
             if len(figures.samples) % 10 == 0:
-                say(
-                    f"{now.at_s:5.0f} s  {figures.asked:6,} asked  {figures.answered:6,} answered  {proxy.cuts} cuts  "
-                    f"example {now.example / MIB:5.1f} MiB  unisono {now.service / MIB:5.1f} MiB"
-                )
+                so_far = f"{figures.asked:6,} asked  {figures.answered:6,} answered  {proxy.cuts:2} cuts"
+                sizes = f"example {now.example / MIB:5.1f} MiB  Unisono {now.service / MIB:5.1f} MiB"
+                say(f"{now.at_s:5.0f} s  {so_far}  {sizes}")
 
         listening = asyncio.create_task(caller.listen(reader))
         beside = [asyncio.create_task(every(SAMPLE_EVERY_S, sample))]
@@ -268,7 +268,7 @@ async def soak(run: Run, say: Callable[[str], None]) -> Figures:
         await writer.drain()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_ANSWERS_S):
-                while caller.open > run.at_the_end // 2:
+                while caller.open > run.at_the_end // 2:  # noqa: ASYNC110 - it is about time
                     await asyncio.sleep(0.001)
         figures.drained = caller.open
         figures.example_cpu_s, figures.service_cpu_s = cpu_s(example.process.pid), cpu_s(service.pid)

@@ -12,9 +12,9 @@ What happens when
 - the connection is lost, or silent for three heartbeats: the client comes back to the batch by itself;
 - a batch has had its items, or its time: the next one is opened, while the old one's results still come;
 - Unisono is started anew: what has no answer goes into a new batch. Nothing is answered twice;
-- Unisono stays away for GIVE_UP_AFTER_S: the program ends with exit code 1, for whoever supervises it;
-- SIGTERM: nothing more is taken, the stream is half-closed, and what was taken is answered, for up to DRAIN_S. What
-  is left then is cancelled, and the exit code is 1.
+- Unisono stays away (--give-up-after): the program ends with exit code 1, for whoever supervises it;
+- SIGTERM: nothing more is taken, the stream is half-closed, and what was taken is answered, for as long as --drain
+  says. What is left then is cancelled, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MAX_OPEN_A_CALLER: Final = 500
 MAX_LINE: Final = 1024 * 1024
 # Unisono may be away for so long: longer than it takes to install its next version.
 GIVE_UP_AFTER_S: Final = 600.0
-# What was taken is answered for so long once the service is told to stop: less than its supervisor waits.
+# Once the service is told to stop, what was taken is answered for so long: less than its supervisor waits.
 DRAIN_S: Final = 25.0
 
 
@@ -164,20 +164,20 @@ class Callers:
         await self.all_told()
 
 
-async def serve(listen: str, target: str, *, model: str, items_per_batch: int) -> bool:
+async def serve(given: argparse.Namespace) -> bool:
     """Serves until SIGTERM or SIGINT; whether all that was taken was answered. Raises UnisonoError, in a group."""
     stopped = asyncio.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(each, stopped.set)
     async with (
-        Client(target, give_up_after_s=GIVE_UP_AFTER_S) as client,
+        Client(given.target, give_up_after_s=given.give_up_after) as client,
         client.rolling_session(
-            model=model, max_pending=MAX_PENDING, items_per_batch=items_per_batch, on_report=log_report
+            model=given.model, max_pending=MAX_PENDING, items_per_batch=given.items_per_batch, on_report=log_report
         ) as session,
     ):
         answerer = Answerer(session)
         callers = Callers(answerer)
-        host, _, port = listen.rpartition(":")
+        host, _, port = given.listen.rpartition(":")
         server = await asyncio.start_server(callers.serve, host, int(port), limit=MAX_LINE)
         log.info("listening on %s:%d", *server.sockets[0].getsockname()[:2])
         running = asyncio.create_task(answerer.run())
@@ -187,13 +187,13 @@ async def serve(listen: str, target: str, *, model: str, items_per_batch: int) -
             log.info("stopping: %d questions are to be answered", answerer.unanswered)
             server.close()
             callers.take_no_more()
-            async with asyncio.timeout(DRAIN_S):
+            async with asyncio.timeout(given.drain):
                 if not running.done():
                     await answerer.stop()
                 await running
                 await callers.all_told()
         except TimeoutError:
-            log.warning("%d questions were not answered within %g s", answerer.unanswered, DRAIN_S)
+            log.warning("%d questions were not answered within %g s", answerer.unanswered, given.drain)
             return False
         finally:
             _ = stopping.cancel()
@@ -215,13 +215,15 @@ def main() -> int:
     parser.add_argument("--target", default="127.0.0.1:50051", help="HOST:PORT of Unisono")
     parser.add_argument("--model", default="", help="which model answers (default: the service's)")
     parser.add_argument("--items-per-batch", type=int, default=10_000, help="then the next batch is opened")
+    parser.add_argument(
+        "--give-up-after", type=float, default=GIVE_UP_AFTER_S, help="seconds that Unisono may be away"
+    )
+    parser.add_argument("--drain", type=float, default=DRAIN_S, help="seconds to answer what was taken, once stopped")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     is_done = False
     try:
-        is_done = asyncio.run(
-            serve(given.listen, given.target, model=given.model, items_per_batch=given.items_per_batch)
-        )
+        is_done = asyncio.run(serve(given))
     except* UnisonoError as errors:
         log.error("it cannot go on: %s", errors.exceptions[0])  # noqa: TRY400  # says where, and what to do
     return 0 if is_done else 1
