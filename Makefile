@@ -20,7 +20,7 @@ serve: $(RUN)  ## start the service on 127.0.0.1:50051
 	$(BIN)/unisono serve $(ARGS)
 
 ##@ Prove
-.PHONY: test check test-live test-clients bench bench-release bench-cancel bench-overhead bench-passes bench-work
+.PHONY: test check test-live test-clients bench bench-release bench-cancel bench-overhead bench-passes bench-work soak
 test: check  ## everything: check, then all tests, core/ at 100 % branch coverage
 	$(BIN)/python -m pytest -ra --cov=unisono.core --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=100 $(ARGS)
 
@@ -56,6 +56,9 @@ bench-passes: $(DEV)  ## forward passes of 16 questions on the embedded engine, 
 
 bench-work: $(DEV)  ## the workloads of `unisono bench` over a stand-in; ARGS='--workload W5 --runs 5' picks some
 	$(BIN)/python -m tests.bench.work $(ARGS)
+
+soak: $(DEV)  ## the backend service of the examples for ten minutes, with cuts; ARGS='--seconds 60 --cut-every 10'
+	PYTHONPATH=clients/python/src $(BIN)/python -m tests.bench.soak $(ARGS)
 
 ##@ Change
 .PHONY: fmt gen clients pins release-image

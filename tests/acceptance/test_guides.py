@@ -27,6 +27,8 @@ RUN_BY = {
         "make clients": "# makes committed files anew, and runs all of tests/clients",
         "from ollama import AsyncClient": "acceptance/test_guide_from_ollama.py::test_a_gather_becomes_a_batch",
         "result.content async for": "acceptance/test_guide_from_ollama.py::test_a_gather_becomes_a_batch",
+        "client.rolling_session(": "clients/test_python_guide.py::test_the_snippet",
+        "backend_service.py": "clients/test_python_guide.py::test_the_command",
         "import ollama\n": "acceptance/test_guide_from_ollama.py::test_both_sides_get_the_same",
     },
     "clients/go/README.md": {
@@ -43,6 +45,10 @@ RUN_BY = {
         "from unisono_client.sync": "clients/test_python_readme.py::test_the_script_and_the_chat_model",
         "from unisono_client import": "clients/test_python_readme.py::test_the_program",
         "from unisono_client.langchain": "clients/test_python_readme.py::test_the_script_and_the_chat_model",
+    },
+    "clients/rust/README.md": {
+        "cargo run": "# clients/test_rust.py builds the same program, and runs it with the same arguments",
+        "use unisono_client::": "# cargo tests it as an example of the library's documentation: clients/test_rust.py",
     },
     "clients/typescript/README.md": {
         "npm ci": "# clients/test_typescript.py builds the same program, and runs it with the same arguments",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import grpc
@@ -11,6 +12,7 @@ from tests.fakes.ollama import Answer
 from tests.integration.service import LIMIT_S, House, Seen, chat, chats, house, refused, span
 from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
 from unisono._generated.unisono.v1 import event_pb2
+from unisono.app.run_batch import RunningBatch
 
 DETACH = pb.ON_DISCONNECT_DETACH
 
@@ -78,6 +80,25 @@ async def test_an_ended_batch_is_kept_for_its_time_and_then_forgotten() -> None:
         no = await refused(h.attach_batch(seen.batch_id))
         assert (no.code, no.reason) == (grpc.StatusCode.NOT_FOUND, "BATCH_NOT_FOUND")
         assert (await h.run(chats(2), request_id="once")).batch_id != seen.batch_id
+
+
+async def test_ended_batches_take_so_much_memory_and_no_more() -> None:
+    """Beyond a number of bytes the oldest is forgotten before its time, and nothing of it stays in memory."""
+    async with house() as h:
+        object.__setattr__(h.batches.settings, "max_ended_bytes", 1)
+        first, last = await h.run(chats(2)), await h.run(chats(2))
+        no = await refused(h.attach_batch(first.batch_id))
+        assert (no.code, no.reason) == (grpc.StatusCode.NOT_FOUND, "BATCH_NOT_FOUND")
+        assert written(await h.attach(last.batch_id)) == written(last)
+        _ = await h.run(chats(2))
+        async with asyncio.timeout(LIMIT_S):
+            while True:
+                # Its calls end a moment after they were answered.
+                _ = gc.collect()
+                ids = {each.batch_id for each in gc.get_objects() if isinstance(each, RunningBatch)}
+                if not ids & {first.batch_id, last.batch_id}:
+                    break
+                await asyncio.sleep(0.01)
 
 
 async def test_a_batch_is_not_forgotten_under_its_readers_eyes() -> None:
