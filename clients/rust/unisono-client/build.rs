@@ -1,10 +1,11 @@
 //! Makes the contract's code from the repository's `protos/`. The compiler is in Rust too, so cargo is all one needs.
 
+use std::env;
 use std::error::Error;
-use std::path::Path;
+use std::path::PathBuf;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let package = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
     let contract = package.join("../../../protos");
     let borrowed = package.join("proto");
     println!("cargo::rerun-if-changed={}", contract.join("unisono").display());
