@@ -164,6 +164,11 @@ _Server = Annotated[
     str | None,
     typer.Option("--server", metavar="HOST:PORT", help=f"The service to use. [UNISONO_SERVER, or {DEFAULT_SERVER}]"),
 ]
+_Tls = Annotated[bool, typer.Option("--tls", help="Speak to the service over TLS.")]
+_Ca = Annotated[
+    str | None,
+    typer.Option("--ca", metavar="FILE", help="Over TLS, trusting the certificates (PEM) of this file."),
+]
 _Ollama = Annotated[
     str | None,
     typer.Option("--ollama", metavar="URL", help="Start a service of one's own that uses this Ollama."),
@@ -201,6 +206,8 @@ def build_cli(
         file: Annotated[str, typer.Argument(metavar="FILE", help="A JSONL file, or - for standard input.")],
         *,
         server: _Server = None,
+        tls: _Tls = False,
+        ca: _Ca = None,
         model: Annotated[str | None, typer.Option(help="The model of items that name none.")] = None,
         output: Annotated[
             str | None,
@@ -246,7 +253,7 @@ def build_cli(
     ) -> None:
         options = RunOptions(
             file=file,
-            wish=Wish(server=server, embedded=embedded, ollama_url=ollama),
+            wish=Wish(server=server, tls=tls, ca=ca, embedded=embedded, ollama_url=ollama),
             model=model,
             output=output,
             num_predict=_within("--num-predict", num_predict, 31),
@@ -300,6 +307,8 @@ def build_cli(
         file: Annotated[str, typer.Argument(metavar="FILE", help="A JSONL file, or - for standard input.")],
         *,
         server: _Server = None,
+        tls: _Tls = False,
+        ca: _Ca = None,
         answer_regex: Annotated[
             re.Pattern[str] | None,
             typer.Option(
@@ -332,7 +341,7 @@ def build_cli(
     ) -> None:
         options = EvalOptions(
             file=file,
-            wish=Wish(server=server, embedded=embedded, ollama_url=ollama),
+            wish=Wish(server=server, tls=tls, ca=ca, embedded=embedded, ollama_url=ollama),
             answer_regex=answer_regex or re.compile(ANSWER),
             expect_regex=expect_regex,
             field=field,
@@ -349,11 +358,13 @@ def build_cli(
     def doctor_command(
         *,
         server: _Server = None,
+        tls: _Tls = False,
+        ca: _Ca = None,
         ollama: _Ollama = None,
         embedded: _Embedded = False,
         as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     ) -> None:
-        wish = Wish(server=server, embedded=embedded, ollama_url=ollama)
+        wish = Wish(server=server, tls=tls, ca=ca, embedded=embedded, ollama_url=ollama)
         finish(lambda terminal: diagnose(wish, start, terminal, as_json=as_json))
 
     add_trace_check(cli, finish)
