@@ -84,8 +84,10 @@ Examples:
     unisono run questions.jsonl --output answers.jsonl --num-predict 200
     unisono run - --order input < questions.jsonl | jq -r .content
 
+A lost connection is opened again for up to a minute, and the batch goes on.
+
 Exit codes: 0 every item answered; 1 some were not; 2 wrong usage or a bad
-file; 3 no service; 130 interrupted.
+file; 3 no service, or none any more; 130 interrupted.
 """
 
 _DOCTOR_HELP = """Tells which backends and models there are, how many slots each has shown, and what to change.
