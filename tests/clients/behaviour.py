@@ -40,9 +40,18 @@ class ClientBehaviour:
 
     @pytest.mark.embedded
     @pytest.mark.asyncio(loop_scope="session")
-    async def test_the_example_batch_is_answered(self, unisono_batch: Program, embedded_target: str) -> None:
-        """A real model answers the 24 conversations of the example, in all three forms of line."""
-        code, run = await unisono_batch.run(EXAMPLE, target=embedded_target)
+    async def test_the_example_batch_is_answered(
+        self, unisono_batch: Program, embedded_target: str, tmp_path: Path
+    ) -> None:
+        """A real model answers the 24 conversations of the example, in all three forms of line.
+
+        A few words each: how long an answer is, a program does not notice, and there is one for each language.
+        """
+        text, count = re.subn(r'("num_predict"|"max_tokens"): \d+', r"\1: 12", EXAMPLE.read_text())
+        assert count == 24
+        file = tmp_path / "batch.jsonl"
+        file.write_text(text)
+        code, run = await unisono_batch.run(file, target=embedded_target)
         lines = [json.loads(line) for line in EXAMPLE.read_text().splitlines()]
         assert code == 0, run.told
         assert sorted(run.ids) == sorted(line.get("id") or line["custom_id"] for line in lines)
