@@ -319,8 +319,10 @@ class Batches:
         batch = self._batches.pop(batch_id, None)
         self._ended_bytes -= self._ended.pop(batch_id, 0)
         self._journal.forget(batch_id)
-        if batch is not None and batch.config.request_id:
-            self._requests.pop(batch.config.request_id, None)
+        if batch is not None:
+            if batch.config.request_id:
+                self._requests.pop(batch.config.request_id, None)
+            batch.let_go()
 
 
 def _refuse_contradictions(config: BatchConfig, item_count: int) -> None:
