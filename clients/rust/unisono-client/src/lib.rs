@@ -12,7 +12,7 @@ pub use target::{TargetError, endpoint};
 pub use {prost, prost_types, tonic, tonic_types};
 
 /// The contract, `unisono.v1`.
-#[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
+#[allow(missing_docs, clippy::all, clippy::pedantic, rustdoc::all, reason = "generated")]
 pub mod v1 {
     tonic::include_proto!("unisono.v1");
 }
