@@ -40,6 +40,7 @@ def journal(told: list[str]) -> BatchJournal:
         max_bytes=LIMIT,
         on_full=lambda: told.append("full"),
         on_room=lambda: told.append("room"),
+        on_lost=lambda _error: told.append("lost"),
     )
 
 

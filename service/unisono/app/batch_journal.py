@@ -138,6 +138,10 @@ class BatchJournal:
         for reader in self._readers:
             reader.on_event()
 
+    def let_go(self) -> None:
+        """The batch is forgotten: see RunningBatch."""
+        self._on_full = self._on_room = lambda: None
+
     def _relieve(self) -> None:
         if self._readers and self._journal.can_prune:
             self._forget_given(min(reader.has_read for reader in self._readers))
