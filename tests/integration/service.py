@@ -15,6 +15,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -29,7 +30,7 @@ from tests.fakes.ollama import FakeModel, FakeOllama
 from tests.fakes.ollama.models import DEFAULT_MODELS
 from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
 from unisono._generated.unisono.v1 import batch_inference_pb2_grpc as pb_grpc
-from unisono._generated.unisono.v1 import event_pb2, item_pb2
+from unisono._generated.unisono.v1 import event_pb2, item_pb2, kept_pb2
 from unisono.app.batches import Batches
 from unisono.app.ports import Backend
 from unisono.bootstrap import running
@@ -422,6 +423,32 @@ class House:
         answer = await self.stub.CancelBatch(pb.CancelBatchRequest(batch_id=batch_id, item_ids=item_ids))
         return answer.cancelled, answer.already_ended
 
+    async def submit(
+        self, items: Iterable[item_pb2.Item], metadata: dict[str, str] | None = None, **fields: Any
+    ) -> kept_pb2.KeptBatch:
+        """Submits a batch."""
+        request = pb.SubmitBatchRequest(config=config(**fields), items=items, metadata=metadata)
+        answer = await self.stub.SubmitBatch(request, timeout=LIMIT_S)
+        return answer.batch  # type: ignore[no-any-return]
+
+    async def kept(self, batch_id: str) -> kept_pb2.KeptBatch:
+        """How a kept batch stands."""
+        answer = await self.stub.GetBatch(pb.GetBatchRequest(batch_id=batch_id), timeout=LIMIT_S)
+        return answer.batch  # type: ignore[no-any-return]
+
+    async def list_results(self, batch_id: str, page_size: int = 0, **fields: Any) -> Seen:
+        """All results so far of a kept batch, page by page."""
+        seen, token = Seen(), ""
+        while True:
+            request = pb.ListResultsRequest(batch_id=batch_id, page_size=page_size, page_token=token, **fields)
+            page = await self.stub.ListResults(request, timeout=LIMIT_S)
+            assert page.ByteSize() <= MAX_SEND_BYTES
+            for event in page.events:
+                seen.add(event)
+            token = page.next_page_token
+            if not token:
+                return seen
+
     def stream(self) -> Stream:
         """A StreamBatch call."""
         return Stream(self.stub.StreamBatch())
@@ -464,9 +491,13 @@ async def house(
     settings: dict[str, Any] | None = None,
     starts_away: bool = False,
     with_metrics: bool = False,
+    keeps_in: Path | None = None,
     **fake_settings: Any,
 ) -> AsyncGenerator[House, None]:
-    """A service over a stand-in; `fake_settings` are those of FakeOllama, `settings` those of the service."""
+    """A service over a stand-in; `fake_settings` are those of FakeOllama, `settings` those of the service.
+
+    `keeps_in`: where it keeps batches; None: nowhere.
+    """
     problems = _Problems()
     loggers = [logging.getLogger(name) for name in ("grpc", "asyncio")]
     for logger in loggers:
@@ -482,9 +513,10 @@ async def house(
                     "ollama_url": fake.url,
                     "drain": 0.0,
                     "state_dir": "none",
+                    "data_dir": str(keeps_in),
                 }
                 made = Settings(**{**usual, **(settings or {})})
-                async with running(made, with_metrics=with_metrics) as service:
+                async with running(made, with_metrics=with_metrics, with_store=keeps_in is not None) as service:
                     here = House(fake, service.target, service.batches, logs, service.metrics_url)
                     try:
                         yield here

@@ -103,6 +103,7 @@ class RunningBatch:
         self._waiting: list[ItemRun] = []
         self._is_input_closed = False
         self._is_resting = False
+        self._is_kept = stored is not None
         self._counts: Counter[ItemState] = Counter()
         # Why the batch ends before all its items have ended by themselves; None while it does not.
         self._cut_short: UnisonoError | None = None
@@ -322,7 +323,7 @@ class RunningBatch:
         self._notice_loss()
 
     def _notice_loss(self) -> None:
-        if self.is_over or self._callers > 0:
+        if self.is_over or self._is_kept or self._callers > 0:
             return
         if not self.config.detaches:
             _ = self.cancel(error=CancelledItemError("the caller went away (on_disconnect: CANCEL)"))
