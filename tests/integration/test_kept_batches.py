@@ -257,7 +257,8 @@ async def test_batches_are_listed_newest_first(tmp_path: Path) -> None:
         made = [(await h.submit(chats(1, num_predict=1))).batch_id for _ in range(5)]
         for batch_id in made:
             _ = await until_over(h, batch_id)
-        found, token = [], ""
+        found: list[str] = []
+        token = ""
         while not found or token:
             page = await h.stub.ListBatches(pb.ListBatchesRequest(page_size=2, page_token=token))
             found += [batch.batch_id for batch in page.batches]

@@ -150,6 +150,30 @@ class FakeServer(batch_inference_pb2_grpc.BatchInferenceServicer):
         """Not used by the command line."""
         raise NotImplementedError
 
+    async def SubmitBatch(self, request: object, context: object) -> rpc.SubmitBatchResponse:
+        """Not used by the command line."""
+        raise NotImplementedError
+
+    async def GetBatch(self, request: object, context: object) -> rpc.GetBatchResponse:
+        """Not used by the command line."""
+        raise NotImplementedError
+
+    async def ListBatches(self, request: object, context: object) -> rpc.ListBatchesResponse:
+        """Not used by the command line."""
+        raise NotImplementedError
+
+    async def ListResults(self, request: object, context: object) -> rpc.ListResultsResponse:
+        """Not used by the command line."""
+        raise NotImplementedError
+
+    async def RetryBatch(self, request: object, context: object) -> rpc.RetryBatchResponse:
+        """Not used by the command line."""
+        raise NotImplementedError
+
+    async def DeleteBatch(self, request: object, context: object) -> rpc.DeleteBatchResponse:
+        """Not used by the command line."""
+        raise NotImplementedError
+
 
 class _Batch:
     """One call."""
