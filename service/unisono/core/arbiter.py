@@ -228,10 +228,10 @@ class Arbiter:
         self._outage.connected()
         return self._settle(list(conductor.staged(ticket, serial, now)), now)
 
-    def spoke(self, ticket: int, serial: int, now: float) -> list[Command]:
+    def spoke(self, ticket: int, serial: int, now: float, *, is_drafted: bool = False) -> list[Command]:
         """See Conductor.spoke. The one step that happens for every token: it settles only what it changed."""
         conductor = self._conductor_of(ticket)
-        return list(conductor.spoke(ticket, serial, now)) if conductor else []
+        return list(conductor.spoke(ticket, serial, now, is_drafted=is_drafted)) if conductor else []
 
     def finished(
         self, ticket: int, serial: int, now: float, held: Held | None, usage: Usage | None = None
