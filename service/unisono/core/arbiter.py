@@ -233,8 +233,7 @@ class Arbiter:
         conductor = self._conductor_of(ticket)
         if conductor is None:
             return []
-        if self._outage.is_behind_proxy:
-            self._outage.heard()
+        self._outage.heard()
         return list(conductor.spoke(ticket, serial, now, is_drafted=is_drafted))
 
     def finished(

@@ -259,6 +259,7 @@ class Conductor:
 
     def unpark(self, batch: int, now: float) -> list[Command]:
         """The batch goes on."""
+        self._count_idle(now)
         self._schedule.park(batch, is_parked=False)
         return self._go_on(now)
 

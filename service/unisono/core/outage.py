@@ -32,7 +32,7 @@ class Outage:
         # has tried.
         self._since_s: float | None = None
         # Whether a connection proves nothing.
-        self.is_behind_proxy = False
+        self._is_behind_proxy = False
         # Away: since when, and when it is probed next (None: a probe is under way, or nobody waits).
         self._away_since_s: float | None = None
         self._error: UnisonoError | None = None
@@ -67,7 +67,8 @@ class Outage:
 
     def somebody_came(self, now: float) -> None:
         """Nobody waited for the backend any more. Now somebody does, from now on."""
-        self.heard()
+        self._since_s = None
+        self._is_behind_proxy = False
         if self._away_since_s is not None:
             self._since_s = self._away_since_s = now
             if self._probes == 0:
@@ -75,20 +76,21 @@ class Outage:
 
     def connected(self) -> None:
         """An item has got a connection."""
-        if not self.is_behind_proxy:
+        if not self._is_behind_proxy:
             self._since_s = None
 
     def heard(self) -> None:
         """The backend has said something to an item."""
-        self.is_behind_proxy = False
-        self._since_s = None
+        if self._is_behind_proxy:
+            self._is_behind_proxy = False
+            self._since_s = None
 
     def lost(self, error: UnisonoError, now: float, *, was_connected: bool = False) -> None:
         """No connection could be had. The first probe of an outage goes at once, the others after a pause.
 
         `was_connected`: there was one, and whoever answered said that the backend is away.
         """
-        self.is_behind_proxy = self.is_behind_proxy or was_connected
+        self._is_behind_proxy = self._is_behind_proxy or was_connected
         if self._since_s is None:
             self._since_s = now
             self._probes = 0
