@@ -108,7 +108,7 @@ def test_spans_say_who_and_what(otlp: OtlpReceiver) -> None:
         "unisono.passes": 40,
         "gen_ai.usage.input_tokens": 84,
         "gen_ai.usage.cache_read.input_tokens": 40,
-        "gen_ai.usage.output_tokens": 50,
+        "gen_ai.usage.output_tokens": 70,
     }
     assert dict(root.child("plan").span.attributes) == {
         "unisono.groups": 2,
@@ -159,7 +159,7 @@ def test_spans_say_who_and_what(otlp: OtlpReceiver) -> None:
         "unisono.loads": 1,
         "gen_ai.usage.input_tokens": 84,
         "gen_ai.usage.cache_read.input_tokens": 20,
-        "gen_ai.usage.output_tokens": 50,
+        "gen_ai.usage.output_tokens": 70,
     }
     load = group.child("load").span
     assert dict(load.attributes) == {"unisono.was_loaded": False, "unisono.slots": 8}

@@ -195,8 +195,8 @@ class Conductor:
         entry.staged_at_s = now
         return self._go_on(now)
 
-    def spoke(self, ticket: int, serial: int, now: float) -> list[Command]:
-        """It got a token."""
+    def spoke(self, ticket: int, serial: int, now: float, *, is_drafted: bool = False) -> list[Command]:
+        """It got a token. `is_drafted`: from the pass that gave its last one."""
         entry = self._roster.current(ticket, serial, Phase.RELEASED, Phase.SPEAKING)
         if entry is None:
             return []
@@ -208,7 +208,7 @@ class Conductor:
         item.tokens += 1
         entry.heard_at_s = now
         self._patience.heard(now)
-        is_told = self._schedule.spoke(item, now)
+        is_told = self._schedule.spoke(item, now, is_drafted=is_drafted)
         bound = entry.work.num_predict
         if not item.is_near_end and bound is not None and 0 < bound <= item.tokens + NEAR_END_TOKENS:
             item.is_near_end = is_told = True
@@ -259,6 +259,7 @@ class Conductor:
 
     def unpark(self, batch: int, now: float) -> list[Command]:
         """The batch goes on."""
+        self._count_idle(now)
         self._schedule.park(batch, is_parked=False)
         return self._go_on(now)
 

@@ -143,9 +143,9 @@ class Schedule:
         else:
             self._seats.leave(ticket, now)
 
-    def spoke(self, item: Waiting, now: float) -> bool:
-        """It got a token. Answers whether that may decide something."""
-        self._seats.spoke(item.ticket, now)
+    def spoke(self, item: Waiting, now: float, *, is_drafted: bool = False) -> bool:
+        """It got a token; `is_drafted`: see Seats.spoke. Answers whether that may decide something."""
+        self._seats.spoke(item.ticket, now, is_drafted=is_drafted)
         is_cleared = item.tokens > item.fell_at and self.suspects.clear(item.ticket)
         if is_cleared or self.idle_reason is IdleReason.PREFIX_PRICE:
             self._is_stale = True

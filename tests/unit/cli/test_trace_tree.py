@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from tests.unit.cli.traces import MS, event, item, span, whole_trace
 from unisono.edge.cli.trace_spans import Span
 from unisono.edge.cli.trace_tree import ASCII, UNICODE, Marks, draw_tree
@@ -132,3 +134,21 @@ def test_nothing_to_draw() -> None:
     assert lines([]) == []
     (only,) = lines([span("x", None, 5, 5)])
     assert only.endswith("│█")
+
+
+@pytest.mark.parametrize("parents", [{"batch": "batch"}, {"caller": "group"}, {"group": "a", "plan": "plan"}])
+def test_spans_that_are_their_own_ancestors_are_all_drawn(parents: dict[str, str]) -> None:
+    """Each once, wherever the cycle begins."""
+    spans = whole_trace()
+    for name, parent in parents.items():
+        spans[name] = replace(spans[name], parent_id=parent)
+    drawn = [row.span_id for row in draw_tree(list(spans.values()), 90)]
+    assert sorted(drawn) == sorted(spans)
+
+
+def test_a_trace_as_deep_as_nobody_reads() -> None:
+    """Ten thousand spans, each below the one before."""
+    deep = [span(f"s{depth}", f"s{depth - 1}" if depth else None, 0, 1) for depth in range(10_000)]
+    drawn = lines(deep)
+    assert len(drawn) == 66
+    assert drawn[-1].endswith("… and what is below")

@@ -29,6 +29,8 @@ from unisono.edge.cli.trace_spans import BATCH_PREFIX, Span
 DEFAULT_ITEMS = 40
 # Of releases, loads and plans, so many under one parent.
 _MAX_OTHERS = 8
+# Spans below one another.
+_MAX_DEPTH = 64
 _MIN_LABEL = 32
 _MIN_BAR = 20
 _RANKS = {"plan": 0, "load": 1, "release": 2}
@@ -175,6 +177,9 @@ class _Drawing:
     def lines(self, span: Span, lead: str, below: str, depth: int) -> Iterator[_Line]:
         """A span and what is under it."""
         yield _Line(lead + self._label(span), depth, span)
+        if depth >= _MAX_DEPTH and self._tree.children(span):
+            yield _Line(f"{below}{self._marks.last}{self._marks.more} and what is below", depth + 1)
+            return
         children, left_out = self._children(span)
         items = [child for child in self._tree.children(span) if child.is_item]
         entries: list[Span | str | None] = [child for child in children if not child.is_item]
