@@ -63,7 +63,7 @@ def test_large_batches_are_sampled_and_their_failures_kept(otlp: OtlpReceiver) -
     assert kept == {*range(1000), 1200, 1499}
     assert group.span.attributes["unisono.items_left_out"] == 498
     # What has none is one span together, so that the time that it took is not blank.
-    more = group.child("more items").span
+    more = group.child("items left out").span
     assert dict(more.attributes) == {"unisono.items_left_out": 498}
     assert (more.start_ns, more.end_ns) == (released_ns, group.span.end_ns - MS)
     late = of_item(spans, 1499)
@@ -93,7 +93,7 @@ def test_items_that_never_ran_are_sampled_too(otlp: OtlpReceiver) -> None:
     assert [node.span.name for node in group.children].count("chat smol") == 10
     assert [node.span.name for node in group.children].count("release") == 10
     # Ten items ran without a span, and for so long; the other twenty never ran.
-    more = group.child("more items").span
+    more = group.child("items left out").span
     assert more.attributes["unisono.items_left_out"] == 30
     assert more.end_ns < group.span.end_ns
     assert len(group.children) == 21

@@ -7,7 +7,7 @@ Theory of operation. One batch is one trace:
     ├── group <model>                    one for each runner
     │   ├── load
     │   ├── release                      one for each wave
-    │   ├── more items                   where there are too many: those without a span, together
+    │   ├── items left out               where there are too many: those without a span, together
     │   └── chat <model>                 CLIENT, one for each item with all its attempts
     │       └── attempt <number>         where there were several
     └── item                             an item that ended before it had a group
@@ -19,8 +19,8 @@ Nine decisions:
    another's runner has not begun. It is made only with the batch's end, since on a stream items may join a group
    that had fallen silent, and since its figures come with the summary.
 2. Spans are bounded: the first `item_limit` items have one, and the first `item_limit` waves; of later items only
-   those that failed. How many were left out stands on the group, and one span, `more items`, lasts as long as they
-   took. The backend is told that such an item is not sampled, with the group as its parent.
+   those that failed. How many were left out stands on the group, and one span, `items left out`, lasts as long as
+   they took. The backend is told that such an item is not sampled, with the group as its parent.
 3. An item that never ran made no call: its span is `item`, INTERNAL and without length.
 4. Where the trace is not sampled (the caller's word, or OTEL_TRACES_SAMPLER), nothing is kept of any item; the
    context still goes on to the backend.
@@ -338,7 +338,7 @@ class BatchTrace:
         if parent.left_out_ns is not None:
             start_ns, end_ns = parent.left_out_ns
             said: Attributes = {names.ITEMS_LEFT_OUT: parent.items_left_out}
-            self._maker.begin(parent, "more items", said, start_ns).end(end_ns)
+            self._maker.begin(parent, "items left out", said, start_ns).end(end_ns)
 
 
 # How a batch that was stopped is marked where nothing else is said.
