@@ -145,6 +145,14 @@ class Dispatch:
         # Its last results may have filled the journal: drivers must not remember for ever that it was to wait.
         self.resume()
 
+    def let_go(self) -> None:
+        """The batch is forgotten: see RunningBatch."""
+        self.groups.clear()
+        self._group_of.clear()
+        self._coalescers.clear()
+        self._on_result = lambda _: None
+        self._failover = None
+
     def passes(self, start: int, limit: int) -> list[tuple[int, int, ForwardPass]]:
         """Up to `limit` mapped passes from the batch's pass `start` on: (its place in the batch, group, pass)."""
         found: list[tuple[int, int, ForwardPass]] = []

@@ -41,6 +41,8 @@ _ASSUMED_SHARE = 0.5
 _LEAST_SPREAD, _SURE_SPREAD = 0.05, 16.0
 # Of a pass, the part that is shared, as far as one may hope: for a second lane to be tried.
 _HOPED_SHARE = 0.9
+# Answers beside others after which it will not be told, as it seems, what part that is.
+_UNTOLD_ANSWERS = 16
 # Families whose lengths are remembered.
 _MOST_FAMILIES = 1_000
 # Passes of a stretch that are taken into account at one time.
@@ -96,6 +98,8 @@ class CostMeter:
         # of members only are seen for long: their time tells how fast the machine is, not what is shared.
         self._token_share: float | None = None
         self._is_sure = False
+        # Answers that ended while others were being given.
+        self._beside = 0
         # Who is being answered: each takes part in every pass, though it may say nothing in it.
         self._speakers: set[int] = set()
         # The pass under way: who spoke in it, and when it began (None: not known); the stretch that it goes on.
@@ -140,9 +144,10 @@ class CostMeter:
         """What to reckon with when a lane more is considered, while so many are taken; None: not known yet.
 
         As long as answers came from one lane only, nobody can say what part of a pass is shared. A second lane tells
-        that: it is tried where it would pay if nearly all were. Then the others wait until it has told.
+        that: it is tried where it would pay if nearly all were. Then the others wait until it has told; but not for
+        ever, since answers of a token or two never share two passes that follow each other evenly.
         """
-        if self._is_alone and self.costs is not None:
+        if self._is_alone and self._beside < _UNTOLD_ANSWERS and self.costs is not None:
             return replace(self.costs, pass_s=_HOPED_SHARE * self._wt / self._w) if taken <= 1 else None
         return self.costs
 
@@ -247,6 +252,7 @@ class CostMeter:
 
     def left(self, ticket: int) -> None:
         """It does not speak any more."""
+        self._beside += len(self._speakers) > 1 and ticket in self._speakers
         self._speakers.discard(ticket)
         self._disturb()
 

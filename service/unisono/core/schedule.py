@@ -22,6 +22,7 @@ from unisono.core.commands import ReleaseReason
 from unisono.core.costs import CostMeter
 from unisono.core.lanes import Lanes
 from unisono.core.report import IdleReason
+from unisono.core.returns import Returns
 from unisono.core.seats import Seats
 from unisono.core.suspects import Suspects
 from unisono.core.waiting import WaitingRoom
@@ -51,6 +52,7 @@ class Schedule:
         self._capacity = capacity
         self._window = Window(window)
         self._lanes = Lanes()
+        self._returns = Returns()
         self._seats = Seats(self.room, self._lanes, self.meter)
         # Whether something has happened since the last plan.
         self._is_stale = True
@@ -113,6 +115,8 @@ class Schedule:
     def add(self, item: Waiting, *, is_single: bool, now: float) -> None:
         """An item wants to be run."""
         self._is_stale = True
+        if item.family not in self.room.families and (step := self._lanes.held_step(item.prefix)) is not None:
+            self._returns.came(step)
         if is_single and self._window.is_on and (self.flying or self.has_waiting):
             self._window.add(item, now)
         else:
@@ -350,7 +354,7 @@ class Schedule:
 
     def _look(self, lane: Lane, allowed: list[Batch]) -> Look:
         seats = self._seats
-        return Look(lane, self._lanes, self.room, allowed, self.meter, seats.left, seats.spreading)
+        return Look(lane, self._lanes, self.room, allowed, self.meter, seats.left, seats.spreading, self._returns)
 
     def _decide(self, look: Look) -> Choice | IdleReason:
         """Who gets a free lane, or why nobody does."""

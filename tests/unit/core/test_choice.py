@@ -13,6 +13,7 @@ from unisono.core.costs import CostMeter
 from unisono.core.lanes import Lanes
 from unisono.core.prefixes import Prefix
 from unisono.core.report import Costs, IdleReason
+from unisono.core.returns import Returns
 from unisono.core.waiting import Waiting, WaitingRoom
 
 # 500 tokens of prompt each.
@@ -54,6 +55,7 @@ class Desk:
     surprise: float = 0.0
     spreading: set[int] = field(default_factory=set)
     room: WaitingRoom = field(default_factory=WaitingRoom)
+    returns: Returns = field(default_factory=Returns)
 
     def wait(self, count: int, prefix: Prefix | None = None, length: float = 10.0, batch: int = 0) -> None:
         """So many items wait."""
@@ -72,7 +74,16 @@ class Desk:
         allowed = [each for each in self.room.batches.values() if batches is None or each.number in batches]
         meter = Known(self.pass_s, self.prompt_token_s, self.surprise)
         return choose(
-            Look(lanes.all[lane], lanes, self.room, allowed, meter, lambda: left_of, lambda: self.spreading)
+            Look(
+                lanes.all[lane],
+                lanes,
+                self.room,
+                allowed,
+                meter,
+                lambda: left_of,
+                lambda: self.spreading,
+                self.returns,
+            )
         )
 
     def reason(self, lane: int) -> ReleaseReason | IdleReason:
@@ -264,6 +275,29 @@ def test_what_was_spread_before_is_not_spread_further_for_a_little(
     desk = Desk([A, A, None], [10.0, 10.0, None], prompt_token_s=10 * PASS_S / 500 / margin)
     desk.spreading = {A.key} if is_spreading else set()
     desk.wait(6, A)
+    assert desk.reason(2) is reason
+
+
+def test_what_came_back_counts_again() -> None:
+    """A third lane would save a third of its price with each batch: at the fifth return it is given one."""
+    desk = Desk([A, A, None], [10.0, 10.0, None], prompt_token_s=3 * 10 * PASS_S / 500)
+    desk.wait(6, A)
+    reasons = []
+    for _ in range(5):
+        reasons.append(desk.reason(2))
+        desk.returns.came(A.digests[-1])
+    assert reasons == [IdleReason.PREFIX_COST] * 4 + [ReleaseReason.JOINS_FAMILY]
+
+
+@pytest.mark.parametrize(("came", "reason"), [(B, IdleReason.PREFIX_COST), (None, ReleaseReason.JOINS_FAMILY)])
+def test_nothing_is_taken_from_what_came_back_too(came: Prefix | None, reason: ReleaseReason | IdleReason) -> None:
+    """On the mere hope that something comes again."""
+    desk = Desk([A, A, B], [10.0, 10.0, None], prompt_token_s=3 * 10 * PASS_S / 500)
+    desk.wait(6, A)
+    for _ in range(9):
+        desk.returns.came(A.digests[-1])
+    if came is not None:
+        desk.returns.came(came.digests[-1])
     assert desk.reason(2) is reason
 
 

@@ -193,6 +193,24 @@ def test_a_second_lane_is_tried_in_hope() -> None:
         assert known.pass_s == pytest.approx(0.010, rel=0.15)
 
 
+def test_what_nobody_tells_is_assumed_in_the_end() -> None:
+    """Answers of one token beside others: after 16 of them, half of a pass counts as shared."""
+    meter = CostMeter()
+    now = speak(meter, 1, 20, 0.020, 0.0)
+    meter.left(0)
+    for ticket in range(100, 116):
+        assert meter.costs_to_join(2) is None
+        for beside in (ticket, -ticket):
+            meter.spoke(beside, now)
+            now += 0.030
+        meter.left(ticket)
+        meter.left(-ticket)
+        meter.left(-ticket)
+    assert meter.costs_to_join(2) == meter.costs
+    assert meter.costs is not None
+    assert meter.costs.pass_s == pytest.approx(0.010)
+
+
 def test_several_lanes_are_joined_by_what_is_assumed() -> None:
     """Passes of four members tell that something is shared, and lanes that end at different times will tell what."""
     meter = CostMeter()

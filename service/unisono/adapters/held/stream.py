@@ -78,8 +78,10 @@ class HeldStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
             return
         self._is_over, self._error = True, error
         self._wake()
-        if self.on_over is not None:
-            self.on_over()
+        # Let go as well: it knows this stream, and a circle of the two would stay until Python looks for circles.
+        on_over, self.on_over = self.on_over, None
+        if on_over is not None:
+            on_over()
 
     def _wake(self) -> None:
         waiter, self._waiter = self._waiter, None

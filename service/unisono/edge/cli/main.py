@@ -84,8 +84,10 @@ Examples:
     unisono run questions.jsonl --output answers.jsonl --num-predict 200
     unisono run - --order input < questions.jsonl | jq -r .content
 
+A lost connection is opened again for up to a minute, and the batch goes on.
+
 Exit codes: 0 every item answered; 1 some were not; 2 wrong usage or a bad
-file; 3 no service; 130 interrupted.
+file; 3 no service, or none any more; 130 interrupted.
 """
 
 _DOCTOR_HELP = """Tells which backends and models there are, how many slots each has shown, and what to change.
@@ -164,6 +166,11 @@ _Server = Annotated[
     str | None,
     typer.Option("--server", metavar="HOST:PORT", help=f"The service to use. [UNISONO_SERVER, or {DEFAULT_SERVER}]"),
 ]
+_Tls = Annotated[bool, typer.Option("--tls", help="Speak to the service over TLS.")]
+_Ca = Annotated[
+    str | None,
+    typer.Option("--ca", metavar="FILE", help="Over TLS, trusting the certificates (PEM) of this file."),
+]
 _Ollama = Annotated[
     str | None,
     typer.Option("--ollama", metavar="URL", help="Start a service of one's own that uses this Ollama."),
@@ -201,6 +208,8 @@ def build_cli(
         file: Annotated[str, typer.Argument(metavar="FILE", help="A JSONL file, or - for standard input.")],
         *,
         server: _Server = None,
+        tls: _Tls = False,
+        ca: _Ca = None,
         model: Annotated[str | None, typer.Option(help="The model of items that name none.")] = None,
         output: Annotated[
             str | None,
@@ -246,7 +255,7 @@ def build_cli(
     ) -> None:
         options = RunOptions(
             file=file,
-            wish=Wish(server=server, embedded=embedded, ollama_url=ollama),
+            wish=Wish(server=server, tls=tls, ca=ca, embedded=embedded, ollama_url=ollama),
             model=model,
             output=output,
             num_predict=_within("--num-predict", num_predict, 31),
@@ -300,6 +309,8 @@ def build_cli(
         file: Annotated[str, typer.Argument(metavar="FILE", help="A JSONL file, or - for standard input.")],
         *,
         server: _Server = None,
+        tls: _Tls = False,
+        ca: _Ca = None,
         answer_regex: Annotated[
             re.Pattern[str] | None,
             typer.Option(
@@ -332,7 +343,7 @@ def build_cli(
     ) -> None:
         options = EvalOptions(
             file=file,
-            wish=Wish(server=server, embedded=embedded, ollama_url=ollama),
+            wish=Wish(server=server, tls=tls, ca=ca, embedded=embedded, ollama_url=ollama),
             answer_regex=answer_regex or re.compile(ANSWER),
             expect_regex=expect_regex,
             field=field,
@@ -349,11 +360,13 @@ def build_cli(
     def doctor_command(
         *,
         server: _Server = None,
+        tls: _Tls = False,
+        ca: _Ca = None,
         ollama: _Ollama = None,
         embedded: _Embedded = False,
         as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     ) -> None:
-        wish = Wish(server=server, embedded=embedded, ollama_url=ollama)
+        wish = Wish(server=server, tls=tls, ca=ca, embedded=embedded, ollama_url=ollama)
         finish(lambda terminal: diagnose(wish, start, terminal, as_json=as_json))
 
     add_trace_check(cli, finish)
