@@ -92,7 +92,7 @@ async def check_trace(options: TraceOptions, terminal: Terminal) -> int:
     if options.as_json:
         terminal.out.print(to_json(spans, findings), soft_wrap=True)
     else:
-        show(terminal.out, spans, findings, items=options.items)
+        show(terminal.out, spans, findings, items=options.items, jaeger=options.jaeger)
     return ExitCode.ITEMS_FAILED if findings else ExitCode.DONE
 
 
@@ -192,8 +192,8 @@ def _rfc3339(at: datetime) -> str:
 # -- What is shown ---------------------------------------------------------------------------------------------
 
 
-def show(console: Console, spans: Sequence[Span], findings: Sequence[Finding], *, items: int) -> None:
-    """The tree and the findings."""
+def show(console: Console, spans: Sequence[Span], findings: Sequence[Finding], *, items: int, jaeger: str) -> None:
+    """The tree, where to look at it in Jaeger, and the findings."""
     marks = UNICODE if can_write(console, "█▒░│├└…µ−") else ASCII
     services = ", ".join(sorted({span.service or "?" for span in spans}))
     traces = ", ".join(sorted({span.trace_id for span in spans}))
@@ -201,6 +201,8 @@ def show(console: Console, spans: Sequence[Span], findings: Sequence[Finding], *
     wrong = {span_id for finding in findings for span_id in finding.span_ids}
     for row in draw_tree(spans, console.width, marks=marks, items=items, wrong=wrong):
         _paint(console, row)
+    for trace in sorted({span.trace_id for span in spans}):
+        write(console, f"{jaeger.rstrip('/')}/trace/{trace}", "dim")
     here = {span.span_id for span in spans}
     if any(span.is_batch and span.parent_id is not None and span.parent_id not in here for span in spans):
         write(console, "The caller's own span is not here: it is sent to another place, later, or not at all.", "dim")

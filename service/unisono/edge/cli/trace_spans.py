@@ -42,6 +42,12 @@ class Event:
         """The attempt of the item that it belongs to."""
         return whole(self.attributes.get("unisono.attempt"), 1)
 
+    @property
+    def held_ns(self) -> int:
+        """Of a release: how long the request had been held before; 0 where that is not known."""
+        held_s = self.attributes.get("unisono.held_s")
+        return round(held_s * 1e9) if isinstance(held_s, int | float) else 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
