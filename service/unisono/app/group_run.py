@@ -319,7 +319,6 @@ class GroupRun:
         slots = self.driver.slots(self.runner)
         before, after = self._before, self._after
         reusable = self._families.reusable_tokens(after.bytes_per_token)
-        idle = ((reason, seconds - before.idle_s.get(reason, 0.0)) for reason, seconds in after.idle_s.items())
         # The texts of a request go through a slot one after the other, and nothing of them stays there.
         room = 0 if self.runner.is_embedding else slots.count * (self._first.context_tokens or 0)
         most_context = self._context.most
@@ -336,7 +335,7 @@ class GroupRun:
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
             cached_prompt_tokens=self.cached_prompt_tokens,
-            idle_s=tuple((reason, seconds) for reason, seconds in idle if seconds > 0),
+            idle_s=tuple(after.idle_since(before, slots.count).items()),
             costs=after.costs,
             one_at_a_time_s=one_at_a_time_s(
                 after.costs,

@@ -1058,6 +1058,7 @@ class GroupReport(_message.Message):
     def idle(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlotIdle]:
         """Slot time that was not used between the first release and the last end of the
         group, by reason. It is the runner's: other batches' items count as use.
+        Empty while the number of slots is not known.
         """
 
     @_builtins.property
