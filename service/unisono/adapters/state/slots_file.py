@@ -61,8 +61,7 @@ class SlotsFile:
         self._pause_s = pause_s
         self._has_warned = False
         self._entries = self._read()
-        # What is not written yet, the newest last: the new word on a key, None that it is forgotten; and what was asked
-        # for.
+        # What is not written yet, the newest last: the new word on a key, None that it is forgotten; who was asked.
         self._changes: dict[str, SlotMemo | None] = {}
         self._asked: dict[str, None] = {}
         # Of the changes, those that could not be written: they go with the next ones.
