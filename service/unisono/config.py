@@ -242,7 +242,7 @@ class Settings(BaseSettings):
     )
 
     # -- The window, in which requests of single callers (Infer) gather to go together.
-    # Otherwise each goes at once.
+    # Otherwise none is gathered, and each waits for a free slot only.
     batch_enabled: bool = Field(
         default=True, validation_alias=AliasChoices("UNISONO_BATCH_ENABLED", "OLLAMA_BATCH_ENABLED")
     )
@@ -352,8 +352,20 @@ _OTHERS = ("UNISONO_SERVER",)
 _FOREIGN = re.compile(r"UNISONO_(SERVICE_(HOST|PORT)|PORT_[0-9]+_)")
 
 
+# Names of one setting, the one that goes first before the others.
+_ALIASES = [
+    [str(name) for name in one.validation_alias.choices]
+    for one in Settings.model_fields.values()
+    if isinstance(one.validation_alias, AliasChoices)
+]
+
+
+def _goes_first(first: str, other: str) -> str:
+    return f"{other} is ignored: {first} is set too, and goes first"
+
+
 def idle_settings(settings: Settings, environ: Mapping[str, str]) -> list[str]:
-    """For each variable of ours that is set and does nothing: its name, and why."""
+    """For each variable that is set, would be heeded, and does nothing: its name, and why."""
     named = {
         "UNISONO_BACKENDS": settings.backends,
         "UNISONO_EMBEDDED": settings.embedded,
@@ -361,7 +373,13 @@ def idle_settings(settings: Settings, environ: Mapping[str, str]) -> list[str]:
         "UNISONO_OLLAMA_URL": settings.ollama_url,
     }
     first, *passed_over = [name for name, value in named.items() if value] or [""]
-    lines = [f"{variable} is ignored: {first} is set too, and goes first" for variable in passed_over]
+    written = {name.upper(): value for name, value in environ.items()}
+    if written.get(first) and written.get("OLLAMA_HOST"):
+        passed_over.append("OLLAMA_HOST")
+    lines = [_goes_first(first, variable) for variable in passed_over]
+    for names in _ALIASES:
+        used, *others = [name for name in names if written.get(name)] or [""]
+        lines += [_goes_first(used, variable) for variable in others]
     if settings.backends and settings.backend_token.get_secret_value():
         lines.append(f"UNISONO_BACKEND_TOKEN is ignored: with UNISONO_BACKENDS, each has its own, {_TOKEN_OF}<NAME>")
     known = {f"UNISONO_{name.upper()}" for name in Settings.model_fields} | {*_OTHERS}

@@ -62,6 +62,17 @@ FAULTS: dict[str, tuple[FaultKind, dict[str, Any], str]] = {
 }
 
 
+async def test_first_tokens_of_the_first_wave_are_of_its_own_attempts() -> None:
+    """One that speaks in a later attempt did not begin with the others."""
+    async with house(settings={"slots": 4}) as h:
+        _ = trouble(h, FaultKind.ANSWER)
+        seen = await h.run(chats(2, num_predict=8))
+        all_completed(seen, 2)
+        (group,) = seen.report.groups
+        assert group.first_wave.item_count == 2
+        assert not group.first_wave.HasField("first_token_spread")
+
+
 @pytest.mark.parametrize("what", FAULTS)
 async def test_an_attempt_that_fails_is_made_again(what: str) -> None:
     """One request of ten goes wrong once: it is sent again, its answer is whole, and the others do not notice."""

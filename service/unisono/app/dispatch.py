@@ -238,7 +238,7 @@ class Dispatch:
             self._group_of[group.runner] = run
             if group.runner.is_embedding:
                 self._coalescers[run.number] = self._coalescer(run)
-        run.item_count += len(group.items)
+        run.join(group)
         return run
 
     def _coalescer(self, run: GroupRun) -> Coalescer:

@@ -21,12 +21,12 @@ aborted request cannot speak for its successor.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from unisono.core.commands import Command, Release, Stage, Work
 from unisono.core.exits import Exits
+from unisono.core.idle import IdleTime
 from unisono.core.lifecycle import IN_FLIGHT, Phase, Step
 from unisono.core.model import ItemState
 from unisono.core.patience import Patience
@@ -89,8 +89,8 @@ class Conductor:
         self._wave_due_s: float | None = None
         # Until then, only who goes to a slot that holds its prefix.
         self._apart_until_s = 0.0
-        # Slots × seconds that were idle, by reason, up to `_counted_s`.
-        self._idle: defaultdict[IdleReason, float] = defaultdict(float)
+        # What slots were idle, up to `_counted_s`.
+        self._idle = IdleTime()
         self._counted_s = 0.0
 
     # -- What it is like ---------------------------------------------------------------------------------------
@@ -126,7 +126,8 @@ class Conductor:
         """What was seen of the runner, up to the last thing that happened."""
         meter = self._schedule.meter
         return RunnerFigures(
-            idle_s=dict(self._idle),
+            idle_s=self._idle.counted,
+            idle_open=self._idle.open,
             deaths=self._exits.deaths,
             costs=meter.measured,
             bytes_per_token=meter.bytes_per_token,
@@ -387,8 +388,10 @@ class Conductor:
         if self._roster.entries and now > self._counted_s > 0:
             if self._is_open:
                 idle = self._schedule.idle
+                taken = self._schedule.lanes - sum(idle.values())
             else:
-                idle = {self._why_shut: max(0, self.capacity.limit - len(self._roster.flying))}
-            for reason, lanes in idle.items():
-                self._idle[reason] += lanes * (now - self._counted_s)
+                taken = len(self._roster.flying)
+                idle = {self._why_shut: max(0, self.capacity.limit - taken)}
+            slots = self.capacity.slots.count
+            self._idle.add(idle, taken=taken, slots=slots, seconds=now - self._counted_s)
         self._counted_s = now
