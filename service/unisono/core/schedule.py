@@ -143,9 +143,9 @@ class Schedule:
         else:
             self._seats.leave(ticket, now)
 
-    def spoke(self, item: Waiting, now: float) -> bool:
-        """It got a token. Answers whether that may decide something."""
-        self._seats.spoke(item.ticket, now)
+    def spoke(self, item: Waiting, now: float, *, is_drafted: bool = False) -> bool:
+        """It got a token; `is_drafted`: see Seats.spoke. Answers whether that may decide something."""
+        self._seats.spoke(item.ticket, now, is_drafted=is_drafted)
         is_cleared = item.tokens > item.fell_at and self.suspects.clear(item.ticket)
         if is_cleared or self.idle_reason is IdleReason.PREFIX_PRICE:
             self._is_stale = True
@@ -216,6 +216,9 @@ class Schedule:
                 break
             if allowed[0].terms.is_together:
                 together = allowed[0].number
+                if self._is_wave_full:
+                    self.idle_reason = IdleReason.TOGETHER
+                    break
             choice = self._decide(self._look(free[place], allowed))
             if isinstance(choice, IdleReason):
                 self.idle_reason = choice
@@ -305,6 +308,15 @@ class Schedule:
     def _has_room(self) -> bool:
         """Whether a slot is free, and nobody is about to take it."""
         return self.flying + len(self._seats.going()) < self._capacity.limit
+
+    @property
+    def _is_wave_full(self) -> bool:
+        """Whether a wave, which has all lanes to itself, has as many items as there are slots.
+
+        Where that is known, a lane more is not tried with it: one of its items would not be in its first pass.
+        """
+        slots = self._capacity.slots.count
+        return 0 < slots <= len(self._seats.going())
 
     @property
     def _does_any_do(self) -> bool:

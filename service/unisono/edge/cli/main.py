@@ -11,13 +11,13 @@ from typing import Annotated
 
 import typer
 
-from unisono.core.durations import parse_duration
 from unisono.core.errors import UnisonoError
 from unisono.edge.cli.bench_command import add_bench
 from unisono.edge.cli.connect import DEFAULT_SERVER, Wish
 from unisono.edge.cli.doctor import diagnose
 from unisono.edge.cli.errors import ExitCode, StopError
 from unisono.edge.cli.eval import ANSWER, EXPECTED, EvalOptions, evaluate
+from unisono.edge.cli.options import seconds
 from unisono.edge.cli.passmap import DEFAULT_ROWS
 from unisono.edge.cli.ports import Serve, StartEngine, StartServer
 from unisono.edge.cli.run import RunOptions, run
@@ -132,13 +132,6 @@ Examples:
 """
 
 
-def _seconds(text: str) -> float:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
 def _regex(text: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
@@ -222,11 +215,11 @@ def build_cli(
         seed: Annotated[int | None, typer.Option(help="The seed of items that name none.")] = None,
         timeout: Annotated[
             float | None,
-            typer.Option(parser=_seconds, metavar="TIME", help="For the whole batch: 90s, 10m, 1h30m."),
+            typer.Option(parser=seconds, metavar="TIME", help="For the whole batch: 90s, 10m, 1h30m."),
         ] = None,
         item_timeout: Annotated[
             float | None,
-            typer.Option(parser=_seconds, metavar="TIME", help="For the silence of an item that has begun to speak."),
+            typer.Option(parser=seconds, metavar="TIME", help="For the silence of an item that has begun to speak."),
         ] = None,
         co_scheduling: Annotated[
             Togetherness | None,
