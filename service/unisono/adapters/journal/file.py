@@ -17,8 +17,6 @@ from alembic.config import Config
 from sqlalchemy import create_engine, event
 from sqlalchemy.pool import QueuePool
 
-from unisono.core.errors import UnisonoError
-
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -34,7 +32,7 @@ _BUSY_S = 5.0
 _READERS = 4
 
 
-class JournalInUseError(UnisonoError):
+class JournalInUseError(OSError):
     """Another service has this folder."""
 
 
