@@ -81,6 +81,7 @@ def test_its_figures() -> None:
     run = soak.Run()
     assert (run.seconds, run.rate, run.cut_every) == (600, 50, 60)
     assert "ten minutes at 50 questions a second, the connection cut every minute" in GUIDE
+    assert f"less than {soak.MAX_SLOPE / soak.MIB:g} MiB a minute" in GUIDE
     assert "tests.bench.soak" in (ROOT / "Makefile").read_text()
 
 
