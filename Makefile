@@ -86,6 +86,7 @@ setup: $(DEV)  ## make the environment for everything (the other targets do it b
 
 clean:  ## remove the environment and what the tools left
 	rm -rf .venv dist htmlcov out .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf clients/java/target clients/rust/target clients/rust/Cargo.lock
 	find service tests protos clients -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 help:  ## this list

@@ -53,7 +53,7 @@ def _token(value: SecretStr) -> SecretStr:
     """Without what a file of secrets has around them. What is refused is not repeated: it is a secret."""
     text = value.get_secret_value().strip()
     if not (text.isascii() and text.isprintable()):
-        raise ValueError("has a character that cannot stand in an HTTP header: only printable ASCII can")
+        raise ValueError("has a character that cannot stand in an HTTP header: take out all but printable ASCII")
     return SecretStr(text)
 
 
@@ -127,6 +127,8 @@ class BackendSettings:
     token: SecretStr = _NO_TOKEN
     # Slots of each of its runners; None: learned.
     slots: int | None = None
+    # Where its address is written: a variable, or an option of the command line.
+    written_in: str = "UNISONO_BACKENDS"
 
     @property
     def suffix(self) -> str:
@@ -165,7 +167,10 @@ def parse_backends(text: str) -> tuple[BackendSettings, ...]:
                 )
         one = BackendSettings(name=name, kind=kind, url=url)
         if one.suffix in found:
-            raise ValueError(f"two backends are called {name!r}, by names that differ in case or in - and _ at most")
+            raise ValueError(
+                f"two backends are called {name!r}, by names that differ in case or in - and _ at most: "
+                "give each one of its own"
+            )
         found[one.suffix] = one
     if text.strip() and not found:
         raise ValueError("it names no backend: each is NAME=ADDRESS, several with commas")
@@ -237,7 +242,7 @@ class Settings(BaseSettings):
     )
 
     # -- The window, in which requests of single callers (Infer) gather to go together.
-    # Otherwise each goes at once.
+    # Otherwise none is gathered, and each waits for a free slot only.
     batch_enabled: bool = Field(
         default=True, validation_alias=AliasChoices("UNISONO_BATCH_ENABLED", "OLLAMA_BATCH_ENABLED")
     )
@@ -291,15 +296,13 @@ def configured_backends(settings: Settings, environ: Mapping[str, str]) -> tuple
     Raises SettingError: a variable for a backend that there is not, a number of slots or a token that is none.
     """
     if not settings.backends:
-        kind = EMBEDDED if settings.embedded else LLAMA_SERVER if settings.llama_server_url else OLLAMA
-        url = {OLLAMA: settings.ollama_url or environ.get("OLLAMA_HOST", ""), LLAMA_SERVER: settings.llama_server_url}
-        only = BackendSettings(name=kind, kind=kind, url=url.get(kind, ""))
-        return (replace(only, token=settings.backend_token, slots=settings.slots),)
+        return (replace(_only_backend(settings, environ), token=settings.backend_token, slots=settings.slots),)
     suffixes = {one.suffix for one in settings.backends}
     for variable in environ:
         for start in (_TOKEN_OF, _SLOTS_OF):
             if environ[variable] and variable.startswith(start) and variable.removeprefix(start) not in suffixes:
-                raise SettingError(f"{variable}: UNISONO_BACKENDS has no backend of that name")
+                names = ", ".join(one.name for one in settings.backends)
+                raise SettingError(f"{variable}: UNISONO_BACKENDS has no backend of that name; it has {names}")
     return tuple(
         replace(
             one,
@@ -308,6 +311,19 @@ def configured_backends(settings: Settings, environ: Mapping[str, str]) -> tuple
         )
         for one in settings.backends
     )
+
+
+def _only_backend(settings: Settings, environ: Mapping[str, str]) -> BackendSettings:
+    if settings.embedded:
+        return BackendSettings(name=EMBEDDED, kind=EMBEDDED)
+    if settings.llama_server_url:
+        url, written_in = settings.llama_server_url, "UNISONO_LLAMA_SERVER_URL"
+        return BackendSettings(name=LLAMA_SERVER, kind=LLAMA_SERVER, url=url, written_in=written_in)
+    url, written_in = environ.get("OLLAMA_HOST", ""), "OLLAMA_HOST"
+    if settings.ollama_url:
+        is_of_environ = environ.get("UNISONO_OLLAMA_URL") == settings.ollama_url
+        url, written_in = settings.ollama_url, "UNISONO_OLLAMA_URL" if is_of_environ else "--ollama"
+    return BackendSettings(name=OLLAMA, kind=OLLAMA, url=url, written_in=written_in)
 
 
 def _own_slots(environ: Mapping[str, str], variable: str) -> int | None:
@@ -336,8 +352,20 @@ _OTHERS = ("UNISONO_SERVER",)
 _FOREIGN = re.compile(r"UNISONO_(SERVICE_(HOST|PORT)|PORT_[0-9]+_)")
 
 
+# Names of one setting, the one that goes first before the others.
+_ALIASES = [
+    [str(name) for name in one.validation_alias.choices]
+    for one in Settings.model_fields.values()
+    if isinstance(one.validation_alias, AliasChoices)
+]
+
+
+def _goes_first(first: str, other: str) -> str:
+    return f"{other} is ignored: {first} is set too, and goes first"
+
+
 def idle_settings(settings: Settings, environ: Mapping[str, str]) -> list[str]:
-    """For each variable of ours that is set and does nothing: its name, and why."""
+    """For each variable that is set, would be heeded, and does nothing: its name, and why."""
     named = {
         "UNISONO_BACKENDS": settings.backends,
         "UNISONO_EMBEDDED": settings.embedded,
@@ -345,7 +373,13 @@ def idle_settings(settings: Settings, environ: Mapping[str, str]) -> list[str]:
         "UNISONO_OLLAMA_URL": settings.ollama_url,
     }
     first, *passed_over = [name for name, value in named.items() if value] or [""]
-    lines = [f"{variable} is ignored: {first} is set too, and goes first" for variable in passed_over]
+    written = {name.upper(): value for name, value in environ.items()}
+    if written.get(first) and written.get("OLLAMA_HOST"):
+        passed_over.append("OLLAMA_HOST")
+    lines = [_goes_first(first, variable) for variable in passed_over]
+    for names in _ALIASES:
+        used, *others = [name for name in names if written.get(name)] or [""]
+        lines += [_goes_first(used, variable) for variable in others]
     if settings.backends and settings.backend_token.get_secret_value():
         lines.append(f"UNISONO_BACKEND_TOKEN is ignored: with UNISONO_BACKENDS, each has its own, {_TOKEN_OF}<NAME>")
     known = {f"UNISONO_{name.upper()}" for name in Settings.model_fields} | {*_OTHERS}

@@ -19,7 +19,10 @@ from unisono_client._generated.unisono.v1 import server_pb2
 
 ROOT = Path(__file__).resolve().parents[2]
 WHOLE = (ROOT / "clients" / "README.md").read_text()
-GUIDE = WHOLE[WHOLE.index("## A service that holds a stream open") :]
+GUIDE = (
+    "## A service that holds a stream open"
+    + WHOLE.partition("\n## A service that holds a stream open")[2].partition("\n## ")[0]
+)
 
 
 def blocks(language: str) -> list[str]:

@@ -120,6 +120,31 @@ async def test_an_open_session_outlives_its_connections() -> None:
         assert is_whole(results, 6)
 
 
+@pytest.mark.parametrize("before", [1, 3])
+async def test_a_full_batch_that_was_cut(before: int) -> None:
+    """Credit that will never come is not waited for after a cut either: what the batch does not take is told."""
+    async with line(max_items=3) as here, here.client.session(model="fake", release={"size": 1}) as session:
+        items = [Chat(f"[[tokens={5 * (n + 1)}]]", item_id=f"i{n}") for n in range(5)]
+        here.house.fake.hold_passes()
+        await session.add(*items[:3])
+        results: list[Result] = []
+        async with asyncio.timeout(LIMIT_S):
+            await here.house.fake.wait_for(lambda fake: fake.busy_slots == 3)
+            while sum(request.outcome == "completed" for request in here.house.work) < before:
+                await here.house.fake.step()
+            while len(results) < before:
+                results += await session.take()
+            here.proxy.cut()
+            here.house.fake.release_passes()
+            await session.add(*items[3:])
+            await session.close_input()
+            results += [result async for result in session]
+        assert here.proxy.cuts == 1
+        assert sorted(result.item_id for result in results) == [item.item_id for item in items]
+        refused = {result.item_id: result.error.reason for result in results if result.error}
+        assert refused == {"i3": "BATCH_FULL", "i4": "BATCH_FULL"}
+
+
 async def test_cuts_anywhere() -> None:
     """Connections that break after any number of bytes, one after the other, in both directions: nothing is lost."""
     chance = random.Random(7)

@@ -62,6 +62,17 @@ FAULTS: dict[str, tuple[FaultKind, dict[str, Any], str]] = {
 }
 
 
+async def test_first_tokens_of_the_first_wave_are_of_its_own_attempts() -> None:
+    """One that speaks in a later attempt did not begin with the others."""
+    async with house(settings={"slots": 4}) as h:
+        _ = trouble(h, FaultKind.ANSWER)
+        seen = await h.run(chats(2, num_predict=8))
+        all_completed(seen, 2)
+        (group,) = seen.report.groups
+        assert group.first_wave.item_count == 2
+        assert not group.first_wave.HasField("first_token_spread")
+
+
 @pytest.mark.parametrize("what", FAULTS)
 async def test_an_attempt_that_fails_is_made_again(what: str) -> None:
     """One request of ten goes wrong once: it is sent again, its answer is whole, and the others do not notice."""
@@ -163,6 +174,25 @@ async def test_a_load_that_fails_is_tried_again() -> None:
         states = [loading.state for loading in seen.of("loading")]
         assert states.count(event_pb2.Loading.STATE_FAILED) == 1
         assert states[-1] == event_pb2.Loading.STATE_LOADED
+
+
+@pytest.mark.parametrize("status", [502, 504])
+async def test_a_proxy_that_finds_no_backend_for_items(status: int) -> None:
+    """It lets probes and loads through: items fail once patience is over, after a few tries."""
+    async with house(settings={"backend_patience": 1.0}) as h:
+        _ = trouble(h, FaultKind.ANSWER, status=status, body=b"<html>", times=None)
+        seen = await h.run(chats(3))
+        assert {reason_of(result) for result in seen.results.values()} == {"BACKEND_UNAVAILABLE"}
+        assert len(h.fake.requests) < 100
+
+
+async def test_a_proxy_that_finds_the_backend_again() -> None:
+    """No item is charged for it, and the next outage is another one."""
+    async with house() as h:
+        for _ in range(2):
+            _ = trouble(h, FaultKind.ANSWER, status=502, body=b"<html>", times=4)
+            seen = await h.run(chats(3))
+            all_completed(seen, 3)
 
 
 async def test_a_model_that_cannot_be_loaded_fails_its_items_alone() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -260,6 +261,17 @@ async def test_slots_are_learned_and_told() -> None:
         models = (await h.stub.ListModels(pb.ListModelsRequest())).models
         assert {model.name: [r.slots.count for r in model.runners] for model in models}["fake:latest"] == [4]
         assert seen.report.groups[0].fewest_passes == 120
+
+
+async def test_configured_slots_are_told_before_there_was_any_work() -> None:
+    """Of a model that is loaded, and of one that is not."""
+    async with house(num_parallel=4, settings={"slots": 4}) as h:
+        for _ in range(2):
+            models = (await h.stub.ListModels(pb.ListModelsRequest())).models
+            slots = {model.name: [r.slots for r in model.runners] for model in models}["fake:latest"]
+            assert [(one.count, one.source) for one in slots] == [(4, event_pb2.SLOT_SOURCE_CONFIGURED)]
+            async with httpx.AsyncClient() as other:
+                _ = await other.post(f"{h.fake.url}/api/generate", json={"model": "fake"})
 
 
 async def test_models_are_listed() -> None:

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.fakes.ollama import FakeModel
-from tests.integration.service import House, chat, chats, house, refused
+from tests.integration.service import House, chat, chats, embed, house, refused
 from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
 from unisono._generated.unisono.v1 import item_pb2
 from unisono.adapters.ollama import OllamaBackend
@@ -54,9 +54,35 @@ async def test_an_unknown_number_is_not_enough() -> None:
     """The remedy says how it becomes known."""
     async with house() as h:
         refusal = await refused(h.run_batch(chats(2), co_scheduling=REQUIRED))
-        assert refusal.metadata["slots"] == "0"
+        assert refusal.metadata["slots"] == "1"
         assert "UNISONO_SLOTS" in refusal.message
         assert "run a larger batch first" in refusal.message
+
+
+async def test_one_item_can_always_run() -> None:
+    """Every runner has a slot."""
+    async with house() as h:
+        seen = await h.run(chats(1, num_predict=5), co_scheduling=REQUIRED)
+        assert set(seen.states().values()) == {"COMPLETED"}
+
+
+async def test_embedding_models_have_one_slot_before_they_had_work() -> None:
+    """That is not for anybody to change, so no setting is named."""
+    async with house() as h:
+        refusal = await refused(h.run_batch([embed("a", "x"), embed("b", "y")], co_scheduling=REQUIRED))
+        assert (refusal.reason, refusal.metadata["slots"]) == ("NOT_ENOUGH_SLOTS", "1")
+        assert "Ollama gives embedding models one slot" in refusal.message
+        assert "NUM_PARALLEL=" not in refusal.message
+        seen = await h.run([embed("a", "x")], co_scheduling=REQUIRED)
+        assert set(seen.states().values()) == {"COMPLETED"}
+
+
+async def test_a_family_that_gets_one_slot_is_told_before_it_had_work() -> None:
+    """As for those, the remedy is another one."""
+    async with house(models=[FakeModel(name="fake", family="qwen35")]) as h:
+        refusal = await refused(h.run_batch(chats(2), co_scheduling=REQUIRED))
+        assert "Ollama runs the family qwen35 one request at a time" in refusal.message
+        assert "NUM_PARALLEL=" not in refusal.message
 
 
 async def test_what_was_seen_is_enough() -> None:

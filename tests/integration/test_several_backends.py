@@ -269,6 +269,46 @@ async def test_one_that_goes_in_the_middle_of_a_batch() -> None:
 
 
 @pytest.mark.usefixtures("soon")
+async def test_a_group_that_all_items_left_tells_of_no_runner() -> None:
+    """It is not loaded, and what others had seen of the runner is none of its own; nor was it idle for the group."""
+    async with several([SHARED], [SHARED], pass_s=0.005) as (h, (a, b)):
+        _ = await h.run(chats(6, num_predict=20))
+        a.hold_passes()
+        call = h.run_batch(chats(6, num_predict=20))
+        assert (await call.until("group_planned")).loaded
+        _ = await call.until("released")
+        await a.go_away()
+        seen = await call.to_end()
+        assert set(seen.states().values()) == {"COMPLETED"}
+        first, second = seen.report.groups
+        assert (first.group.item_count, first.group.loaded, second.group.backend) == (0, False, "b")
+        told = [(one.item_count, one.loaded) for one in seen.of("group_planned") if one.backend == "a"]
+        assert told == [(6, True), (0, False)]
+        idle_s = sum(one.slot_time.ToNanoseconds() / 1e9 for one in first.idle)
+        assert 0 < idle_s <= 4 * first.duration.ToNanoseconds() / 1e9
+        assert b.loads == 1
+
+
+@pytest.mark.usefixtures("soon")
+async def test_a_group_of_which_nothing_went_has_no_figures_of_the_runner() -> None:
+    """The one before it has."""
+    async with several([SHARED], [SHARED], pass_s=0.005) as (h, (a, _)):
+        _ = await h.run(chats(6, num_predict=20))
+        waiting = Fault(FaultKind.DELAY, path="/api/chat", until_released=True, times=None, when=is_load)
+        a.unload_all()
+        a.faults.add(waiting)
+        call = h.run_batch(chats(2, num_predict=5))
+        _ = await call.until("group_planned")
+        await a.wait_for(lambda fake: fake.in_flight > 0)
+        await a.go_away()
+        seen = await call.to_end()
+        first, second = seen.report.groups
+        assert (first.group.backend, first.waves, second.group.backend) == ("a", 0, "b")
+        assert not first.idle
+        assert not first.HasField("duration")
+
+
+@pytest.mark.usefixtures("soon")
 async def test_embeddings_that_wait_for_one_that_is_away() -> None:
     """They go in requests of many items, and go on so elsewhere."""
     model = FakeModel(name="fake-embed", capabilities=("embedding",))

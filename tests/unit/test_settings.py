@@ -150,7 +150,7 @@ def test_a_token_is_taken_without_what_a_file_of_secrets_has_around_it(monkeypat
 @pytest.mark.parametrize("value", ["s3\ncret", "s3\x00cret", "s3\tcret", "s3cré", "s3\udce9cret", "s3cret\x7f"])
 def test_a_token_that_no_header_can_hold(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     """The setting is named, and its value is not."""
-    says = "has a character that cannot stand in an HTTP header: only printable ASCII can"
+    says = "has a character that cannot stand in an HTTP header: take out all but printable ASCII"
     several = Settings(backends="a=http://x")  # type: ignore[arg-type]  # as it is written
     with pytest.raises(SettingError) as told:
         configured_backends(several, {"UNISONO_BACKEND_TOKEN_A": value})
@@ -225,6 +225,23 @@ def test_a_variable_that_is_empty_is_as_if_it_were_not_set(monkeypatch: pytest.M
             ["UNISONO_OLLAMA_URL is ignored: UNISONO_EMBEDDED is set too, and goes first"],
         ),
         ({"UNISONO_EMBEDDED": "false", "UNISONO_OLLAMA_URL": "http://x"}, []),
+        ({"OLLAMA_HOST": "http://x"}, []),
+        (
+            {"UNISONO_OLLAMA_URL": "http://y", "OLLAMA_HOST": "http://x"},
+            ["OLLAMA_HOST is ignored: UNISONO_OLLAMA_URL is set too, and goes first"],
+        ),
+        (
+            {"UNISONO_BACKENDS": "a=http://y", "UNISONO_OLLAMA_URL": "http://z", "OLLAMA_HOST": "http://x"},
+            [
+                "UNISONO_OLLAMA_URL is ignored: UNISONO_BACKENDS is set too, and goes first",
+                "OLLAMA_HOST is ignored: UNISONO_BACKENDS is set too, and goes first",
+            ],
+        ),
+        (
+            {"UNISONO_BATCH_TIMEOUT": "5ms", "OLLAMA_BATCH_TIMEOUT": "9ms", "OLLAMA_BATCH_SIZE": "4"},
+            ["OLLAMA_BATCH_TIMEOUT is ignored: UNISONO_BATCH_TIMEOUT is set too, and goes first"],
+        ),
+        ({"UNISONO_BATCH_TIMEOUT": "", "OLLAMA_BATCH_TIMEOUT": "9ms"}, []),
         (
             {"UNISONO_BACKENDS": "a=http://y", "UNISONO_LLAMA_SERVER_URL": "http://x", "UNISONO_BACKEND_TOKEN": "t"},
             [
@@ -245,6 +262,11 @@ def test_what_does_nothing_is_told(
     for variable, value in environ.items():
         monkeypatch.setenv(variable, value)
     assert idle_settings(Settings(), environ) == lines
+
+
+def test_a_backend_of_the_command_line_goes_before_variables_in_silence() -> None:
+    """Whoever names one there means it."""
+    assert idle_settings(Settings(embedded=True), {"OLLAMA_HOST": "http://x"}) == []
 
 
 # -- The window --------------------------------------------------------------------------------------------------

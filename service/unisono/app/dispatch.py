@@ -238,7 +238,7 @@ class Dispatch:
             self._group_of[group.runner] = run
             if group.runner.is_embedding:
                 self._coalescers[run.number] = self._coalescer(run)
-        run.item_count += len(group.items)
+        run.join(group)
         return run
 
     def _coalescer(self, run: GroupRun) -> Coalescer:
@@ -285,6 +285,9 @@ class Dispatch:
                 is_single=config.is_single,
             )
             works.append((work, item))
+        if not works:
+            # All have ended meanwhile. A driver remembers who has items until these end.
+            return
         coalescer = self._coalescers.get(group.number)
         submit = partial(coalescer.submit, group) if coalescer is not None else group.submit
         submit(
@@ -293,7 +296,7 @@ class Dispatch:
             keep_alive_s=config.keep_alive_s,
             context_tokens=planned.context_tokens,
         )
-        if self._failover is not None and works:
+        if self._failover is not None:
             self._failover.start()
         if self._journal.is_full:
             group.driver.park(self._key)

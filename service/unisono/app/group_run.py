@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from unisono.core.events import Loading, LoadState, Released
 from unisono.core.model import SlotSource
 from unisono.core.passes import PassCounter
-from unisono.core.report import GroupPlanned, GroupReport, RunnerFigures, WaveReport, fewest_passes
-from unisono.core.tally import ContextTally, FamilyTally, one_at_a_time_s
+from unisono.core.report import GroupPlanned, GroupReport, WaveReport, fewest_passes
+from unisono.core.tally import ContextTally, FamilyTally, RunnerTally, one_at_a_time_s
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -68,18 +68,16 @@ class GroupRun:
         self._waves = 0
         self._loads = 0
         self._load_s = 0.0
-        self._first_release_ns: int | None = None
-        self._last_end_ns: int | None = None
         self._families = FamilyTally()
         self._context = ContextTally()
-        # What was seen of the runner up to the first release, and up to the last end.
-        self._before = self._after = RunnerFigures()
+        self._seen = RunnerTally()
         # Passes that each item took part in for certain, in its last attempt that spoke, for the fewest that could
         # have done; None: not known.
         self._passes: list[int | None] = []
-        # The first wave: how close together it went out, who was in it, and when they first spoke.
+        # The first wave: how close together it went out, its size, who still is in it and when these spoke.
         self._first_spread_s = 0.0
-        self._first_members: frozenset[int] = frozenset()
+        self._first_count = 0
+        self._first_members: set[int] = set()
         self._first_tokens: dict[int, int] = {}
 
     def take(self, ticket: int, run: ItemRun, prefix: Prefix | None) -> None:
@@ -87,6 +85,12 @@ class GroupRun:
         run.ticket, run.group, run.prefix = ticket, self.number, prefix
         self._families.joined(prefix)
         self._runs[ticket] = run
+
+    def join(self, group: Group) -> None:
+        """Items that were planned now belong to it. Where all others have left, it is planned anew."""
+        if self.item_count == 0:
+            self._first = replace(group, items=(), prefixes=())
+        self.item_count += len(group.items)
 
     @property
     def waiting(self) -> list[ItemRun]:
@@ -110,7 +114,8 @@ class GroupRun:
             group=self.number,
             runner=self.runner,
             item_count=self.item_count,
-            is_loaded=self._first.is_loaded,
+            # Nothing is said of the runner where all its items went on elsewhere.
+            is_loaded=self._first.is_loaded and self.item_count > 0,
             slots=state.slots,
             state=state,
             context_reason=self._first.context_reason,
@@ -146,6 +151,7 @@ class GroupRun:
         """See Sink."""
         run = self._runs[ticket]
         run.start(run.earlier + attempt)
+        self._first_members.discard(run.item.index)
         now_ns = self._clock.time_ns()
         return self._watch.item_staging(item=run.item, group=self.number, attempt=run.attempt, at_ns=now_ns)
 
@@ -176,11 +182,11 @@ class GroupRun:
         # A configured number may be smaller than the backend's own, and a remembered one an old one.
         is_sure = slots.source in (SlotSource.TOLD, SlotSource.LEARNED)
         self.counter.slots = slots.count if is_sure else 0
-        if self._first_release_ns is None:
-            self._before = self.driver.figures(self.runner)
-            self._first_release_ns = times.first_ns
+        self._seen.released(self.driver.figures(self.runner), times.first_ns)
+        if wave == 0:
             self._first_spread_s = times.spread_s
-            self._first_members = frozenset(self._runs[ticket].item.index for ticket in tickets)
+            self._first_count = len(tickets)
+            self._first_members = {self._runs[ticket].item.index for ticket in tickets}
         if wave > 0 and len(tickets) + others == 1:
             return
         self._watch.wave_released(
@@ -191,7 +197,7 @@ class GroupRun:
         )
         self._journal.write(event)
 
-    def item_spoke(self, ticket: int, piece: Spoke) -> None:
+    def item_spoke(self, ticket: int, piece: Spoke) -> bool:
         """See Sink."""
         run = self._runs[ticket]
         index = run.item.index
@@ -203,8 +209,9 @@ class GroupRun:
         run.hear(piece)
         self.spoken_tokens += 1
         run.heard_ns = piece.at_ns
-        self.counter.spoke(index, piece.at_ns, is_drafted=piece.is_drafted)
+        is_drafted = self.counter.spoke(index, piece.at_ns, is_drafted=piece.is_drafted)
         self._journal.spoke(index)
+        return is_drafted
 
     def item_finished(self, ticket: int, answer: Finished) -> None:
         """See Sink."""
@@ -248,13 +255,13 @@ class GroupRun:
             self._leave(run, end)
             return
         self.retries += max(0, end.attempts - 1)
-        self._last_end_ns = now_ns = self._clock.time_ns()
+        now_ns = self._clock.time_ns()
         if run.answer is None:
             self._break_off(run)
             if run.part is not None:
                 self._passes.append(run.part.at_least)
         if not self._runs:
-            self._after = self.driver.figures(self.runner)
+            self._seen.ended(self.driver.figures(self.runner), now_ns)
         self._on_result(
             run.result(end.state, error=end.error, attempts=end.attempts, disturbed=end.disturbed, at_ns=now_ns)
         )
@@ -266,7 +273,7 @@ class GroupRun:
         self.retries += end.attempts
         self._break_off(run)
         if not self._runs:
-            self._after = self.driver.figures(self.runner)
+            self._seen.left(self.driver.figures(self.runner), self._clock.time_ns())
         self._families.left(run.prefix)
         self.item_count -= 1
         run.leave(attempts=end.attempts, disturbed=end.disturbed)
@@ -311,15 +318,13 @@ class GroupRun:
         self.counter.settle()
         firsts = self._first_tokens.values()
         first_wave = WaveReport(
-            item_count=len(self._first_members),
+            item_count=self._first_count,
             release_spread_s=self._first_spread_s,
             first_token_spread_s=(max(firsts) - min(firsts)) / 1e9 if len(firsts) > 1 else None,
         )
-        start, end = self._first_release_ns, self._last_end_ns
         slots = self.driver.slots(self.runner)
-        before, after = self._before, self._after
+        after = self._seen.last
         reusable = self._families.reusable_tokens(after.bytes_per_token)
-        idle = ((reason, seconds - before.idle_s.get(reason, 0.0)) for reason, seconds in after.idle_s.items())
         # The texts of a request go through a slot one after the other, and nothing of them stays there.
         room = 0 if self.runner.is_embedding else slots.count * (self._first.context_tokens or 0)
         most_context = self._context.most
@@ -331,12 +336,12 @@ class GroupRun:
             first_wave=first_wave if self._waves else None,
             loads=self._loads,
             load_s=self._load_s,
-            duration_s=None if start is None or end is None else (end - start) / 1e9,
+            duration_s=self._seen.duration_s,
             participations=self.counter.participations,
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
             cached_prompt_tokens=self.cached_prompt_tokens,
-            idle_s=tuple((reason, seconds) for reason, seconds in idle if seconds > 0),
+            idle_s=tuple(self._seen.idle_s(slots.count).items()),
             costs=after.costs,
             one_at_a_time_s=one_at_a_time_s(
                 after.costs,
@@ -346,7 +351,7 @@ class GroupRun:
             ),
             families=self._families.report(after.bytes_per_token),
             context_used=most_context / room if room and most_context else None,
-            runner_deaths=after.deaths - before.deaths,
+            runner_deaths=self._seen.deaths,
         )
 
     def _fewest_passes(self, slots: int) -> int | None:

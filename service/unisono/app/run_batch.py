@@ -292,7 +292,7 @@ class RunningBatch:
             self._timers.start("lost", grace_s, lambda: self.cancel(error=error))
 
     def let_go(self) -> None:
-        """It is forgotten: it and its parts know each other, and do not wait until Python looks for circles."""
+        """It is forgotten: it and its parts, which know each other, wait for no search for such circles."""
         self._index_of.clear()
         self._variants_of.clear()
         self._fingerprints.clear()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from unisono.core.advice import why_one_slot
+from unisono.core.advice import forced_one_slot, why_one_slot
 from unisono.core.capacity import Capacity, Held
-from unisono.core.model import SlotState
+from unisono.core.model import Slots, SlotSource, SlotState
 
 if TYPE_CHECKING:
     from unisono.app.ports import Backend, SlotMemory
@@ -41,13 +41,21 @@ class SlotKeeper:
             self._memory.put(self._key_of_any(runner), memo)
 
     def state(self, runner: RunnerSpec, capacity: Capacity, model: ModelInfo | None) -> SlotState:
-        """All that can be told; why there is only one slot, where the model is said."""
-        slots = capacity.slots
-        one = why_one_slot(runner, model, slots, kind=self._backend.kind) if model is not None else None
+        """All that can be told; why there is, or will be, only one slot, where the model is said."""
+        slots, limit = capacity.slots, capacity.limit
+        one = None
+        if model is not None and slots.count == 0:
+            is_embedding = runner.is_embedding or model.is_embedding
+            one = forced_one_slot(self._backend.kind, model.family, is_embedding=is_embedding)
+            if one is not None and is_embedding:
+                # Of these it is taken for certain; see `dispatch.py`.
+                slots, limit = Slots(count=1, source=SlotSource.TOLD), 1
+        elif model is not None:
+            one = why_one_slot(runner, model, slots, kind=self._backend.kind)
         return SlotState(
             slots=slots,
             at_least=capacity.at_least,
-            limit=capacity.limit,
+            limit=limit,
             reason=one.reason if one is not None else "",
             remedy=one.remedy if one is not None else "",
         )

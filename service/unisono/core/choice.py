@@ -7,8 +7,9 @@ prompt tokens computed depend on which slot gets which prompt. So for a free lan
 1. *Held*: the longest of the family whose prefix the lane holds: its prefix costs nothing here.
 2. *New*: a family of which no lane holds anything, or an item that shares nothing; whichever has most to do.
 3. *Join*: a family that other lanes hold. Its prefix is computed once more, for fewer passes: where
-   a · passes saved > 1.25 · p · prefix tokens. Several families that are equally far behind are looked at together,
-   since helping only one of them saves nothing.
+   a · passes saved > 1.25 · p · prefix tokens (lengths are tokens, of which a pass gives each item one, or as many
+   as the model drafts), and more easily for what keeps coming back. Several families that are equally far behind are
+   looked at together, since helping only one of them saves nothing.
 4. *Idle*: joining would cost more than it saves; or what it costs is not known yet, because the first of the family
    is still having the prefix computed. That tells the price before the others are spread.
 
@@ -17,7 +18,7 @@ Before all these comes the *tail*: an item as long as all the remaining work per
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import hypot
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from unisono.core.commands import ReleaseReason
 from unisono.core.makespan import grain, passes
 from unisono.core.prefixes import MIN_SHARED_BYTES, common_bytes
 from unisono.core.report import IdleReason
+from unisono.core.returns import MOST_RETURNS, Returns
 from unisono.core.waiting import ALONE
 
 if TYPE_CHECKING:
@@ -65,10 +67,15 @@ class Look:
     tell_left: Callable[[], Mapping[int, float]]
     # Tells the families of which a prefix is being computed somewhere.
     tell_spreading: Callable[[], Container[int]] = frozenset
+    returns: Returns = field(default_factory=Returns)
 
     def extra_bytes(self, prefix: Prefix | None) -> int:
         """Bytes that this lane would compute of a prefix, and another lane would not."""
         return self.lanes.best_held(prefix) - common_bytes(self.lane.holds, prefix)
+
+    def expected(self, prefix: Prefix | None, lane: Lane) -> int:
+        """How often it will serve that a lane computes this: once, where it would lose what others return for."""
+        return 1 if self.returns.has_returned(lane.holds) else self.returns.expected(self.lanes.held_step(prefix))
 
     @property
     def left(self) -> dict[int, float]:
@@ -151,7 +158,8 @@ def _join(look: Look) -> Choice | IdleReason:
     """One lane more for a family that others hold, where that is worth it.
 
     The lanes that are free are given, one after the other, to the family that would be done last: if after some of
-    them the passes that are saved are worth the prefixes that are computed, the first of them goes.
+    them the passes that are saved are worth the prefixes that are computed, the first of them goes. What keeps coming
+    back saves them each time (`returns.py`).
     """
     left, prompt_token_s = look.left, look.meter.prompt_token_s
     costs = look.meter.costs_to_join(len(left))
@@ -164,8 +172,9 @@ def _join(look: Look) -> Choice | IdleReason:
     is_settled = any(len(one.busy) > 1 and one.family.key not in spreading for one in families)
     margin = SETTLED_MARGIN if is_settled else JOIN_MARGIN
     first: Waiting | None = None
-    cost_s = 0.0
-    for _ in range(1 + sum(1 for lane in look.lanes.all if lane.is_open and lane is not look.lane)):
+    cost_s, times = 0.0, MOST_RETURNS
+    free = sorted((one for one in look.lanes.all if one.is_open or one is look.lane), key=lambda one: one.used)
+    for lane in free:
         last = max(families, key=lambda one: one.passes)
         if last.item is None:
             break
@@ -174,7 +183,9 @@ def _join(look: Look) -> Choice | IdleReason:
         last.count()
         cost_s += prompt_token_s * look.meter.tokens(look.extra_bytes(last.family.prefix))
         after = max(still, *(one.passes for one in families))
-        if costs.pass_s * (before - after) > margin * cost_s:
+        times = min(times, look.expected(last.family.prefix, lane))
+        saved_s = times * costs.pass_s * (before - after) / look.meter.tokens_a_pass
+        if saved_s > (JOIN_MARGIN if times > 1 else margin) * cost_s:
             return Choice(first, ReleaseReason.JOINS_FAMILY)
     return IdleReason.PREFIX_COST
 
@@ -212,4 +223,4 @@ def _is_worth(item: Waiting, look: Look) -> bool:
     holders = (lane for lane in look.lanes.all if common_bytes(lane.holds, item.prefix) == held)
     left = look.left
     until = min(left.get(lane.number, 0.0) for lane in holders)
-    return costs.pass_s * until > JOIN_MARGIN * prompt_token_s * look.meter.tokens(extra)
+    return costs.pass_s * until / look.meter.tokens_a_pass > JOIN_MARGIN * prompt_token_s * look.meter.tokens(extra)

@@ -21,12 +21,12 @@ aborted request cannot speak for its successor.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from unisono.core.commands import Command, Release, Stage, Work
 from unisono.core.exits import Exits
+from unisono.core.idle import IdleTime
 from unisono.core.lifecycle import IN_FLIGHT, Phase, Step
 from unisono.core.model import ItemState
 from unisono.core.patience import Patience
@@ -89,8 +89,8 @@ class Conductor:
         self._wave_due_s: float | None = None
         # Until then, only who goes to a slot that holds its prefix.
         self._apart_until_s = 0.0
-        # Slots × seconds that were idle, by reason, up to `_counted_s`.
-        self._idle: defaultdict[IdleReason, float] = defaultdict(float)
+        # What slots were idle, up to `_counted_s`.
+        self._idle = IdleTime()
         self._counted_s = 0.0
 
     # -- What it is like ---------------------------------------------------------------------------------------
@@ -126,7 +126,8 @@ class Conductor:
         """What was seen of the runner, up to the last thing that happened."""
         meter = self._schedule.meter
         return RunnerFigures(
-            idle_s=dict(self._idle),
+            idle_s=self._idle.counted,
+            idle_open=self._idle.open,
             deaths=self._exits.deaths,
             costs=meter.measured,
             bytes_per_token=meter.bytes_per_token,
@@ -195,8 +196,8 @@ class Conductor:
         entry.staged_at_s = now
         return self._go_on(now)
 
-    def spoke(self, ticket: int, serial: int, now: float) -> list[Command]:
-        """It got a token."""
+    def spoke(self, ticket: int, serial: int, now: float, *, is_drafted: bool = False) -> list[Command]:
+        """It got a token. `is_drafted`: from the pass that gave its last one."""
         entry = self._roster.current(ticket, serial, Phase.RELEASED, Phase.SPEAKING)
         if entry is None:
             return []
@@ -208,7 +209,7 @@ class Conductor:
         item.tokens += 1
         entry.heard_at_s = now
         self._patience.heard(now)
-        is_told = self._schedule.spoke(item, now)
+        is_told = self._schedule.spoke(item, now, is_drafted=is_drafted)
         bound = entry.work.num_predict
         if not item.is_near_end and bound is not None and 0 < bound <= item.tokens + NEAR_END_TOKENS:
             item.is_near_end = is_told = True
@@ -259,6 +260,7 @@ class Conductor:
 
     def unpark(self, batch: int, now: float) -> list[Command]:
         """The batch goes on."""
+        self._count_idle(now)
         self._schedule.park(batch, is_parked=False)
         return self._go_on(now)
 
@@ -386,8 +388,10 @@ class Conductor:
         if self._roster.entries and now > self._counted_s > 0:
             if self._is_open:
                 idle = self._schedule.idle
+                taken = self._schedule.lanes - sum(idle.values())
             else:
-                idle = {self._why_shut: max(0, self.capacity.limit - len(self._roster.flying))}
-            for reason, lanes in idle.items():
-                self._idle[reason] += lanes * (now - self._counted_s)
+                taken = len(self._roster.flying)
+                idle = {self._why_shut: max(0, self.capacity.limit - taken)}
+            slots = self.capacity.slots.count
+            self._idle.add(idle, taken=taken, slots=slots, seconds=now - self._counted_s)
         self._counted_s = now

@@ -88,6 +88,13 @@ class Lanes:
         held = bisect_left(prefix.digests, x=True, key=lambda digest: digest not in self._steps)
         return prefix.sizes[held - 1] if held else 0
 
+    def held_step(self, prefix: Prefix | None) -> int | None:
+        """The digest of as much of a prompt's beginning as any lane holds; None for less than matters."""
+        held = self.best_held(prefix)
+        if prefix is None or held < MIN_SHARED_BYTES:
+            return None
+        return prefix.digests[bisect_left(prefix.sizes, held)]
+
     def is_held(self, prefix: Prefix | None) -> bool:
         """Whether any lane holds as much of it as matters."""
         return self.best_held(prefix) >= MIN_SHARED_BYTES

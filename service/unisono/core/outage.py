@@ -4,6 +4,9 @@ Theory of operation. An *outage* begins when no connection can be had, and ends 
 backend that answers probes, but then gives no item a connection, has been away all the while. Within an outage the
 backend is *away* until a probe is answered; meanwhile it is probed at growing intervals, as long as somebody waits.
 All patience is counted from the beginning of the outage.
+
+A proxy before the backend takes every connection, and says by its answers that the backend is away. Where one has
+said so, a connection proves nothing, and only what the backend itself says to an item ends the outage.
 """
 
 from __future__ import annotations
@@ -25,8 +28,11 @@ class Outage:
 
     def __init__(self, patience_s: float) -> None:
         self._patience_s = patience_s
-        # Since when no item has got a connection; None: the last one did, or none has tried.
+        # Since when no item has got a connection, or what a connection is there for; None: the last one did, or none
+        # has tried.
         self._since_s: float | None = None
+        # Whether a connection proves nothing.
+        self._is_behind_proxy = False
         # Away: since when, and when it is probed next (None: a probe is under way, or nobody waits).
         self._away_since_s: float | None = None
         self._error: UnisonoError | None = None
@@ -62,6 +68,7 @@ class Outage:
     def somebody_came(self, now: float) -> None:
         """Nobody waited for the backend any more. Now somebody does, from now on."""
         self._since_s = None
+        self._is_behind_proxy = False
         if self._away_since_s is not None:
             self._since_s = self._away_since_s = now
             if self._probes == 0:
@@ -69,10 +76,21 @@ class Outage:
 
     def connected(self) -> None:
         """An item has got a connection."""
-        self._since_s = None
+        if not self._is_behind_proxy:
+            self._since_s = None
 
-    def lost(self, error: UnisonoError, now: float) -> None:
-        """No connection could be had. The first probe of an outage goes at once, the others after a pause."""
+    def heard(self) -> None:
+        """The backend has said something to an item."""
+        if self._is_behind_proxy:
+            self._is_behind_proxy = False
+            self._since_s = None
+
+    def lost(self, error: UnisonoError, now: float, *, was_connected: bool = False) -> None:
+        """No connection could be had. The first probe of an outage goes at once, the others after a pause.
+
+        `was_connected`: there was one, and whoever answered said that the backend is away.
+        """
+        self._is_behind_proxy = self._is_behind_proxy or was_connected
         if self._since_s is None:
             self._since_s = now
             self._probes = 0

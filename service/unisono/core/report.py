@@ -6,14 +6,19 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from unisono.core.idle import slot_seconds
 from unisono.core.model import Slots, SlotState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from unisono.core.idle import Span
     from unisono.core.memory import MemoryEstimate
     from unisono.core.model import RunnerSpec
     from unisono.core.passes import PassCount
+
+# Less idle time is what sums of floating-point numbers leave.
+_LEAST_IDLE_S = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,11 +107,25 @@ class RunnerFigures:
 
     # Slots × seconds that were not used, by reason.
     idle_s: Mapping[IdleReason, float] = field(default_factory=dict)
+    # What is to be added to these as soon as the number of slots is known; see `idle.py`.
+    idle_open: Mapping[Span, float] = field(default_factory=dict)
     # Times that it ended while it answered.
     deaths: int = 0
     costs: Costs | None = None
     # Bytes of prompts a token.
     bytes_per_token: float = 4.0
+
+    def idle_since(self, before: RunnerFigures, slots: int) -> dict[IdleReason, float]:
+        """Slots × seconds not used since `before`; none where the number of slots is not known (0)."""
+        if not slots:
+            return {}
+        # What was open then has been counted since.
+        earlier = slot_seconds(before.idle_open, slots)
+        found = {
+            reason: seconds - before.idle_s.get(reason, 0.0) - earlier.get(reason, 0.0)
+            for reason, seconds in self.idle_s.items()
+        }
+        return {reason: seconds for reason, seconds in found.items() if seconds > _LEAST_IDLE_S}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +160,8 @@ class GroupReport:
     participations: int = 0
     # Of the prompt tokens, those found in a cache; None where the backend does not say.
     cached_prompt_tokens: int | None = None
-    # Slots × seconds that were not used between its first release and its last end, by reason; the runner's.
+    # Slots × seconds that were not used between its first release and its last end, by reason; the runner's. Empty
+    # while the number of slots is not known.
     idle_s: tuple[tuple[IdleReason, float], ...] = ()
     costs: Costs | None = None
     # How long the same items would have taken one at a time, from the measured single-stream costs; None: unknown.

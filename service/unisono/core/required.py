@@ -74,7 +74,8 @@ def lacks_room(
 def _lacks_slots(group: Group, state: SlotState) -> NotEnoughSlotsError | None:
     """Fewer are proven than there are items, or fewer can be used at this moment."""
     proven, wanted = _proven(state), len(group.items)
-    usable = min(proven, state.limit)
+    # One item can always run.
+    usable = max(1, min(proven, state.limit))
     if wanted <= usable:
         return None
     who = group.runner.model or "the model"
@@ -86,7 +87,7 @@ def _lacks_slots(group: Group, state: SlotState) -> NotEnoughSlotsError | None:
         )
     else:
         why = f"{who} {_describe(state)}. {_remedy(state, wanted)}"
-    return _error(group, usable, f"{wanted:,} items must run at one time, and {why}")
+    return _error(group, usable, f"{_wanted(group)}, and {why}")
 
 
 def _is_sure(state: SlotState) -> bool:
@@ -135,7 +136,7 @@ def _lacks_memory(group: Group, state: SlotState, limit_bytes: int | None) -> No
     return _error(
         group,
         fits,
-        f"{len(group.items):,} items must run at one time, and with {estimated.slots:,} slots of "
+        f"{_wanted(group)}, and with {estimated.slots:,} slot{'' if estimated.slots == 1 else 's'} of "
         f"{estimated.context_tokens:,} tokens {group.runner.model or 'the model'} takes about "
         f"{estimated.total_bytes:,} bytes, of {limit_bytes:,} that a runner may take (UNISONO_MEMORY_LIMIT). "
         "Ask for a smaller options.runner.num_ctx, send fewer items to a backend that has fewer slots, or raise the "
@@ -156,7 +157,7 @@ def _lacks_context(
         return _error(
             group,
             1,
-            f"{count:,} items must run at one time, may reserve {factor:g} of the context together "
+            f"{_wanted(group)}, may reserve {factor:g} of the context together "
             "(UNISONO_MEMORY_FACTOR), and how much that is nobody knows before the model is loaded. "
             f"Ask for an options.runner.num_ctx, or {_IN_WAVES}",
             limit="memory_factor",
@@ -176,11 +177,16 @@ def _lacks_context(
         group,
         # One by itself always may.
         max(1, bisect_right(together, allowed)),
-        f"{count:,} items must run at one time, and may need {together[-1]:,} tokens of context together, prompts "
+        f"{_wanted(group)}, and may need {together[-1]:,} tokens of context together, prompts "
         f"and answers, of which {allowed:,} may be reserved (UNISONO_MEMORY_FACTOR is {factor:g}). Set a smaller "
         f"options.num_predict, send fewer items, raise the setting, or {_IN_WAVES}",
         limit="memory_factor",
     )
+
+
+def _wanted(group: Group) -> str:
+    items = len(group.items)
+    return f"{items:,} item{'' if items == 1 else 's'} must run at one time"
 
 
 def _error(group: Group, slots: int, message: str, **more: str) -> NotEnoughSlotsError:

@@ -22,6 +22,7 @@ from unisono.core.commands import ReleaseReason
 from unisono.core.costs import CostMeter
 from unisono.core.lanes import Lanes
 from unisono.core.report import IdleReason
+from unisono.core.returns import Returns
 from unisono.core.seats import Seats
 from unisono.core.suspects import Suspects
 from unisono.core.waiting import WaitingRoom
@@ -51,6 +52,7 @@ class Schedule:
         self._capacity = capacity
         self._window = Window(window)
         self._lanes = Lanes()
+        self._returns = Returns()
         self._seats = Seats(self.room, self._lanes, self.meter)
         # Whether something has happened since the last plan.
         self._is_stale = True
@@ -113,6 +115,8 @@ class Schedule:
     def add(self, item: Waiting, *, is_single: bool, now: float) -> None:
         """An item wants to be run."""
         self._is_stale = True
+        if item.family not in self.room.families and (step := self._lanes.held_step(item.prefix)) is not None:
+            self._returns.came(step)
         if is_single and self._window.is_on and (self.flying or self.has_waiting):
             self._window.add(item, now)
         else:
@@ -139,9 +143,9 @@ class Schedule:
         else:
             self._seats.leave(ticket, now)
 
-    def spoke(self, item: Waiting, now: float) -> bool:
-        """It got a token. Answers whether that may decide something."""
-        self._seats.spoke(item.ticket, now)
+    def spoke(self, item: Waiting, now: float, *, is_drafted: bool = False) -> bool:
+        """It got a token; `is_drafted`: see Seats.spoke. Answers whether that may decide something."""
+        self._seats.spoke(item.ticket, now, is_drafted=is_drafted)
         is_cleared = item.tokens > item.fell_at and self.suspects.clear(item.ticket)
         if is_cleared or self.idle_reason is IdleReason.PREFIX_PRICE:
             self._is_stale = True
@@ -212,6 +216,9 @@ class Schedule:
                 break
             if allowed[0].terms.is_together:
                 together = allowed[0].number
+                if self._is_wave_full:
+                    self.idle_reason = IdleReason.TOGETHER
+                    break
             choice = self._decide(self._look(free[place], allowed))
             if isinstance(choice, IdleReason):
                 self.idle_reason = choice
@@ -303,6 +310,15 @@ class Schedule:
         return self.flying + len(self._seats.going()) < self._capacity.limit
 
     @property
+    def _is_wave_full(self) -> bool:
+        """Whether a wave, which has all lanes to itself, has as many items as there are slots.
+
+        Where that is known, a lane more is not tried with it: one of its items would not be in its first pass.
+        """
+        slots = self._capacity.slots.count
+        return 0 < slots <= len(self._seats.going())
+
+    @property
     def _does_any_do(self) -> bool:
         """Whether it does not matter which item gets which slot: nobody waits for what only some slots hold.
 
@@ -350,7 +366,7 @@ class Schedule:
 
     def _look(self, lane: Lane, allowed: list[Batch]) -> Look:
         seats = self._seats
-        return Look(lane, self._lanes, self.room, allowed, self.meter, seats.left, seats.spreading)
+        return Look(lane, self._lanes, self.room, allowed, self.meter, seats.left, seats.spreading, self._returns)
 
     def _decide(self, look: Look) -> Choice | IdleReason:
         """Who gets a free lane, or why nobody does."""

@@ -1,18 +1,19 @@
-"""What is added up for the report of a group: families, context, and how long one at a time would have taken."""
+"""What is added up for the report of a group: families, context, its runner, how long one at a time takes."""
 
 from __future__ import annotations
 
 import heapq
 from array import array
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unisono.core.prefixes import MIN_SHARED_BYTES
-from unisono.core.report import FamilyReport
+from unisono.core.report import FamilyReport, RunnerFigures
 
 if TYPE_CHECKING:
     from unisono.core.prefixes import Prefix
-    from unisono.core.report import Costs
+    from unisono.core.report import Costs, IdleReason
 
 # Families that a report lists, and that are counted at most.
 MOST_REPORTED = 100
@@ -103,6 +104,69 @@ class ContextTally:
             now += tokens
             most = max(most, now)
         return most
+
+
+@dataclass(slots=True)
+class _Stay:
+    """A time from a group's first release to its last end."""
+
+    began_ns: int
+    before: RunnerFigures
+    # So far.
+    ended_ns: int | None = None
+    after: RunnerFigures | None = None
+
+
+class RunnerTally:
+    """What was seen of a runner from a group's first release to its last end.
+
+    Where all its items leave for another backend, it is over; it begins anew where some come back.
+    """
+
+    def __init__(self) -> None:
+        self._stays: list[_Stay] = []
+        self._is_there = False
+
+    def released(self, figures: RunnerFigures, at_ns: int) -> None:
+        """Items of the group were released."""
+        if not self._is_there:
+            self._is_there = True
+            self._stays.append(_Stay(at_ns, figures))
+
+    def ended(self, figures: RunnerFigures, at_ns: int) -> None:
+        """The last item that it had has ended; more may come."""
+        if self._is_there:
+            self._stays[-1].after, self._stays[-1].ended_ns = figures, at_ns
+
+    def left(self, figures: RunnerFigures, at_ns: int) -> None:
+        """The last item that it had has left."""
+        self.ended(figures, at_ns)
+        self._is_there = False
+
+    @property
+    def duration_s(self) -> float | None:
+        """How long that was; None where nothing was released, or nothing has ended."""
+        spans = [(stay.ended_ns - stay.began_ns) / 1e9 for stay in self._stays if stay.ended_ns is not None]
+        return sum(spans) if spans else None
+
+    @property
+    def last(self) -> RunnerFigures:
+        """The figures at the last end."""
+        found = [stay.after for stay in self._stays if stay.after is not None]
+        return found[-1] if found else RunnerFigures()
+
+    @property
+    def deaths(self) -> int:
+        """Times that the runner ended while it answered."""
+        return sum(stay.after.deaths - stay.before.deaths for stay in self._stays if stay.after is not None)
+
+    def idle_s(self, slots: int) -> dict[IdleReason, float]:
+        """Slots × seconds that were not used, where there are so many slots."""
+        found: Counter[IdleReason] = Counter()
+        for stay in self._stays:
+            if stay.after is not None:
+                found.update(stay.after.idle_since(stay.before, slots))
+        return dict(found)
 
 
 def one_at_a_time_s(costs: Costs | None, *, prompt_tokens: int, completion_tokens: int) -> float | None:

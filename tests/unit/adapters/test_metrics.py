@@ -92,7 +92,10 @@ def test_tokens_and_times_are_those_of_the_results(counted: Counted) -> None:
 
 
 def test_passes_come_with_the_report(counted: Counted) -> None:
-    """Items per pass, weighted and by group; a group of a single item tells nothing of sharing."""
+    """Items per pass, weighted and by group, which are fewer than tokens where a model drafts.
+
+    A group of a single item tells nothing of sharing.
+    """
     batch = counted.batch()
     batch.plan("smol")
     batch.end()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import logging
 import os
@@ -37,7 +38,7 @@ async def test_is_there_after_a_restart(tmp_path: Path) -> None:
     assert SlotsFile(path).get("http://a d ") == EIGHT
     assert path.stat().st_mode & 0o077 == 0
     assert path.parent.stat().st_mode & 0o077 == 0
-    assert names_in(path.parent) == ["slots.json"]
+    assert names_in(path.parent) == [".slots.json.lock", "slots.json"]
     assert json.loads(path.read_text()) == {
         "version": 1,
         "runners": {"http://a d ": {"count": 8, "at_least": 8}},
@@ -83,6 +84,70 @@ async def test_forgetting_is_kept_too(tmp_path: Path) -> None:
     file.forget("http://a")
     await file.close()
     assert SlotsFile(path).get("http://a d ") is None
+
+
+async def test_two_services_with_one_file_keep_what_the_other_learned(tmp_path: Path) -> None:
+    """However long ago each of them read it; of what one forgets, only its own backend's are gone."""
+    path = tmp_path / "slots.json"
+    first, second = SlotsFile(path, pause_s=0.0), SlotsFile(path, pause_s=0.0)
+    first.put("http://a d ", EIGHT)
+    assert first._writer is not None
+    await first._writer
+    second.put("http://b d ", EIGHT)
+    second.put("http://b e ", EIGHT)
+    assert second._writer is not None
+    await second._writer
+    first.put("http://a e ", EIGHT)
+    await first.close()
+    assert [*SlotsFile(path)._entries] == ["http://a d ", "http://b d ", "http://b e ", "http://a e "]
+    second.forget("http://b")
+    await second.close()
+    assert [*SlotsFile(path)._entries] == ["http://a d ", "http://a e "]
+
+
+async def test_many_who_write_at_one_time_lose_nothing(tmp_path: Path) -> None:
+    """Each reads, and replaces the file, while no other does."""
+    path = tmp_path / "slots.json"
+    files = [SlotsFile(path, pause_s=0.0) for _ in range(20)]
+    for n, file in enumerate(files):
+        file.put(f"http://a d{n} ", EIGHT)
+    _ = await asyncio.gather(*(file.close() for file in files))
+    assert len(SlotsFile(path)._entries) == 20
+
+
+async def test_a_lock_that_is_never_let_go_costs_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A service that was stopped while it wrote holds up nobody's end; what was not written goes with the next."""
+    monkeypatch.setattr(slots_file, "_LOCK_PAUSES_S", (0.001,) * 3)
+    path = tmp_path / "slots.json"
+    file = SlotsFile(path, pause_s=0.0)
+    with (tmp_path / ".slots.json.lock").open("wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        file.put("http://a d ", EIGHT)
+        assert file._writer is not None
+        await file._writer
+    assert "another process keeps it locked" in caplog.text
+    assert not path.exists()
+    file.put("http://a e ", EIGHT)
+    await file.close()
+    assert [*SlotsFile(path)._entries] == ["http://a d ", "http://a e "]
+
+
+async def test_what_is_asked_for_stays(tmp_path: Path) -> None:
+    """In the file too, where many others come after it."""
+    path = tmp_path / "slots.json"
+    file = SlotsFile(path)
+    for n in range(MOST_ENTRIES):
+        file.put(f"http://a d{n} ", EIGHT)
+    await file.close()
+    file = SlotsFile(path)
+    assert file.get("http://a d0 ") == EIGHT
+    file.put("http://a new ", EIGHT)
+    await file.close()
+    kept = SlotsFile(path)
+    assert kept.get("http://a d0 ") == EIGHT
+    assert kept.get("http://a d1 ") is None
 
 
 async def test_closing_waits_for_a_write_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +226,7 @@ async def test_a_folder_in_its_place_costs_one_warning(tmp_path: Path, caplog: p
         await file.close()
     assert file.get("k") == SlotMemo(count=3)
     assert len(caplog.records) == 1
-    assert names_in(tmp_path) == ["slots.json"]
+    assert names_in(tmp_path) == [".slots.json.lock", "slots.json"]
 
 
 @needs_permissions

@@ -13,6 +13,7 @@ from unisono.core.costs import CostMeter
 from unisono.core.lanes import Lanes
 from unisono.core.prefixes import Prefix
 from unisono.core.report import Costs, IdleReason
+from unisono.core.returns import Returns
 from unisono.core.waiting import Waiting, WaitingRoom
 
 # 500 tokens of prompt each.
@@ -23,9 +24,12 @@ PASS_S = 0.020
 class Known(CostMeter):
     """A meter that has learned its costs."""
 
-    def __init__(self, pass_s: float | None, prompt_token_s: float | None, surprise: float) -> None:
+    def __init__(
+        self, pass_s: float | None, prompt_token_s: float | None, surprise: float, tokens_a_pass: float
+    ) -> None:
         super().__init__()
         self._surprise = surprise
+        self._tokens_a_pass = tokens_a_pass
         self._known = None if pass_s is None else Costs(pass_s=pass_s, token_s=0.001, prompt_token_s=prompt_token_s)
 
     @property
@@ -42,6 +46,11 @@ class Known(CostMeter):
         """How much answers differ from what was expected."""
         return self._surprise
 
+    @property
+    def tokens_a_pass(self) -> float:
+        """Of each item."""
+        return self._tokens_a_pass
+
 
 @dataclass
 class Desk:
@@ -52,8 +61,10 @@ class Desk:
     pass_s: float | None = PASS_S
     prompt_token_s: float | None = 0.0005
     surprise: float = 0.0
+    tokens_a_pass: float = 1.0
     spreading: set[int] = field(default_factory=set)
     room: WaitingRoom = field(default_factory=WaitingRoom)
+    returns: Returns = field(default_factory=Returns)
 
     def wait(self, count: int, prefix: Prefix | None = None, length: float = 10.0, batch: int = 0) -> None:
         """So many items wait."""
@@ -70,9 +81,18 @@ class Desk:
                 lanes.stand_up(lanes.all[number])
         left_of = {number: left for number, left in enumerate(self.left) if left is not None}
         allowed = [each for each in self.room.batches.values() if batches is None or each.number in batches]
-        meter = Known(self.pass_s, self.prompt_token_s, self.surprise)
+        meter = Known(self.pass_s, self.prompt_token_s, self.surprise, self.tokens_a_pass)
         return choose(
-            Look(lanes.all[lane], lanes, self.room, allowed, meter, lambda: left_of, lambda: self.spreading)
+            Look(
+                lanes.all[lane],
+                lanes,
+                self.room,
+                allowed,
+                meter,
+                lambda: left_of,
+                lambda: self.spreading,
+                self.returns,
+            )
         )
 
     def reason(self, lane: int) -> ReleaseReason | IdleReason:
@@ -187,11 +207,16 @@ def test_little_in_common_makes_nothing_old() -> None:
 # -- What others hold --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("tokens_a_pass", [1.0, 2.5])
 @pytest.mark.parametrize("joins", [True, False])
-def test_a_second_lane_where_it_saves_more_than_it_costs(*, joins: bool) -> None:
-    """Forty tokens wait behind 10: a second lane saves 20 passes of 20 ms, and costs 500 prompt tokens."""
-    price = 20 * PASS_S / 500 / JOIN_MARGIN
-    desk = Desk([A, None], [10.0, None], prompt_token_s=price * (0.99 if joins else 1.01))
+def test_a_second_lane_where_it_saves_more_than_it_costs(*, joins: bool, tokens_a_pass: float) -> None:
+    """Forty tokens wait behind 10: a second lane saves 20 passes of 20 ms, and costs 500 prompt tokens.
+
+    Where a pass gives several of an item's tokens, so many fewer passes.
+    """
+    price = 20 / tokens_a_pass * PASS_S / 500 / JOIN_MARGIN
+    prompt_token_s = price * (0.99 if joins else 1.01)
+    desk = Desk([A, None], [10.0, None], prompt_token_s=prompt_token_s, tokens_a_pass=tokens_a_pass)
     desk.wait(4, A)
     assert desk.reason(1) is (ReleaseReason.JOINS_FAMILY if joins else IdleReason.PREFIX_COST)
 
@@ -267,6 +292,29 @@ def test_what_was_spread_before_is_not_spread_further_for_a_little(
     assert desk.reason(2) is reason
 
 
+def test_what_came_back_counts_again() -> None:
+    """A third lane would save a third of its price with each batch: at the fifth return it is given one."""
+    desk = Desk([A, A, None], [10.0, 10.0, None], prompt_token_s=3 * 10 * PASS_S / 500)
+    desk.wait(6, A)
+    reasons = []
+    for _ in range(5):
+        reasons.append(desk.reason(2))
+        desk.returns.came(A.digests[-1])
+    assert reasons == [IdleReason.PREFIX_COST] * 4 + [ReleaseReason.JOINS_FAMILY]
+
+
+@pytest.mark.parametrize(("came", "reason"), [(B, IdleReason.PREFIX_COST), (None, ReleaseReason.JOINS_FAMILY)])
+def test_nothing_is_taken_from_what_came_back_too(came: Prefix | None, reason: ReleaseReason | IdleReason) -> None:
+    """On the mere hope that something comes again."""
+    desk = Desk([A, A, B], [10.0, 10.0, None], prompt_token_s=3 * 10 * PASS_S / 500)
+    desk.wait(6, A)
+    for _ in range(9):
+        desk.returns.came(A.digests[-1])
+    if came is not None:
+        desk.returns.came(came.digests[-1])
+    assert desk.reason(2) is reason
+
+
 def test_where_lengths_are_guesses_rounds_are_not_counted() -> None:
     """Answers that end where they like leave no gaps."""
     desk = Desk([A] * 4 + [None] * 3, [10.0] * 4 + [None] * 3, prompt_token_s=1e-6, surprise=0.5)
@@ -302,12 +350,15 @@ def test_a_long_item_with_much_beside_it_is_no_tail() -> None:
 
 
 # The lane that holds the prefix is free in 30 passes: 0.6 s; the prefix is 500 tokens.
+@pytest.mark.parametrize(("pass_s", "tokens_a_pass"), [(PASS_S, 1.0), (3 * PASS_S, 3.0)])
 @pytest.mark.parametrize(
     ("prompt_token_s", "reason"), [(0.00094, ReleaseReason.TAIL), (0.00098, ReleaseReason.PREFIX_HELD)]
 )
-def test_a_tail_whose_prefix_is_elsewhere(prompt_token_s: float, reason: ReleaseReason) -> None:
+def test_a_tail_whose_prefix_is_elsewhere(
+    prompt_token_s: float, reason: ReleaseReason, pass_s: float, tokens_a_pass: float
+) -> None:
     """It goes where it must compute its prefix, if that is quicker than to wait for the lane that holds it."""
-    desk = Desk([A, B], [None, 30.0], prompt_token_s=prompt_token_s)
+    desk = Desk([A, B], [None, 30.0], prompt_token_s=prompt_token_s, tokens_a_pass=tokens_a_pass, pass_s=pass_s)
     desk.wait(3, A, 10.0)
     desk.wait(1, B, 70.0)
     assert desk.reason(0) is reason

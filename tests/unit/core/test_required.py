@@ -78,6 +78,9 @@ def test_terms_that_allow_fewer_at_a_time_contradict() -> None:
     [
         (4, state(4, SlotSource.CONFIGURED)),
         (4, state(8, SlotSource.TOLD)),
+        # Every runner has one.
+        (1, state(0, SlotSource.UNKNOWN)),
+        (1, state(8, SlotSource.REMEMBERED)),
         (4, state(4, SlotSource.LEARNED, limit=4)),
         # The number is not known, but so many were seen at one time.
         (4, state(0, SlotSource.UNKNOWN, at_least=4, limit=8)),
@@ -101,7 +104,7 @@ def test_nothing_to_run_needs_no_slots() -> None:
         (2, state(1, SlotSource.TOLD), 1, "has 1 slot (told)"),
         (5, state(4, SlotSource.LEARNED, at_least=9), 4, "UNISONO_SLOTS=5"),
         (5, state(8, SlotSource.REMEMBERED, at_least=3), 3, "has shown 3 so far"),
-        (5, state(0, SlotSource.UNKNOWN), 0, "has shown none yet. If it has as many, say so with UNISONO_SLOTS"),
+        (5, state(0, SlotSource.UNKNOWN), 1, "has shown none yet. If it has as many, say so with UNISONO_SLOTS"),
         (
             16,
             SlotState(
@@ -220,6 +223,9 @@ def test_memory_of_a_runner(known: SlotState, limit_bytes: int | None, fit: int 
         for part in (f"of {limit_bytes:,} that a runner may take", "UNISONO_MEMORY_LIMIT", "num_ctx"):
             assert part in error.message
     assert lack((replace(asked, is_loaded=True), known), bounds=bounds) is None
+    alone = lack((replace(asked, items=asked.items[:1]), known), bounds=MemoryBounds(limit_bytes=1))
+    assert alone is not None
+    assert alone.message.startswith("1 item must run at one time")
     # Where nobody knows what it takes, nothing speaks against it.
     unknown = replace(asked, model=replace(model, kv_bytes_per_token=None))
     assert lack((unknown, known), bounds=bounds) is None

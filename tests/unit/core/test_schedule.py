@@ -354,6 +354,23 @@ def test_waves_never_overlap() -> None:
     assert [len(wave) for wave in waves] == [4, 4, 4]
 
 
+def test_a_wave_is_no_probe() -> None:
+    """While one lane more than the known number is tried, waves have as many items as that, and others try it."""
+    capacity = Capacity()
+    capacity.seed(4)
+    world = Processor(conductor=Conductor(capacity), slots=4, tells_times=True)
+    assert capacity.limit == 5
+    world.add(items(range(12), terms=Terms(is_together=True)))
+    _ = world.run()
+    assert [len(release.tickets) for release in world.releases] == [4, 4, 4]
+    capacity = Capacity()
+    capacity.seed(4)
+    world = Processor(conductor=Conductor(capacity), slots=4, tells_times=True)
+    world.add(items(range(12)))
+    _ = world.run()
+    assert len(world.releases[0].tickets) == 5
+
+
 # -- The schedule by itself --------------------------------------------------------------------------------------
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.core.processor import family
-from unisono.core.report import Costs, FamilyReport
-from unisono.core.tally import MOST_REPORTED, ContextTally, FamilyTally, one_at_a_time_s
+from unisono.core.report import Costs, FamilyReport, IdleReason, RunnerFigures
+from unisono.core.tally import MOST_REPORTED, ContextTally, FamilyTally, RunnerTally, one_at_a_time_s
 
 # -- Families ----------------------------------------------------------------------------------------------------
 
@@ -112,3 +112,36 @@ def test_what_one_slot_would_not_compute_again() -> None:
         for _ in range(count):
             tally.joined(family(key, 2_000))
     assert tally.reusable_tokens(4.0) == 1_000
+
+
+# -- The runner --------------------------------------------------------------------------------------------------
+
+
+def seen(idle_s: float, deaths: int = 0) -> RunnerFigures:
+    """What was seen of a runner so far."""
+    return RunnerFigures(idle_s={IdleReason.NOT_READY: idle_s}, deaths=deaths)
+
+
+def test_of_a_runner_counts_what_was_seen_while_the_group_was_there() -> None:
+    """From the first release to the last end; not while all its items were elsewhere."""
+    tally = RunnerTally()
+    tally.released(seen(1.0, 1), 1_000_000_000)
+    tally.released(seen(1.5, 1), 2_000_000_000)
+    tally.ended(seen(2.0, 1), 3_000_000_000)
+    assert (tally.duration_s, tally.idle_s(4), tally.deaths) == (2.0, {IdleReason.NOT_READY: 1.0}, 0)
+    # More came after its last end, and left.
+    tally.left(seen(3.0, 2), 4_000_000_000)
+    tally.ended(seen(50.0, 9), 40_000_000_000)
+    tally.released(seen(60.0, 10), 50_000_000_000)
+    assert (tally.duration_s, tally.idle_s(4), tally.deaths) == (3.0, {IdleReason.NOT_READY: 2.0}, 1)
+    tally.ended(seen(60.5, 10), 51_000_000_000)
+    assert (tally.duration_s, tally.idle_s(4), tally.deaths) == (4.0, {IdleReason.NOT_READY: 2.5}, 1)
+    assert tally.last == seen(60.5, 10)
+    assert tally.idle_s(0) == {}
+
+
+def test_of_a_runner_counts_nothing_where_nothing_was_released() -> None:
+    """Whatever other groups have seen of it."""
+    tally = RunnerTally()
+    tally.left(seen(7.0, 3), 1)
+    assert (tally.duration_s, tally.idle_s(4), tally.deaths, tally.last) == (None, {}, 0, RunnerFigures())

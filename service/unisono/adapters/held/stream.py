@@ -137,11 +137,6 @@ class HeldStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
     # -- The holder's side -------------------------------------------------------------------------------------
 
     @property
-    def is_over(self) -> bool:
-        """Whether nothing more can arrive."""
-        return self._is_over
-
-    @property
     def has_data(self) -> bool:
         """Whether something has arrived that was not read yet."""
         return self._buffered > 0

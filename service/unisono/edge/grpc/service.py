@@ -28,6 +28,7 @@ from unisono.core.errors import (
     UnisonoError,
     Violation,
 )
+from unisono.core.model import RunnerSpec
 from unisono.core.preview import order_of
 from unisono.edge.grpc import (
     convert_benchmark,
@@ -310,7 +311,9 @@ class BatchInferenceServicer(pb_grpc.BatchInferenceServicer):
         found: list[server_pb2.Model] = []
         for model in sorted(models, key=lambda model: model.name):
             own = [runner for runner in driver.known_slots if runner.digest == model.digest]
-            states = {runner: driver.slot_state(runner, model) for runner in own}
+            # What is configured, remembered or certain is known before it had any work.
+            any_runner = RunnerSpec(backend=driver.backend.name, model=model.name, digest=model.digest)
+            states = {runner: driver.slot_state(runner, model) for runner in own or [any_runner]}
             found.append(convert_server.model(model, convert_server.runners(model.digest, loaded, states)))
         return found
 

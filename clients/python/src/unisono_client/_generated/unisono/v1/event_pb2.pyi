@@ -431,7 +431,9 @@ class GroupPlanned(_message.Message):
     its backend stays away and another has the model, belong to another group.
     """
     loaded: _builtins.bool
-    """Whether the runner was loaded already."""
+    """Whether the runner was loaded already. False of a group that all items have
+    left.
+    """
     shift: _builtins.bool
     """Whether the runner's context is shifted, where its items say."""
     context_reason: _builtins.str
@@ -753,7 +755,7 @@ class Result(_message.Message):
     attempts: _builtins.int
     """How often it was sent to a backend."""
     shared_with: _builtins.int
-    """How many other items shared at least one of its forward passes."""
+    """How many other items of this batch shared at least one of its forward passes."""
     passes: _builtins.int
     """In how many forward passes it took part, in its last attempt that spoke: as
     many as it has tokens, fewer where a model drafts several for one pass. Where
@@ -1058,6 +1060,7 @@ class GroupReport(_message.Message):
     def idle(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlotIdle]:
         """Slot time that was not used between the first release and the last end of the
         group, by reason. It is the runner's: other batches' items count as use.
+        Empty while the number of slots is not known.
         """
 
     @_builtins.property

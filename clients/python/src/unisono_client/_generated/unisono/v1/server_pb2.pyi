@@ -168,7 +168,7 @@ class Model(_message.Message):
 
     @_builtins.property
     def runners(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunnerStatus]:
-        """The runners of it that are loaded, or whose slots were learned."""
+        """The runners of it that are loaded, or whose slots are known."""
 
     def __init__(
         self,
