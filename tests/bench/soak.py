@@ -8,8 +8,9 @@ is 1:
 
 - each question has its own answer, once, and was computed once (at least once with `--restart-every`, which kills
   Unisono);
-- memory is flat: of what follows the first fifth of the run (at most two minutes), the last quarter's mean is less
-  than `MAX_GROWTH` above the first quarter's, and no sample is `MAX_PEAK` above it, for the example and for Unisono;
+- memory is flat, for the example and for Unisono: of what follows the first fifth of the run (at most two minutes),
+  the last quarter's mean is less than `MAX_GROWTH` above the first quarter's, and no sample is `MAX_PEAK` above it;
+  where that is at least four minutes, it grows by less than `MAX_SLOPE`;
 - at the end the example is told to stop (SIGTERM) while questions are open: it answers them, and ends with 0.
 
 For memory to be flat within minutes, batches are small, and Unisono forgets ended ones after ten seconds.
@@ -26,10 +27,11 @@ import random
 import re
 import signal
 import statistics
+import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -42,8 +44,11 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "clients" / "python" / "examples" / "backend_service.py"
 MIB = 1024 * 1024
 # What resident memory may grow by over the run, and how much higher than in the beginning it may ever be; bytes.
-MAX_GROWTH = 8 * MIB
-MAX_PEAK = 16 * MIB
+MAX_GROWTH = 4 * MIB
+MAX_PEAK = 8 * MIB
+# Bytes a minute, by least squares; and the minutes in which that can be told from chance.
+MAX_SLOPE = MIB // 4
+LEAST_MINUTES = 4.0
 # Of the run, what is left out in the beginning: caches, arenas and tables fill.
 WARM_SHARE, MAX_WARM_S = 0.2, 120.0
 ITEMS_PER_BATCH = 1_000
@@ -135,7 +140,11 @@ async def example_at(target: str, *arguments: str) -> AsyncGenerator[Example, No
 
         reading = asyncio.create_task(_read_on(process.stderr, log))
         yield Example(process, found[1], int(found[2]), log)
-        await reading
+        # It was told to end. To be killed just when it ends would take its exit code from asyncio.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_ANSWERS_S):
+                await reading
+                _ = await process.wait()
     finally:
         if process.returncode is None:
             process.kill()
@@ -147,6 +156,49 @@ async def _read_on(stderr: asyncio.StreamReader, log: list[str]) -> None:
         log.append(line.decode(errors="replace").rstrip())  # noqa: PERF401 - told as it comes
 
 
+class Unisono:
+    """The service, as a process that may be killed and started anew."""
+
+    def __init__(self, url: str, metrics_port: int) -> None:
+        self._url = url
+        self._metrics_port = metrics_port
+        self._stack = contextlib.ExitStack()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._completed = 0
+        self.restarts = 0
+
+    def start(self) -> str:
+        """Starts it; where it listens."""
+        settings = SETTINGS | {"metrics_listen": f"127.0.0.1:{self._metrics_port}"}
+        target, self._process = self._stack.enter_context(service_process(self._url, settings=settings))
+        return target
+
+    def stop(self) -> None:
+        """Ends it."""
+        self._process = None
+        self._stack.close()
+
+    async def restart(self) -> str:
+        """Kills it, and starts its successor; where that listens."""
+        self._completed = self.completed()
+        if self._process is not None:
+            self._process.kill()
+        await asyncio.to_thread(self.stop)
+        self.restarts += 1
+        return await asyncio.to_thread(self.start)
+
+    @property
+    def pid(self) -> int | None:
+        """Its process; None while there is none."""
+        return None if self._process is None else self._process.pid
+
+    def completed(self) -> int:
+        """Items that it completed so far, by its own count; of those before it, as far as they could be asked."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._metrics_port}/metrics", timeout=10) as response:
+            scraped = Scraped(response.read().decode())
+        return self._completed + round(scraped.value("unisono_items_total", state="completed"))
+
+
 class Caller:
     """Asks at a steady rate, and holds what comes back against what was asked."""
 
@@ -154,6 +206,7 @@ class Caller:
         self._figures = figures
         self._open: dict[int, float] = {}
         self._seen: set[int] = set()
+        self._answered = asyncio.Event()
 
     @property
     def open(self) -> int:
@@ -174,6 +227,12 @@ class Caller:
         self._figures.asked += 1
         writer.write(json.dumps({"id": number, "prompt": f"[[say=answer {number}]]"}).encode() + b"\n")
 
+    async def until_open_at_most(self, count: int) -> None:
+        """Returns when no more than so many questions are without an answer."""
+        while len(self._open) > count:
+            self._answered.clear()
+            _ = await self._answered.wait()
+
     async def listen(self, reader: asyncio.StreamReader) -> None:
         """Reads answers until the connection ends."""
         async for line in reader:
@@ -188,15 +247,26 @@ class Caller:
                 self._figures.answered += 1
                 self._figures.latencies_ms.append(1e3 * (time.monotonic() - asked_at))
             self._seen.add(number)
+            self._answered.set()
 
 
-async def every(seconds: float, what: Callable[[], object], *, scatter: Callable[[], float] = lambda: 1.0) -> None:
-    """Does something again and again."""
+async def every(seconds: float, what: Callable[[], Awaitable[object]], is_over: asyncio.Event) -> None:
+    """Does something so many seconds after it was done before, until all is over; 0: never."""
+    while seconds and not is_over.is_set():
+        try:
+            async with asyncio.timeout(seconds):
+                _ = await is_over.wait()
+        except TimeoutError:
+            _ = await what()
+
+
+async def scattered(seconds: float, what: Callable[[], object], chance: random.Random) -> None:
+    """Does something in the second half of every so many seconds; 0: never."""
     began, turn = time.monotonic(), 0
-    while True:
-        turn += 1
-        await asyncio.sleep(max(0.0, began + (turn - 1 + scatter()) * seconds - time.monotonic()))
+    while seconds:
+        await asyncio.sleep(max(0.0, began + (turn + chance.uniform(0.5, 1.0)) * seconds - time.monotonic()))
         _ = what()
+        turn += 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,81 +285,63 @@ class Run:
 async def soak(run: Run, say: Callable[[str], None]) -> Figures:
     """Runs, and finds what there is to find."""
     figures = Figures()
-    metrics_port = random.randrange(20_000, 30_000)
-    settings = SETTINGS | {"metrics_listen": f"127.0.0.1:{metrics_port}"}
+    chance = random.Random(5)
     async with contextlib.AsyncExitStack() as stack:
         url = stack.enter_context(stand_in(**COSTS))
-        services = stack.enter_context(contextlib.ExitStack())
-        target, service = services.enter_context(service_process(url, settings=settings))
-        proxy = await stack.enter_async_context(Proxy(target))
+        unisono = Unisono(url, metrics_port=random.randrange(20_000, 30_000))
+        _ = stack.callback(unisono.stop)
+        proxy = await stack.enter_async_context(Proxy(unisono.start()))
         example = await stack.enter_async_context(example_at(proxy.target, "--items-per-batch", str(ITEMS_PER_BATCH)))
         reader, writer = await asyncio.open_connection(example.host, example.port)
         caller = Caller(figures)
-        chance = random.Random(5)
-        began = time.monotonic()
+        listening = asyncio.create_task(caller.listen(reader))
+        began, is_over = time.monotonic(), asyncio.Event()
 
         def cut() -> None:
             proxy.is_reset = chance.random() < 0.5
             proxy.cut()
 
-        def restart() -> None:
-            nonlocal service
-            figures.computed += completed(metrics_port)
-            service.kill()
-            services.close()
-            moved, service = services.enter_context(service_process(url, settings=settings))
-            proxy.move_to(moved)
-            figures.restarts += 1
+        async def restart() -> None:
+            proxy.move_to(await unisono.restart())
 
-        def sample() -> None:
-            now = Sample(time.monotonic() - began, resident(example.process.pid), resident(service.pid))
+        async def sample() -> None:
+            if unisono.pid is None:
+                return
+            now = Sample(time.monotonic() - began, resident(example.process.pid), resident(unisono.pid))
             figures.samples.append(now)
             if len(figures.samples) % 10 == 0:
                 so_far = f"{figures.asked:6,} asked  {figures.answered:6,} answered  {proxy.cuts:2} cuts"
                 sizes = f"example {now.example / MIB:5.1f} MiB  Unisono {now.service / MIB:5.1f} MiB"
                 say(f"{now.at_s:5.0f} s  {so_far}  {sizes}")
 
-        listening = asyncio.create_task(caller.listen(reader))
-        beside = [asyncio.create_task(every(SAMPLE_EVERY_S, sample))]
-        if run.cut_every:
-            beside.append(asyncio.create_task(every(run.cut_every, cut, scatter=lambda: chance.uniform(0.5, 1.0))))
-        if run.restart_every:
-            beside.append(asyncio.create_task(every(run.restart_every, restart)))
-        await caller.ask(writer, rate=run.rate, seconds=run.seconds)
-        for task in beside:
-            _ = task.cancel()
-        for task in beside:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-        figures.seconds = time.monotonic() - began
+        async with asyncio.TaskGroup() as tasks:
+            _ = tasks.create_task(every(SAMPLE_EVERY_S, sample, is_over))
+            _ = tasks.create_task(every(run.restart_every, restart, is_over))
+            cutting = tasks.create_task(scattered(run.cut_every, cut, chance))
+            await caller.ask(writer, rate=run.rate, seconds=run.seconds)
+            figures.seconds = time.monotonic() - began
+            is_over.set()
+            _ = cutting.cancel()
         # The end: told to stop while questions are open, it answers what it has taken.
         for number in range(figures.asked, figures.asked + run.at_the_end):
             caller.ask_one(writer, number)
         await writer.drain()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_ANSWERS_S):
-                while caller.open > run.at_the_end // 2:  # noqa: ASYNC110 - it is about time
-                    await asyncio.sleep(0.001)
+                await caller.until_open_at_most(run.at_the_end // 2)
         figures.drained = caller.open
-        figures.example_cpu_s, figures.service_cpu_s = cpu_s(example.process.pid), cpu_s(service.pid)
+        figures.example_cpu_s, figures.service_cpu_s = cpu_s(example.process.pid), cpu_s(unisono.pid or 0)
         example.process.send_signal(signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_ANSWERS_S):
                 await listening
                 figures.exit_code = await example.process.wait()
         figures.missing = caller.open
-        figures.computed += completed(metrics_port)
-        figures.cuts, figures.connections = proxy.cuts, proxy.connections
+        figures.computed = unisono.completed()
+        figures.cuts, figures.connections, figures.restarts = proxy.cuts, proxy.connections, unisono.restarts
         figures.batches = sum(" answered, " in line for line in example.log)
         writer.close()
     return figures
-
-
-def completed(metrics_port: int) -> int:
-    """Items that Unisono completed so far, by its own count."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=10) as response:
-        scraped = Scraped(response.read().decode())
-    return round(scraped.value("unisono_items_total", state="completed"))
 
 
 # -- What it comes to --------------------------------------------------------------------------------------------
@@ -302,13 +354,15 @@ class Memory:
     first: float
     last: float
     peak: int
-    # Bytes a minute, by least squares.
+    # Bytes a minute, by least squares; and over how many minutes.
     slope: float
+    minutes: float
 
     @property
     def is_flat(self) -> bool:
         """Whether it is as was promised."""
-        return self.last - self.first < MAX_GROWTH and self.peak - self.first < MAX_PEAK
+        is_level = self.minutes < LEAST_MINUTES or self.slope < MAX_SLOPE
+        return is_level and self.last - self.first < MAX_GROWTH and self.peak - self.first < MAX_PEAK
 
 
 def memory(samples: Sequence[Sample], of: Callable[[Sample], int], seconds: float) -> Memory:
@@ -318,7 +372,13 @@ def memory(samples: Sequence[Sample], of: Callable[[Sample], int], seconds: floa
     sizes = [size for _, size in kept]
     quarter = max(1, len(sizes) // 4)
     slope = statistics.linear_regression([at_s / 60 for at_s, _ in kept], sizes).slope
-    return Memory(statistics.fmean(sizes[:quarter]), statistics.fmean(sizes[-quarter:]), max(sizes), slope)
+    return Memory(
+        statistics.fmean(sizes[:quarter]),
+        statistics.fmean(sizes[-quarter:]),
+        max(sizes),
+        slope,
+        minutes=(kept[-1][0] - kept[0][0]) / 60,
+    )
 
 
 def broken(figures: Figures, run: Run) -> list[str]:

@@ -19,7 +19,10 @@ from unisono_client._generated.unisono.v1 import server_pb2
 
 ROOT = Path(__file__).resolve().parents[2]
 WHOLE = (ROOT / "clients" / "README.md").read_text()
-GUIDE = WHOLE[WHOLE.index("## A service that holds a stream open") :]
+GUIDE = (
+    "## A service that holds a stream open"
+    + WHOLE.partition("\n## A service that holds a stream open")[2].partition("\n## ")[0]
+)
 
 
 def blocks(language: str) -> list[str]:
@@ -81,6 +84,7 @@ def test_its_figures() -> None:
     run = soak.Run()
     assert (run.seconds, run.rate, run.cut_every) == (600, 50, 60)
     assert "ten minutes at 50 questions a second, the connection cut every minute" in GUIDE
+    assert f"less than {soak.MAX_SLOPE / soak.MIB:g} MiB a minute" in GUIDE
     assert "tests.bench.soak" in (ROOT / "Makefile").read_text()
 
 
