@@ -22,6 +22,7 @@ from unisono import __version__
 from unisono.adapters.embedded import EmbeddedBackend
 from unisono.adapters.embedded.backend import MODEL
 from unisono.adapters.embedded.process import EngineProcess, find_model
+from unisono.adapters.journal.failpoints import Failpoints
 from unisono.adapters.journal.memory import MemoryJournal
 from unisono.adapters.journal.sqlite import SqliteJournal
 from unisono.adapters.llama_server import LlamaServerBackend
@@ -273,7 +274,9 @@ async def _start_store(
     folder = data_folder(settings, os.environ)
     if folder is None:
         return None
-    journal = SqliteJournal(folder, keep_s=settings.retention, max_bytes=settings.max_data_bytes)
+    journal = SqliteJournal(
+        folder, keep_s=settings.retention, max_bytes=settings.max_data_bytes, failpoint=_failpoints(os.environ)
+    )
     await journal.start(clock.time_ns())
     stack.push_async_callback(journal.close)
     durable = DurableBatches(
@@ -287,6 +290,14 @@ async def _start_store(
     if found:
         log.info("batches go on that had not ended", batches=found, folder=str(folder))
     return durable
+
+
+def _failpoints(environ: Mapping[str, str]) -> Failpoints:
+    """Where a test wants this process to fail; as a rule nowhere. Raises SettingError."""
+    try:
+        return Failpoints(environ.get("UNISONO_FAILPOINTS", ""))
+    except ValueError as error:
+        raise SettingError(f"UNISONO_FAILPOINTS: {error}") from error
 
 
 def data_folder(settings: Settings, environ: Mapping[str, str]) -> Path | None:

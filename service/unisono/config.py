@@ -358,8 +358,8 @@ def _own_token(environ: Mapping[str, str], variable: str) -> SecretStr:
 
 # -- What does nothing -----------------------------------------------------------------------------------------
 
-# The command line's own.
-_OTHERS = ("UNISONO_SERVER",)
+# The command line's own, and the fault rig's.
+_OTHERS = ("UNISONO_SERVER", "UNISONO_FAILPOINTS")
 # What Kubernetes sets in every pod beside a Service of the name unisono.
 _FOREIGN = re.compile(r"UNISONO_(SERVICE_(HOST|PORT)|PORT_[0-9]+_)")
 

@@ -14,8 +14,12 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import create_engine, event
+from alembic.util import CommandError
+from sqlalchemy import URL, create_engine, event
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool
+
+from unisono.adapters.journal.errors import JournalFileError, JournalInUseError, translated
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,12 +32,8 @@ _LOCK_FILE = "journal.lock"
 _LOG_BYTES = 64 * 1024 * 1024
 # Waiting for a lock that another program holds, such as a backup, in seconds.
 _BUSY_S = 5.0
-# Connections that read at one time.
-_READERS = 4
-
-
-class JournalInUseError(OSError):
-    """Another service has this folder."""
+# Connections for reading that are kept open.
+_READERS = 5
 
 
 def take_folder(folder: Path) -> TextIO:
@@ -62,13 +62,16 @@ def take_folder(folder: Path) -> TextIO:
 def open_engines(path: Path, *, max_bytes: int | None = None) -> tuple[Engine, Engine]:
     """Brings the file up to this version; answers with what writes to it, and what reads it.
 
-    `max_bytes`: the file grows no larger; None: as far as the disk has room. Raises sqlalchemy's DBAPIError.
+    `max_bytes`: the file grows no larger; None: as far as the disk has room. Raises OSError, JournalFileError for a
+    file that cannot be used as it is, and LimitExceededError for one that cannot be written to.
     """
-    url = f"sqlite:///{path}"
+    _keep_private(path)
+    url = URL.create("sqlite", database=str(path))
     # Used by one thread at a time, though not by the one that made it.
     shared = {"check_same_thread": False, "timeout": _BUSY_S}
     writer = create_engine(url, connect_args=shared, poolclass=QueuePool, pool_size=1, max_overflow=0)
-    reader = create_engine(url, connect_args=shared, poolclass=QueuePool, pool_size=_READERS, max_overflow=0)
+    # Nobody waits for a connection to read: least of all the event loop.
+    reader = create_engine(url, connect_args=shared, poolclass=QueuePool, pool_size=_READERS, max_overflow=-1)
 
     @event.listens_for(writer, "connect")
     def _to_write(connection: sqlite3.Connection, _record: Any) -> None:
@@ -90,18 +93,47 @@ def open_engines(path: Path, *, max_bytes: int | None = None) -> tuple[Engine, E
 
     @event.listens_for(reader, "connect")
     def _to_read(connection: sqlite3.Connection, _record: Any) -> None:
+        connection.isolation_level = None
         _ = connection.execute("PRAGMA query_only = ON")
 
-    _migrate(writer)
+    @event.listens_for(reader, "begin")
+    def _begin_to_read(connection: Any) -> None:
+        # What is read within one transaction belongs together.
+        _ = connection.exec_driver_sql("BEGIN")
+
+    try:
+        migrate(writer, path)
+    except BaseException:
+        writer.dispose()
+        raise
     # Its next owner is the writer's thread.
     return writer, reader
 
 
-def _migrate(engine: Engine) -> None:
-    """Takes the file through the steps that it has not seen."""
+def _keep_private(path: Path) -> None:
+    """Makes the file, for nobody else's eyes: it holds what people asked. SQLite's other files are made like it."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def migrate(engine: Engine, path: Path, *, to: str = "head") -> None:
+    """Takes the file through the steps that it has not seen; or back to an older one, which is for tests.
+
+    Raises as `open_engines` does.
+    """
     config = Config()
-    config.set_main_option("script_location", str(files("unisono.adapters.journal") / "migrations"))
-    with engine.connect() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-        connection.commit()
+    # A percent sign would begin a variable.
+    folder = str(files("unisono.adapters.journal") / "migrations").replace("%", "%%")
+    config.set_main_option("script_location", folder)
+    step = command.upgrade if to == "head" else command.downgrade
+    try:
+        with engine.connect() as connection:
+            config.attributes["connection"] = connection
+            step(config, to)
+            connection.commit()
+    except CommandError as error:
+        raise JournalFileError(
+            f"the journal {path} was written by a newer version of Unisono ({error}): start that version, or set "
+            "UNISONO_DATA_DIR to another folder"
+        ) from error
+    except DBAPIError as error:
+        raise translated(error, f"the journal {path}") from error

@@ -13,12 +13,16 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
+from msgspec import MsgspecError
 from sqlalchemy import insert
+from sqlalchemy.exc import DBAPIError
 
 from unisono.adapters.journal import store, tables
+from unisono.adapters.journal.errors import translated
 from unisono.adapters.journal.file import JOURNAL_FILE, open_engines, take_folder
 from unisono.adapters.journal.rows import count_in, event_row
 from unisono.adapters.journal.writer import Writer
@@ -26,7 +30,7 @@ from unisono.core.errors import LimitExceededError, SequenceOutOfRangeError
 from unisono.core.events import weight
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
     from pathlib import Path
 
     from sqlalchemy import Connection
@@ -52,6 +56,8 @@ class _Open:
     on_visible: Callable[[], None] | None = None
     on_lost: Callable[[Exception], None] | None = None
     is_lost: bool = False
+    # Nobody here has to do with it any more, but for what is still to be written.
+    is_left: bool = False
     waiters: list[asyncio.Future[None]] = field(default_factory=list)
 
     @property
@@ -89,7 +95,7 @@ class SqliteJournal:
         self._doubtful: set[str] = set()
 
     async def start(self, now_ns: int) -> None:
-        """Takes the folder; raises what `take_folder` and `open_engines` raise."""
+        """Takes the folder; raises what `take_folder` and `open_engines` raise, and LimitExceededError."""
         self._lock = await asyncio.to_thread(take_folder, self._folder)
         try:
             path = self._folder / JOURNAL_FILE
@@ -101,11 +107,20 @@ class SqliteJournal:
         self._writer.start()
         holder = f"process {os.getpid()} on {socket.gethostname()}"
         taken = insert(tables.leases).values(taken_ns=now_ns, holder=holder).returning(tables.leases.c.lease)
-        self._writer.lease = await self._writer.call(lambda connection: connection.execute(taken).scalar_one())
+        try:
+            self._writer.lease = await self._writer.call(lambda connection: connection.execute(taken).scalar_one())
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
-        """Writes what is left, and lets go of the folder."""
+        """Writes what is left, and lets go of the folder. What cannot be written happens again, at the next start."""
         await self._writer.close()
+        # Its last words may be on their way here.
+        await asyncio.sleep(0)
+        for batch in self._open.values():
+            batch.is_lost = True
+            batch.wake()
         await asyncio.to_thread(self._engine.dispose)
         await asyncio.to_thread(self._reader.dispose)
         self._lock.close()
@@ -121,10 +136,13 @@ class SqliteJournal:
         self, batch_id: str, on_visible: Callable[[], None], on_lost: Callable[[Exception], None] | None = None
     ) -> None:
         """This process runs the batch from now on: it was submitted here, or taken over. See the port."""
-        with self._reader.connect() as connection:
-            number, last = store.place_of(connection, batch_id)
-        self._open[batch_id] = _Open(number, last, last, on_visible=on_visible, on_lost=on_lost)
-        self._ids[number] = batch_id
+        known = self._open.get(batch_id)
+        if known is None:
+            with self._look() as connection:
+                number, last = store.place_of(connection, batch_id)
+            known = self._open[batch_id] = _Open(number, last, last)
+            self._ids[number] = batch_id
+        known.is_left, known.on_visible, known.on_lost = False, on_visible, on_lost
 
     def append(self, batch_id: str, event: LastingEvent, at_ns: int) -> None:
         """Adds an event with the next number; it is visible once it is in the file."""
@@ -148,7 +166,7 @@ class SqliteJournal:
         known = self._open.get(batch_id)
         if known is not None and known.visible == after:
             return ()
-        with self._reader.connect() as connection:
+        with self._look() as connection:
             number, last = (known.number, known.visible) if known else store.place_of(connection, batch_id)
             if after > last:
                 raise SequenceOutOfRangeError(
@@ -162,7 +180,7 @@ class SqliteJournal:
         known = self._open.get(batch_id)
         if known is not None:
             return known.visible
-        with self._reader.connect() as connection:
+        with self._look() as connection:
             return store.place_of(connection, batch_id)[1]
 
     def is_settled(self, batch_id: str) -> bool:
@@ -195,28 +213,37 @@ class SqliteJournal:
         """Forgets nothing: what was seen may be asked for again until the batch is deleted."""
 
     def forget(self, batch_id: str) -> None:
-        """This process does not run the batch any more; it stays in the file."""
-        known = self._open.pop(batch_id, None)
+        """This process does not run the batch any more; it stays in the file, and what was appended comes there."""
+        known = self._open.get(batch_id)
         if known is not None:
-            del self._ids[known.number]
+            known.is_left, known.on_visible, known.on_lost = True, None, None
+            self._drop_left(batch_id, known)
+
+    def _drop_left(self, batch_id: str, batch: _Open) -> None:
+        if batch.is_left and batch.is_settled:
+            del self._open[batch_id], self._ids[batch.number]
 
     def _written(self, group: Mapping[int, Pending]) -> None:
         for number, pending in group.items():
-            batch = self._open.get(self._ids.get(number, ""))
+            batch_id = self._ids.get(number, "")
+            batch = self._open.get(batch_id)
             if batch is not None:
                 batch.visible = pending.last
                 batch.pending_bytes -= pending.size_bytes
                 batch.wake()
                 if batch.on_visible is not None:
                     batch.on_visible()
+                self._drop_left(batch_id, batch)
 
     def _lost(self, number: int, error: Exception) -> None:
-        batch = self._open.get(self._ids.get(number, ""))
+        batch_id = self._ids.get(number, "")
+        batch = self._open.get(batch_id)
         if batch is not None and not batch.is_lost:
             batch.is_lost = True
             batch.wake()
             if batch.on_lost is not None:
                 batch.on_lost(error)
+            self._drop_left(batch_id, batch)
 
     # -- Batches -----------------------------------------------------------------------------------------------
 
@@ -234,20 +261,27 @@ class SqliteJournal:
 
         try:
             return await self._change(write)
+        except asyncio.CancelledError:
+            # Nobody was told of it, and nobody would run it.
+            self._doubtful.add(new.batch_id)
+            raise
         except LimitExceededError:
             # It may have been kept all the same.
-            self._doubtful.add(new.batch_id)
-            found = await self._writer.call(lambda connection: store.find_batch(connection, new.batch_id))
-            self._doubtful.discard(new.batch_id)
+            try:
+                found = await self._writer.call(lambda connection: store.find_batch(connection, new.batch_id))
+            except BaseException:
+                # Only now: what was found, and told, may not be deleted by another change that came in between.
+                self._doubtful.add(new.batch_id)
+                raise
             if found is not None:
                 return found, True
             raise
 
     async def add(self, batch_id: str, items: Sequence[Item | BadItem], *, first: int) -> None:
         """Keeps items that a stream adds, numbered from `first` on; answers when they are in the file."""
-        number = self._open[batch_id].number
 
         def write(connection: Connection) -> None:
+            number = store.own(connection, batch_id, self._writer.lease)
             # What seemed to have failed may have been written.
             if store.get_batch(connection, batch_id).tally.items <= first:
                 store.put_items(connection, number, items, first=first)
@@ -256,7 +290,7 @@ class SqliteJournal:
 
     async def set(self, batch_id: str, **values: object) -> None:
         """Changes `is_input_closed`, `is_cancelling`, `started_ns`; answers when that is in the file."""
-        await self._change(lambda connection: store.set_batch(connection, batch_id, values))
+        await self._change(lambda connection: store.set_batch(connection, batch_id, values, self._writer.lease))
 
     async def take_over(self) -> list[StoredBatch]:
         """All batches that have not ended: they are this process's from now on. The oldest first."""
@@ -331,7 +365,16 @@ class SqliteJournal:
         """Reads on a thread, in one transaction: what is read belongs together."""
 
         def ask() -> T:
-            with self._reader.connect() as connection:
+            with self._look() as connection:
                 return look(connection)
 
         return await asyncio.to_thread(ask)
+
+    @contextmanager
+    def _look(self) -> Generator[Connection]:
+        """A connection to read, within one transaction."""
+        try:
+            with self._reader.connect() as connection:
+                yield connection
+        except (DBAPIError, MsgspecError) as error:
+            raise translated(error) from error

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import delete, insert, literal_column, select, update
 
 from unisono.adapters.journal import codec, tables
+from unisono.adapters.journal.errors import LeaseLostError
 from unisono.adapters.journal.rows import batch_row, event_row, stored
 from unisono.core.durable import EndedItem
 from unisono.core.errors import BatchNotFoundError, RequestIdReusedError
@@ -90,11 +91,25 @@ def get_batch(connection: Connection, batch_id: str) -> StoredBatch:
     return found
 
 
-def set_batch(connection: Connection, batch_id: str, values: dict[str, Any]) -> None:
-    """Changes columns of a batch; raises BatchNotFoundError."""
-    changed = connection.execute(update(tables.batches).where(_batches.batch_id == batch_id).values(values))
-    if not changed.rowcount:
+def set_batch(connection: Connection, batch_id: str, values: dict[str, Any], lease: int) -> None:
+    """Changes columns of a batch that bears this lease; raises BatchNotFoundError, LeaseLostError."""
+    number = own(connection, batch_id, lease)
+    _ = connection.execute(update(tables.batches).where(_batches.number == number).values(values))
+
+
+def own(connection: Connection, batch_id: str, lease: int) -> int:
+    """The number of a batch that bears this lease; raises BatchNotFoundError, LeaseLostError."""
+    row = connection.execute(
+        select(_batches.number, _batches.lease).where(_batches.batch_id == batch_id)
+    ).one_or_none()
+    if row is None:
         raise not_found(batch_id)
+    if row.lease != lease:
+        raise LeaseLostError(
+            f"another process has taken batch {batch_id} over: send this to it", metadata={"batch_id": batch_id}
+        )
+    number: int = row.number
+    return number
 
 
 def list_batches(

@@ -4,9 +4,10 @@ Theory of operation. Events gather while a transaction is under way, and the nex
 commit*, whose one wait for the disk is shared. So there is no timer, and the busier the service, the larger the
 groups. Each batch's events stand behind a savepoint of their own, so that what is wrong with one costs no other.
 
-What cannot be written now (the disk is full) is kept and tried again, in the same order, until it can. A commit that
-failed may have succeeded: the file itself is asked before anything is written again. Events have numbers, so that
-what is there already is never written twice.
+What cannot be written now (the disk is full) is kept and tried again, in the same order, until it can: after a pause,
+and after each call that succeeds, since it may have made room. A commit that failed may have succeeded: the file
+itself is asked before anything is written again. Events have numbers, so that what is there already is never written
+twice.
 
 Other changes (`call`) are transactions of their own, and their callers wait for them. They are not tried again: the
 caller is told, and decides.
@@ -16,16 +17,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sqlalchemy import bindparam, insert, select, update
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 from unisono.adapters.journal import tables
-from unisono.core.errors import LimitExceededError
+from unisono.adapters.journal.errors import LeaseLostError, is_of_the_file, translated, words
+from unisono.core.errors import ShuttingDownError, UnisonoError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,12 +38,9 @@ T = TypeVar("T")
 
 # Pauses between two tries, in seconds; the last one is repeated.
 _PAUSES_S = (0.05, 0.1, 0.25, 0.5, 1.0)
-# How long the end of the service waits for what is not written yet.
+# How long the end of the service waits for what is not written yet; and for how much of that, where it cannot be.
 CLOSE_S = 10.0
-
-
-class LeaseLostError(Exception):
-    """Another process runs the batch now."""
+_LAST_TRIES_S = 2.0
 
 
 @dataclass(slots=True)
@@ -91,11 +90,12 @@ class Writer:
         # What has come and not been taken up: guarded by `_wake`.
         self._calls: deque[_Call[Any]] = deque()
         self._pending: dict[int, Pending] = {}
-        self._is_closing = False
-        # What is being written, and why it could not be at the last try.
+        self._give_up_s: float | None = None
+        # What is being written; why it could not be at the last try, and when the next one is.
         self._in_hand: dict[int, Pending] = {}
         self.trouble: str = ""
         self._tries = 0
+        self._next_try_s = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="unisono-journal", daemon=True)
 
@@ -111,6 +111,8 @@ class Writer:
     ) -> None:
         """Adds an event of a batch that follows number `after`; `change` says what else changes with it."""
         with self._wake:
+            if self._give_up_s is not None:
+                return
             pending = self._pending.get(batch)
             if pending is None:
                 pending = self._pending[batch] = Pending(after)
@@ -122,12 +124,12 @@ class Writer:
     async def call(self, work: Callable[[Connection], T]) -> T:
         """Does something in a transaction of its own, and answers when it is in the file.
 
-        Raises what the work raises, and LimitExceededError where the file cannot be written to.
+        Raises what the work raises, LimitExceededError where the file cannot be written to, and ShuttingDownError.
         """
         call = _Call(work, Future[T]())
         with self._wake:
-            if self._is_closing:
-                raise LimitExceededError("the journal is closed", metadata={"limit": "journal"})
+            if self._give_up_s is not None:
+                raise ShuttingDownError("the service is being stopped, and its journal is closed: send this again")
             self._calls.append(call)
             self._wake.notify()
         # Whoever asks goes away: the work is done all the same, since it may be half done.
@@ -136,7 +138,9 @@ class Writer:
     async def close(self) -> None:
         """Writes what is left, for a while at most."""
         with self._wake:
-            self._is_closing = True
+            if self._give_up_s is None:
+                self._give_up_s = time.monotonic() + _LAST_TRIES_S
+                self._next_try_s = 0.0
             self._wake.notify()
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join, CLOSE_S)
@@ -145,24 +149,41 @@ class Writer:
 
     def _run(self) -> None:
         connection: Connection | None = None
-        while True:
+        is_last = False
+        while not is_last:
             with self._wake:
-                pause_s = _PAUSES_S[min(self._tries, len(_PAUSES_S)) - 1] if self.trouble else None
-                is_idle = not self._calls and not (self._pending and not self._in_hand)
-                if is_idle and not self._is_closing:
-                    _ = self._wake.wait(pause_s if self._in_hand else None)
+                self._wait()
                 calls, self._calls = self._calls, deque()
                 if not self._in_hand:
                     self._in_hand, self._pending = self._pending, {}
-                is_last = self._is_closing and not calls
             for call in calls:
                 connection = self._answer(call, connection)
-            if self._in_hand:
+            if self._in_hand and (calls or time.monotonic() >= self._next_try_s):
                 connection = self._write(connection)
-            if is_last and (not self._pending or self.trouble):
-                break
+            with self._wake:
+                is_last = self._is_done()
         if connection is not None:
             connection.close()
+
+    def _wait(self) -> None:
+        """Until there is something to do."""
+        while not self._calls:
+            if self._in_hand:
+                left_s = self._next_try_s - time.monotonic()
+                if left_s <= 0:
+                    return
+                _ = self._wake.wait(left_s)
+            elif self._pending or self._give_up_s is not None:
+                return
+            else:
+                _ = self._wake.wait()
+
+    def _is_done(self) -> bool:
+        if self._give_up_s is None or self._calls:
+            return False
+        is_all_written = not self._in_hand and not self._pending
+        # What was not written was not seen either: it happens again, in the next process.
+        return is_all_written or (self.trouble != "" and time.monotonic() >= self._give_up_s)
 
     def _answer(self, call: _Call[Any], connection: Connection | None) -> Connection | None:
         if not call.future.set_running_or_notify_cancel():
@@ -174,9 +195,10 @@ class Writer:
                 self._failpoint("call.before_commit")
             self._failpoint("call.after_commit")
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is the caller's
-            self._drop(connection)
-            connection = None
-            call.future.set_exception(self._translated(error))
+            if not isinstance(error, UnisonoError):
+                self._drop(connection)
+                connection = None
+            call.future.set_exception(translated(error))
         else:
             call.future.set_result(found)
         return connection
@@ -192,16 +214,21 @@ class Writer:
                     try:
                         with connection.begin_nested():
                             self._write_one(connection, batch, pending)
-                    except (LeaseLostError, IntegrityError) as error:
+                    except Exception as error:
+                        if is_of_the_file(error):
+                            raise
+                        # Whatever it is, it is wrong with what this batch wants to be written, and will be again.
                         lost[batch] = error
                 self._failpoint("events.before_commit")
             self._failpoint("events.after_commit")
-        except DBAPIError as error:
+        except Exception as error:  # noqa: BLE001 - a thread that ended would leave everybody waiting
+            pause_s = _PAUSES_S[min(self._tries, len(_PAUSES_S) - 1)]
             self._tries += 1
-            self.trouble = str(error.orig)
+            self._next_try_s = time.monotonic() + pause_s
+            self.trouble = words(error)
             self._drop(connection)
             return None
-        self._tries, self.trouble, self._in_hand = 0, "", {}
+        self._tries, self._next_try_s, self.trouble, self._in_hand = 0, 0.0, "", {}
         self._tell(group, lost)
         return connection
 
@@ -239,15 +266,6 @@ class Writer:
         if connection is not None:
             connection.invalidate()
             connection.close()
-
-    def _translated(self, error: BaseException) -> BaseException:
-        if isinstance(error, OperationalError):
-            return LimitExceededError(
-                f"the journal's file cannot be written to: {error.orig}. Free some space on its disk",
-                metadata={"limit": "disk"},
-                retry_after_s=5.0,
-            )
-        return error
 
 
 _STANDING = select(tables.batches.c.lease, tables.batches.c.last_sequence).where(

@@ -61,7 +61,6 @@ def upgrade() -> None:
         sa.Column("item_id", sa.String(), nullable=False),
         sa.Column("packed", sa.LargeBinary(), nullable=False),
         sa.UniqueConstraint("batch", "item_index"),
-        sa.UniqueConstraint("batch", "item_id"),
     )
     op.create_table(
         "events",
