@@ -58,7 +58,23 @@ class Probe:
     """See whether the backend answers."""
 
 
-Command = ItemCommand | Load | Unload | Probe
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Away:
+    """Tell that the backend cannot be reached; once for each outage."""
+
+    error: UnisonoError
+    # Items that wait for it.
+    items: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Back:
+    """Tell that it can be reached again, and after how long."""
+
+    after_s: float
+
+
+Command = ItemCommand | Load | Unload | Probe | Away | Back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,8 +241,9 @@ class Arbiter:
         conductor = self._conductor_of(ticket)
         if conductor is None:
             return []
-        self._outage.connected()
-        return self._settle(list(conductor.staged(ticket, serial, now)), now)
+        after_s = self._outage.connected(now)
+        told: list[Command] = [] if after_s is None else [Back(after_s=after_s)]
+        return self._settle([*told, *conductor.staged(ticket, serial, now)], now)
 
     def spoke(self, ticket: int, serial: int, now: float) -> list[Command]:
         """See Conductor.spoke. The one step that happens for every token: it settles only what it changed."""
@@ -338,8 +355,8 @@ class Arbiter:
         """No connection can be had. What is in flight fails by itself, when its own connection does."""
         if self._outage.is_away:
             return []
-        self._outage.lost(error, now)
-        commands: list[Command] = []
+        is_news = self._outage.lost(error, now)
+        commands: list[Command] = [Away(error=error, items=len(self._runner_of))] if is_news else []
         for place in self._places.values():
             commands += place.conductor.shut(now)
             place.readiness = Readiness.NO_TURN

@@ -3,7 +3,8 @@
 Theory of operation. An *outage* begins when no connection can be had, and ends only when an item has got one: a
 backend that answers probes, but then gives no item a connection, has been away all the while. Within an outage the
 backend is *away* until a probe is answered; meanwhile it is probed at growing intervals, as long as somebody waits.
-All patience is counted from the beginning of the outage.
+All patience is counted from the beginning of the outage. Others are told of it once when it begins and once when it
+ends, however often the backend seems to come back meanwhile.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class Outage:
         self._error: UnisonoError | None = None
         self._probe_at_s: float | None = None
         self._probes = 0
+        # Since when it is away by what others were told; None: they were told nothing, or that it is back.
+        self._told_since_s: float | None = None
 
     @property
     def is_away(self) -> bool:
@@ -67,18 +70,27 @@ class Outage:
             if self._probes == 0:
                 self._probe_at_s = now
 
-    def connected(self) -> None:
-        """An item has got a connection."""
+    def connected(self, now: float) -> float | None:
+        """An item has got a connection. Answers with how long none could, where that is news."""
         self._since_s = None
+        since_s, self._told_since_s = self._told_since_s, None
+        return None if since_s is None else now - since_s
 
-    def lost(self, error: UnisonoError, now: float) -> None:
-        """No connection could be had. The first probe of an outage goes at once, the others after a pause."""
+    def lost(self, error: UnisonoError, now: float) -> bool:
+        """No connection could be had. The first probe of an outage goes at once, the others after a pause.
+
+        Answers whether that is news.
+        """
+        is_news = self._told_since_s is None
+        if is_news:
+            self._told_since_s = now
         if self._since_s is None:
             self._since_s = now
             self._probes = 0
         self._away_since_s = self._since_s
         self._error = error
         self._probe_at_s = now + (self._pause_s() if self._probes else 0.0)
+        return is_news
 
     def silent(self, error: UnisonoError, now: float) -> None:
         """A probe was not answered."""
