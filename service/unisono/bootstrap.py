@@ -10,8 +10,9 @@ import asyncio
 import os
 import tempfile
 import time
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,7 @@ from unisono.app.durable import DurableBatches, DurableSettings
 from unisono.app.listeners import BothListeners
 from unisono.app.resolve import Resolver
 from unisono.config import EMBEDDED, LLAMA_SERVER, SettingError, configured_backends, parse_address
-from unisono.core.arbiter import ArbiterSettings
+from unisono.core.arbiter import ArbiterSettings, Away
 from unisono.core.conductor import ConductorSettings
 from unisono.core.errors import UnisonoError
 from unisono.core.limits import Limits
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 
     from unisono.app.ports import Backend, BackendStanding, Listener
     from unisono.config import BackendSettings, Settings
+    from unisono.core.arbiter import Back
     from unisono.core.model import ModelInfo
 
 log = structlog.get_logger("unisono")
@@ -153,6 +155,7 @@ async def running(
                 settings=_arbiter_settings(settings, one),
                 memory=memory,
                 report_defect=report_defect,
+                report_outage=partial(report_outage, one.name),
             )
             await _start_driver(driver, stack)
         resolver = Resolver(drivers, clock, patience_s=settings.backend_patience)
@@ -393,6 +396,16 @@ async def describe(backend: Backend) -> str:
 def report_defect(where: str, defect: BaseException) -> None:
     """Tells the log of something that should not have happened, with its trace."""
     log.error("defect", where=where, exc_info=(type(defect), defect, defect.__traceback__))
+
+
+def report_outage(backend: str, news: Away | Back) -> None:
+    """Tells the log that a backend is away, or back."""
+    # A log that nobody reads any more is no reason to leave its items alone.
+    with suppress(BrokenPipeError):
+        if isinstance(news, Away):
+            log.warning("backend away", backend=backend, error=news.error.message, items_waiting=news.items)
+        else:
+            log.info("backend back", backend=backend, after_s=round(news.after_s, 3))
 
 
 def _refuse_twins(backends: Sequence[Backend]) -> None:

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.fakes.ollama import FakeModel, FakeOllama, Fault, FaultKind
 from tests.fakes.otlp import OtlpReceiver
@@ -266,6 +267,29 @@ async def test_one_that_goes_in_the_middle_of_a_batch() -> None:
         assert sum(one.disturbed + one.attempts - 1 for one in seen.results.values()) in range(4, 9)
         assert seen.report.counts.completed == 24
         assert not h.defects
+
+
+async def test_the_log_tells_when_one_is_away_and_when_it_is_back() -> None:
+    """Once each: its name, what is wrong, how many items wait, and after how long."""
+    async with several([ONLY_A], [ONLY_B]) as (h, (a, _)):
+        _ = await h.run(chats(2), model="only-a")
+        with capture_logs() as lines:
+            await a.go_away()
+            call = h.run_batch(chats(3), model="only-a")
+            _ = await call.until("group_planned")
+            await asyncio.sleep(0.3)
+            await a.come_back()
+            assert set((await call.to_end()).states().values()) == {"COMPLETED"}
+        away, back = lines
+        assert (away["event"], away["log_level"], away["backend"], away["items_waiting"]) == (
+            "backend away",
+            "warning",
+            "a",
+            3,
+        )
+        assert a.url.removeprefix("http://") in away["error"]
+        assert (back["event"], back["log_level"], back["backend"]) == ("backend back", "info", "a")
+        assert 0 < back["after_s"] < LIMIT_S
 
 
 @pytest.mark.usefixtures("soon")

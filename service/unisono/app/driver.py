@@ -21,7 +21,7 @@ from unisono.app.errands import Errands, defect_error
 from unisono.app.sink import Departure
 from unisono.app.slot_keeper import SlotKeeper, held_of
 from unisono.app.timers import Alarm
-from unisono.core.arbiter import Arbiter, ArbiterSettings, Load, Probe, Unload
+from unisono.core.arbiter import Arbiter, ArbiterSettings, Away, Back, Load, Probe, Unload
 from unisono.core.commands import Abort, End, Release, Retry, Stage
 from unisono.core.errors import ConnectionLostError, UnisonoError
 from unisono.core.harmonise import Standing
@@ -88,17 +88,20 @@ class BackendDriver:
         settings: ArbiterSettings | None = None,
         memory: SlotMemory | None = None,
         report_defect: Callable[[str, BaseException], None],
+        report_outage: Callable[[Away | Back], None] = lambda _: None,
     ) -> None:
         """`slots`: the configured number. `memory`: what earlier runs learned of slots.
 
         `memory_factor`: the share of a runner's context that items in flight may reserve.
-        `report_defect` is told what should not have happened, with where.
+        `report_defect` is told what should not have happened, with where; `report_outage`, when the backend goes away
+        and when it is back.
         """
         self.backend = backend
         self._clock = clock
         self._slot_keeper = SlotKeeper(backend, configured=slots, ceiling=max_in_flight, memory=memory)
         self._arbiter = Arbiter(self._slot_keeper.new, settings)
         self._report_defect = report_defect
+        self._report_outage = report_outage
         self._errands = Errands(backend, report_defect)
         self._tickets: dict[int, _Ticket] = {}
         # By ticket: an item has one attempt at a time.
@@ -264,6 +267,8 @@ class BackendDriver:
                 self._go(self._errands.unload(command.runner))
             case Probe():
                 self._go(self._probe())
+            case Away() | Back():
+                self._report_outage(command)
 
     def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         if self._group is None:

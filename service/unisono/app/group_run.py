@@ -344,7 +344,7 @@ class GroupRun:
             idle_s=tuple(self._seen.idle_s(slots.count).items()),
             costs=after.costs,
             one_at_a_time_s=one_at_a_time_s(
-                after.costs,
+                after.timed,
                 # On one slot, each family's beginning would be computed once.
                 prompt_tokens=max(0, self.prompt_tokens - round(max(reusable, self.cached_prompt_tokens or 0))),
                 completion_tokens=self.completion_tokens,

@@ -39,6 +39,8 @@ class Backend:
     # How many requests it computes side by side; None where it does not tell.
     slots: int | None
     headers: dict[str, str] = field(default_factory=dict)
+    # How many of the models the user has named.
+    named: int = 0
 
     def model_of(self, ask: Ask) -> str:
         """The name of the model that a request is for."""
@@ -95,6 +97,7 @@ async def look(url: str, *, token: str = "", slots: int | None = None, models: t
         models=models or found.models,
         slots=slots or found.slots,
         headers=headers,
+        named=len(models),
     )
 
 

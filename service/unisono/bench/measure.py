@@ -127,8 +127,10 @@ class Measurement:
 
     def found(self) -> Measured:
         """What the finished runs say."""
-        notes = [*self._notes, *_other_lengths(self._samples)]
-        return Measured(samples=self._samples, rows=rows_of(self._samples, self._workloads), notes=notes)
+        empty = {name: why_empty(workload, self._samples) for name, workload in self._workloads.items()}
+        notes = [*self._notes, *filter(None, empty.values()), *_other_lengths(self._samples)]
+        kept = {name: workload for name, workload in self._workloads.items() if not empty[name]}
+        return Measured(samples=self._samples, rows=rows_of(self._samples, kept), notes=notes)
 
     async def _warm_up(self) -> None:
         """A small batch through each side, that counts for nothing."""
@@ -251,14 +253,29 @@ class Measurement:
 
 def why_left_out(workload: Workload, backend: Backend) -> str:
     """Why a workload says nothing about a backend; "" where it does."""
+    left_out = f"{workload.name} ({workload.title}) was left out"
     if workload.loads and backend.kind != OLLAMA:
         return (
-            f"{workload.name} ({workload.title}) was left out: it is about loading models, "
-            "which an Ollama does when asked, and a llama.cpp server once, at its start"
+            f"{left_out}: it is about loading models, which an Ollama does when asked, and a llama.cpp server once, "
+            "at its start"
         )
-    if workload.models > len(backend.models):
-        has = len(backend.models)
-        return f"{workload.name} ({workload.title}) was left out: it needs {workload.models} models, there are {has}"
+    if workload.models > max(1, backend.named):
+        named = "one is" if backend.named == 1 else f"{backend.named or 'none'} are"
+        return (
+            f"{left_out}: it needs {workload.models} models that take each other's place, named with --model; "
+            f"{named} named"
+        )
+    return ""
+
+
+def why_empty(workload: Workload, samples: Iterable[Sample]) -> str:
+    """Why what was measured of a workload says nothing; "" where it does."""
+    loads = [sample.loads for sample in samples if sample.workload == workload.name]
+    if workload.loads and loads and not any(each is None or each for each in loads):
+        return (
+            f"{workload.name} ({workload.title}) was left out: it is about loading models, and no side had to load "
+            "any. The backend keeps all of them in memory; an Ollama started with OLLAMA_MAX_LOADED_MODELS=1 does not"
+        )
     return ""
 
 

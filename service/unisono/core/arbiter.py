@@ -58,7 +58,23 @@ class Probe:
     """See whether the backend answers."""
 
 
-Command = ItemCommand | Load | Unload | Probe
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Away:
+    """Tell that the backend cannot be reached; once for each outage."""
+
+    error: UnisonoError
+    # Items that wait for it.
+    items: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Back:
+    """Tell that it can be reached again, and after how long."""
+
+    after_s: float
+
+
+Command = ItemCommand | Load | Unload | Probe | Away | Back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,16 +241,18 @@ class Arbiter:
         conductor = self._conductor_of(ticket)
         if conductor is None:
             return []
-        self._outage.connected()
-        return self._settle(list(conductor.staged(ticket, serial, now)), now)
+        told = self._told_back(self._outage.connected(now))
+        return self._settle([*told, *conductor.staged(ticket, serial, now)], now)
 
     def spoke(self, ticket: int, serial: int, now: float, *, is_drafted: bool = False) -> list[Command]:
         """See Conductor.spoke. The one step that happens for every token: it settles only what it changed."""
         conductor = self._conductor_of(ticket)
         if conductor is None:
             return []
-        self._outage.heard()
-        return list(conductor.spoke(ticket, serial, now, is_drafted=is_drafted))
+        return [
+            *self._told_back(self._outage.heard(now)),
+            *conductor.spoke(ticket, serial, now, is_drafted=is_drafted),
+        ]
 
     def finished(
         self, ticket: int, serial: int, now: float, held: Held | None, usage: Usage | None = None
@@ -243,8 +261,8 @@ class Arbiter:
         conductor = self._conductor_of(ticket)
         if conductor is None:
             return []
-        self._outage.heard()
-        return self._settle(list(conductor.finished(ticket, serial, now, held, usage)), now)
+        told = self._told_back(self._outage.heard(now))
+        return self._settle([*told, *conductor.finished(ticket, serial, now, held, usage)], now)
 
     def failed(self, ticket: int, serial: int, error: UnisonoError, now: float) -> list[Command]:
         """See Conductor.failed.
@@ -341,12 +359,15 @@ class Arbiter:
                     commands.append(Unload(runner=place.runner))
         return commands
 
+    def _told_back(self, after_s: float | None) -> list[Command]:
+        return [] if after_s is None else [Back(after_s=after_s)]
+
     def _lose(self, error: UnisonoError, now: float, *, was_connected: bool = False) -> list[Command]:
         """No connection can be had, or none that leads there. What is in flight fails when its own does."""
         if self._outage.is_away:
             return []
-        self._outage.lost(error, now, was_connected=was_connected)
-        commands: list[Command] = []
+        is_news = self._outage.lost(error, now, was_connected=was_connected)
+        commands: list[Command] = [Away(error=error, items=len(self._runner_of))] if is_news else []
         for place in self._places.values():
             commands += place.conductor.shut(now)
             place.readiness = Readiness.NO_TURN

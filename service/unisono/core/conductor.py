@@ -130,6 +130,7 @@ class Conductor:
             idle_open=self._idle.open,
             deaths=self._exits.deaths,
             costs=meter.measured,
+            timed=meter.timed,
             bytes_per_token=meter.bytes_per_token,
         )
 

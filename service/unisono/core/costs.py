@@ -40,6 +40,8 @@ _ASSUMED_SHARE = 0.5
 # How much the numbers of members must differ (their variance) to tell that part; and how much in all passes together
 # until it is sure enough to be told to others.
 _LEAST_SPREAD, _SURE_SPREAD = 0.05, 16.0
+# Of a pass, a part that is smaller is none that was measured.
+_LEAST_PART = 0.005
 # Of a pass, the part that is shared, as far as one may hope: for a second lane to be tried.
 _HOPED_SHARE = 0.9
 # Answers beside others after which it will not be told, as it seems, what part that is.
@@ -103,6 +105,8 @@ class CostMeter:
         # of members only are seen for long: their time tells how fast the machine is, not what is shared.
         self._token_share: float | None = None
         self._is_sure = False
+        # Whether the last fit gave all of a pass to one part, as no processor does: the two cannot be told apart yet.
+        self._is_clipped = False
         # Answers that ended while others were being given.
         self._beside = 0
         # Who is being answered: each takes part in every pass, though it may say nothing in it.
@@ -155,7 +159,12 @@ class CostMeter:
 
     @property
     def measured(self) -> Costs | None:
-        """The costs, if nothing of them is assumed, and enough passes were seen; else None."""
+        """The costs, if nothing of them is assumed, and enough passes were seen to tell their parts; else None."""
+        return None if self._is_clipped else self.timed
+
+    @property
+    def timed(self) -> Costs | None:
+        """The same where its parts may be no measurement, but what one item costs by itself is one."""
         return self.costs if self._is_sure else None
 
     def costs_to_join(self, taken: int) -> Costs | None:
@@ -325,4 +334,5 @@ class CostMeter:
             self._is_sure = self._is_sure or spread * self._w > _SURE_SPREAD
             slope = (self._wmt / self._w - mean_m * mean_t) / spread
             token_s = min(max(slope, 0.0), mean_t / mean_m)
+            self._is_clipped = not _LEAST_PART < slope * mean_m / mean_t < 1 - _LEAST_PART
             self._token_share = token_s / (mean_t - token_s * (mean_m - 1))

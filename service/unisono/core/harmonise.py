@@ -110,17 +110,18 @@ def shared(
     largest = max(asked, default=0)
     # Enough for those who ask, and for the prompts of those who do not.
     enough = _limited(max(largest, min(USUAL_CONTEXT, _longest(modest, BYTES_PER_TOKEN))), model)
+    no_more = "no item needs more" if largest <= enough else "it was trained for no more"
     for one in standing:
         if one.is_busy and (one.tokens >= enough or not (asked or one.tokens)):
             what = f"{one.tokens:,} tokens" if one.tokens else "the backend's default"
             return Context(
                 num_ctx=one.runner.options.num_ctx,
                 tokens=one.tokens,
-                reason=f"{what}: the model is at work with it, and no item needs more",
+                reason=f"{what}: the model is at work with it, and {no_more}",
             )
     tokens = there.context_length if there is not None else 0
     if tokens >= enough and tokens:
-        return _as_loaded(tokens, standing, "and no item needs more")
+        return _as_loaded(tokens, standing, f"and {no_more}")
     if not asked and not tokens and (fits is None or fits >= _limited(USUAL_CONTEXT, model)):
         return Context(num_ctx=None, tokens=0, reason="no item asks for a context: the backend's default")
     room = min(USUAL_CONTEXT, _longest(modest, _FEWEST_BYTES_PER_TOKEN, with_answer=True))

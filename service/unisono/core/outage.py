@@ -3,7 +3,8 @@
 Theory of operation. An *outage* begins when no connection can be had, and ends only when an item has got one: a
 backend that answers probes, but then gives no item a connection, has been away all the while. Within an outage the
 backend is *away* until a probe is answered; meanwhile it is probed at growing intervals, as long as somebody waits.
-All patience is counted from the beginning of the outage.
+All patience is counted from the beginning of the outage. Others are told of it once when it begins and once when it
+ends, however often the backend seems to come back meanwhile.
 
 A proxy before the backend takes every connection, and says by its answers that the backend is away. Where one has
 said so, a connection proves nothing, and only what the backend itself says to an item ends the outage.
@@ -38,6 +39,8 @@ class Outage:
         self._error: UnisonoError | None = None
         self._probe_at_s: float | None = None
         self._probes = 0
+        # Since when it is away by what others were told; None: they were told nothing, or that it is back.
+        self._told_since_s: float | None = None
 
     @property
     def is_away(self) -> bool:
@@ -74,29 +77,34 @@ class Outage:
             if self._probes == 0:
                 self._probe_at_s = now
 
-    def connected(self) -> None:
-        """An item has got a connection."""
+    def connected(self, now: float) -> float | None:
+        """An item has got a connection. Answers with how long none could, where that is news."""
+        return None if self._is_behind_proxy else self._end(now)
+
+    def heard(self, now: float) -> float | None:
+        """The backend has said something to an item. Answers as `connected`."""
         if not self._is_behind_proxy:
-            self._since_s = None
+            return None
+        self._is_behind_proxy = False
+        return self._end(now)
 
-    def heard(self) -> None:
-        """The backend has said something to an item."""
-        if self._is_behind_proxy:
-            self._is_behind_proxy = False
-            self._since_s = None
-
-    def lost(self, error: UnisonoError, now: float, *, was_connected: bool = False) -> None:
+    def lost(self, error: UnisonoError, now: float, *, was_connected: bool = False) -> bool:
         """No connection could be had. The first probe of an outage goes at once, the others after a pause.
 
-        `was_connected`: there was one, and whoever answered said that the backend is away.
+        `was_connected`: there was one, and whoever answered said that the backend is away. Answers whether all this
+        is news.
         """
         self._is_behind_proxy = self._is_behind_proxy or was_connected
+        is_news = self._told_since_s is None
+        if is_news:
+            self._told_since_s = now
         if self._since_s is None:
             self._since_s = now
             self._probes = 0
         self._away_since_s = self._since_s
         self._error = error
         self._probe_at_s = now + (self._pause_s() if self._probes else 0.0)
+        return is_news
 
     def silent(self, error: UnisonoError, now: float) -> None:
         """A probe was not answered."""
@@ -121,3 +129,9 @@ class Outage:
 
     def _pause_s(self) -> float:
         return retry.backoff_s(min(self._probes, _GROWING_PROBES), "probe")
+
+    def _end(self, now: float) -> float | None:
+        """The outage is over."""
+        self._since_s = None
+        since_s, self._told_since_s = self._told_since_s, None
+        return None if since_s is None else now - since_s

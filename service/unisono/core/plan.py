@@ -317,13 +317,14 @@ def _warnings(group: Group) -> list[Warned]:
         tokens = -(-longest_prompt_bytes(item) // BYTES_PER_TOKEN)
         answer = max(0, item.options.num_predict or 0)
         if context and tokens + answer > context:
+            length = f"up to {answer:,} of answer" if answer else "an answer without a bound (options.num_predict)"
             found.append(
                 Warned(
                     item_id=item.item_id,
                     field="options.runner.num_ctx",
                     reason="CONTEXT_MAY_BE_TOO_SMALL",
-                    message=f"about {tokens:,} tokens of prompt and up to {answer:,} of answer, in a context of "
-                    f"{context:,}. Raise options.runner.num_ctx, or shorten the prompt",
+                    message=f"about {tokens:,} tokens of prompt and {length}, in a context of {context:,}. "
+                    "Raise options.runner.num_ctx, or shorten the prompt",
                 )
             )
     return found

@@ -111,6 +111,8 @@ class RunnerFigures:
     # Times that it ended while it answered.
     deaths: int = 0
     costs: Costs | None = None
+    # The same where what a pass and a token cost cannot be told apart: only the costs of single items count of these.
+    timed: Costs | None = None
     # Bytes of prompts a token.
     bytes_per_token: float = 4.0
 

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from unittest.mock import AsyncMock
 
 import pytest
 
 from unisono.bench.backend import OLLAMA, Answer, Backend
 from unisono.bench.counters import Counters, Counts, count_passes
-from unisono.bench.measure import Measured, Measurement, Plan, Sample, as_json, least_prompt_tokens, rows_of
+from unisono.bench.measure import (
+    Measured,
+    Measurement,
+    Plan,
+    Sample,
+    as_json,
+    least_prompt_tokens,
+    rows_of,
+    why_empty,
+)
 from unisono.bench.plot import draw_plot, relative
 from unisono.bench.sides import GATHER, ONE_AT_A_TIME, SEMAPHORE, UNISONO, Ran
 from unisono.bench.table import draw_table, number
@@ -240,3 +250,19 @@ def test_passes_can_be_counted_from_streamed_tokens() -> None:
     apart = [Answer(name=f"{n}", tokens=3, times_ns=[(3 * n + k) * 100 * MS for k in range(3)]) for n in range(2)]
     assert counted(apart, slots=1) == (6, 1.0)
     assert count_passes([Answer(name="a", tokens=3)], slots=1) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "loads", "is_empty"),
+    [
+        ("W7", [0, 0], True),
+        ("W7", [0, 3], False),
+        ("W7", [0, None], False),
+        ("W7", [], False),
+        ("W1", [0, 0], False),
+    ],
+)
+def test_loads_that_nobody_needed_prove_nothing(name: str, loads: list[int | None], *, is_empty: bool) -> None:
+    """A backend that keeps all models in memory; where nobody counts loads, times are shown."""
+    samples = [replace(sample(GATHER, run, workload=name), loads=each) for run, each in enumerate(loads)]
+    assert bool(why_empty(BY_NAME[name], samples)) is is_empty

@@ -85,6 +85,20 @@ async def test_workloads_that_do_not_apply_are_named(names: tuple[str, ...], lef
     assert caught.value.lines[-1] == "Nothing was measured."
 
 
+@pytest.mark.parametrize("models", [(), ("fake", "fake-think")])
+async def test_models_that_take_each_other_s_place_must_be_named(models: tuple[str, ...]) -> None:
+    """Which of those that there are do so, nobody knows; and nothing is run."""
+    async with FakeOllama() as fake:
+        options = BenchOptions(backend=fake.url, workloads=("W7",), models=models)
+        with pytest.raises(StopError) as caught:
+            await bench(options, start_nothing, Terminal.standard())
+        assert not fake.loads
+    assert caught.value.code == 2
+    assert caught.value.lines[0].startswith("W7 (three models, mixed) was left out: it needs 3 models that take")
+    assert f"{len(models) or 'none'} are named" in caught.value.lines[0]
+    assert caught.value.lines[-1] == "Nothing was measured."
+
+
 def figures(gains: Iterable[float], *, slots: int | None = 4, error: str = "") -> ModelFigures:
     """A model with these gains at 1, 2, 4 … items."""
     runs = [

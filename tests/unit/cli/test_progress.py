@@ -87,6 +87,28 @@ def test_lines_come_at_most_every_two_seconds(meter: Meter, clock: Clock) -> Non
     ]
 
 
+def test_lines_that_say_the_same_come_seldom(meter: Meter, clock: Clock) -> None:
+    """While nothing changes, one in ten seconds shows that it goes on; the end does not repeat the last."""
+    stream = io.StringIO()
+    lines = Lines(meter, Console(file=stream, width=80))
+    lines.start()
+    meter.total, meter.phase = 3, "loading tiny"
+    told_at: list[float] = []
+    for _ in range(33):
+        before = stream.tell()
+        lines.refresh()
+        if stream.tell() > before:
+            told_at.append(clock.now - 100)
+        clock.now += 1
+    assert told_at == [0, 10, 20, 30]
+    meter.completed = 1
+    lines.refresh()
+    lines.stop()
+    assert stream.getvalue().splitlines() == ["unisono: 0 of 3 done, loading tiny"] * 4 + [
+        "unisono: 1 of 3 done, loading tiny"
+    ]
+
+
 def test_the_bar_shows_items_speed_and_sharing(meter: Meter, clock: Clock) -> None:
     """On a terminal."""
     stream = io.StringIO()

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import NamedTuple, TypeVar
 
-from unisono.core.arbiter import Arbiter, Load, Probe, Unload
+from unisono.core.arbiter import Arbiter, Away, Back, Load, Probe, Unload
 from unisono.core.arbiter import Command as AnyCommand
 from unisono.core.capacity import Held
 from unisono.core.commands import Abort, End, Release, Retry, Stage, Work
@@ -101,7 +101,7 @@ class Audit:
                     self._alive(ticket)
                     assert ticket not in self.open, "who ended holds no connection"
                     self.ended[ticket] = command
-                case Load() | Unload() | Probe():
+                case Load() | Unload() | Probe() | Away() | Back():
                     pass
 
     def check_finished(self) -> None:

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from tests.unit.core.simulator import Answer, Fault, Simulator, works
-from unisono.core.arbiter import LOAD_ATTEMPTS, MAX_PLACES, Arbiter, ArbiterSettings, Load, Probe, Unload
+from unisono.core.arbiter import LOAD_ATTEMPTS, MAX_PLACES, Arbiter, ArbiterSettings, Away, Back, Load, Probe, Unload
 from unisono.core.capacity import Capacity
 from unisono.core.commands import Abort, End, Release, Retry, Stage, Work
 from unisono.core.conductor import ConductorSettings
@@ -409,6 +409,29 @@ def test_away_pauses_everything_and_costs_nothing() -> None:
     assert {end.state for end in ends.values()} == {ItemState.COMPLETED}
     assert {end.attempts for end in ends.values()} == {1}
     assert world.said(Retry) == []
+
+
+@pytest.mark.parametrize("flaps", [False, True])
+def test_an_outage_is_told_once(*, flaps: bool) -> None:
+    """When it begins, with who waits, and when it is over, and after how long; though it seems back meanwhile."""
+    _, world = simulate(configured=4)
+    world.add(works(range(40)), A)
+    world.run(for_s=2.0)
+    done, began_s = len(world.ends), world.now
+    world.away_until_s = world.now + 20.0
+    world.answers_probes_while_away = flaps
+    world.runner_dies(LOST)
+    finish(world)
+    (away,), (back,) = world.said(Away), world.said(Back)
+    assert away.items == 40 - done
+    assert isinstance(away.error, BackendUnavailableError)
+    assert back.after_s == pytest.approx(world.times(Back)[0] - world.times(Away)[0])
+    assert began_s + 20.0 <= world.times(Back)[0]
+    # The next one is told again.
+    world.away_until_s = world.now + 5.0
+    world.add(works(range(40, 50)), A)
+    finish(world)
+    assert len(world.said(Away)) == len(world.said(Back)) == 2
 
 
 def test_away_in_the_middle_of_a_batch() -> None:

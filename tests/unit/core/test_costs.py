@@ -93,6 +93,26 @@ def test_a_draft_beside_a_prompt_is_of_no_stretch() -> None:
     assert meter.tokens_a_pass == 1
 
 
+@pytest.mark.parametrize("of_eight_s", [0.020, 0.030, 0.250])
+def test_parts_that_cannot_be_told_apart_are_not_called_measured(of_eight_s: float) -> None:
+    """Eight members as quick as one, quicker, or more than eight times as slow; what one costs alone is known."""
+    meter = CostMeter()
+    now = speak(meter, 1, 100, 0.030, 0.0)
+    meter.left(0)
+    now = speak(meter, 8, 100, of_eight_s, now)
+    measured, timed = meter.measured, meter.timed
+    assert measured is None
+    assert timed is not None
+    assert timed.single_stream_token_s == pytest.approx(0.030)
+    # Until they can.
+    for ticket in range(8):
+        meter.left(ticket)
+    _ = speak(meter, 8, 2_000, 0.080, now)
+    later = meter.measured
+    assert later is not None
+    assert later.token_s > 0
+
+
 def test_larger_passes_that_are_quicker_cost_nothing_a_token() -> None:
     """An accident of a busy machine makes no cost negative."""
     meter = CostMeter()

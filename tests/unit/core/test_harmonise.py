@@ -86,7 +86,10 @@ def test_no_more_than_the_model_was_trained_for() -> None:
     """More would be cut down by the backend itself; what is loaded with that is large enough."""
     found = choose(item(9000), item(100), trained=8192)
     assert (found.num_ctx, found.reason) == (8192, "8,192 tokens: the model was trained for no more")
-    assert choose(item(9000), trained=8192, loaded=8192).reason.startswith("8,192 tokens: the model is loaded")
+    there = choose(item(9000), trained=8192, loaded=8192).reason
+    assert there == "8,192 tokens: the model is loaded with them, and it was trained for no more"
+    at_work = choose(item(9000), trained=8192, standing=[standing(8192, is_busy=True)]).reason
+    assert at_work == "8,192 tokens: the model is at work with it, and it was trained for no more"
 
 
 # -- Those who ask for nothing -----------------------------------------------------------------------------------

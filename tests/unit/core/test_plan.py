@@ -418,6 +418,8 @@ def test_context_that_may_be_too_small(
     assert [(one.item_id, one.reason, one.field) for one in warnings] == (
         [("0", "CONTEXT_MAY_BE_TOO_SMALL", "options.runner.num_ctx")] if is_warned else []
     )
+    length = f"up to {num_predict:,} of answer" if num_predict else "an answer without a bound (options.num_predict)"
+    assert all(length in one.message for one in warnings)
     assert all("128" in one.message for one in warnings)
 
 

@@ -205,6 +205,9 @@ async def _bench_workloads(what: _Bench) -> int:
         if measurement.finished:
             _show(options, measured, _facts(options, backend, plan, counters), what.terminal)
     has_lost = any(sample.lost for sample in measured.samples if sample.side == ours.name)
+    if not (has_lost or measured.rows):
+        # Whatever was measured says nothing, as the notes do.
+        return ExitCode.USAGE
     return ExitCode.ITEMS_FAILED if has_lost else ExitCode.DONE
 
 

@@ -22,8 +22,9 @@ from rich.text import Text
 from unisono._generated.unisono.v1 import event_pb2
 from unisono.edge.cli.terminal import can_write, printable, write
 
-# Lines come at most this often.
+# Lines come at most this often; and one that says the same as the last, so often.
 _LINE_INTERVAL_S = 2.0
+_SAME_INTERVAL_S = 10.0
 
 
 class Meter:
@@ -124,12 +125,13 @@ class Display(Protocol):
 
 
 class Lines:
-    """A line at the start and at the end, and between them at most one every two seconds."""
+    """A line at the start and at the end, and between them at most one every two seconds, where there is news."""
 
     def __init__(self, meter: Meter, console: Console) -> None:
         self._meter = meter
         self._console = console
         self._last_at = 0.0
+        self._last = ""
         self._is_on = False
 
     def start(self) -> None:
@@ -140,9 +142,12 @@ class Lines:
     def refresh(self) -> None:
         """Writes a line if it is time."""
         now = self._meter.clock()
-        if self._is_on and self._meter.total and now - self._last_at >= _LINE_INTERVAL_S:
-            self._last_at = now
-            self.say(self._meter.sentence())
+        if not self._is_on or not self._meter.total or now - self._last_at < _LINE_INTERVAL_S:
+            return
+        sentence = self._meter.sentence()
+        if sentence != self._last or now - self._last_at >= _SAME_INTERVAL_S:
+            self._last_at, self._last = now, sentence
+            self.say(sentence)
 
     def say(self, text: str) -> None:
         """Writes a line at once."""
@@ -152,7 +157,8 @@ class Lines:
         """Writes the last line."""
         if self._is_on:
             self._is_on = False
-            self.say(self._meter.sentence())
+            if (sentence := self._meter.sentence()) != self._last:
+                self.say(sentence)
 
 
 class _CountColumn(ProgressColumn):
