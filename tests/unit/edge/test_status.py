@@ -21,14 +21,19 @@ Detail = TypeVar("Detail", bound=Message)
 HTTP_ERRORS = range(400, 600)
 
 
+def children(kind: type[UnisonoError]) -> list[type[UnisonoError]]:
+    """What stands below a class in the house's tree; an adapter may have some of its own, which never travel."""
+    return [child for child in kind.__subclasses__() if child.__module__ == errors.__name__]
+
+
 def tree(kind: type[UnisonoError]) -> list[type[UnisonoError]]:
     """A class and all below it."""
-    return [kind, *(below for child in kind.__subclasses__() for below in tree(child))]
+    return [kind, *(below for child in children(kind) for below in tree(child))]
 
 
-EVERY = [kind for kind in tree(UnisonoError) if kind.__module__ == errors.__name__]
-LEAVES = [kind for kind in EVERY if not kind.__subclasses__()]
-PARENTS = [kind for kind in EVERY if kind.__subclasses__()]
+EVERY = tree(UnisonoError)
+LEAVES = [kind for kind in EVERY if not children(kind)]
+PARENTS = [kind for kind in EVERY if children(kind)]
 
 
 def details(status: status_pb2.Status, kind: type[Detail]) -> list[Detail]:
