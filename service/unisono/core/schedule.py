@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from unisono.core.choice import Choice, Look, choose
 from unisono.core.commands import ReleaseReason
 from unisono.core.costs import CostMeter
+from unisono.core.idle import IdleReason
 from unisono.core.lanes import Lanes
-from unisono.core.report import IdleReason
 from unisono.core.returns import Returns
 from unisono.core.seats import Seats
 from unisono.core.suspects import Suspects
