@@ -49,6 +49,7 @@ from unisono.core.memory import MemoryBounds
 from unisono.core.window import WindowSettings
 from unisono.edge.grpc.server import MAX_RECEIVE_BYTES, MAX_SEND_BYTES, GrpcServer
 from unisono.edge.grpc.service import BatchInferenceServicer, ServerFacts
+from unisono.folders import data_folder, slots_path
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -61,7 +62,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger("unisono")
 # Where Ollama listens when nobody says otherwise, and how long a look whether it is there may take.
 _LOOK_S = 1.0
-_SLOTS_FILE = "slots.json"
 # After the batches have ended, calls have so long to read the end.
 _LAST_WORDS_S = 2.0
 _ENGINE_START_S = 120.0
@@ -136,7 +136,7 @@ async def running(
             listener = telemetry.listener(backends, item_limit=settings.trace_items)
         else:
             listener = TraceListener(NoOpTracerProvider())
-        path = state_path(settings, os.environ)
+        path = slots_path(settings, os.environ)
         memory = SlotsFile(path) if path is not None else None
         if path is not None and memory is not None:
             _warn_of_state(path.parent)
@@ -301,33 +301,6 @@ def _failpoints(environ: Mapping[str, str]) -> Failpoints:
         return Failpoints(environ.get("UNISONO_FAILPOINTS", ""))
     except ValueError as error:
         raise SettingError(f"UNISONO_FAILPOINTS: {error}") from error
-
-
-def data_folder(settings: Settings, environ: Mapping[str, str]) -> Path | None:
-    """Where batches are kept; None: nowhere."""
-    return _folder(settings.data_dir, environ, "XDG_DATA_HOME", ".local/share")
-
-
-def state_path(settings: Settings, environ: Mapping[str, str]) -> Path | None:
-    """The file of remembered slots; None where there is to be none, or no home to put it in."""
-    folder = _folder(settings.state_dir, environ, "XDG_STATE_HOME", ".local/state")
-    return folder / _SLOTS_FILE if folder is not None else None
-
-
-def _folder(setting: str, environ: Mapping[str, str], variable: str, in_home: str) -> Path | None:
-    """The folder that a setting names; else that of the XDG Base Directory Specification. None: none, or no home."""
-    if setting.strip().lower() == "none":
-        return None
-    if setting:
-        return Path(setting).expanduser()
-    base = Path(environ.get(variable, ""))
-    if not base.is_absolute():
-        # A relative path is to be ignored, says the specification.
-        try:
-            base = Path.home() / in_home
-        except RuntimeError:
-            return None
-    return base / "unisono"
 
 
 def _warn_of_state(folder: Path) -> None:
