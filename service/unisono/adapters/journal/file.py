@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+from contextlib import contextmanager
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -22,6 +23,7 @@ from sqlalchemy.pool import QueuePool
 from unisono.adapters.journal.errors import JournalFileError, JournalInUseError, translated
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from pathlib import Path
 
     from sqlalchemy import Engine
@@ -39,10 +41,11 @@ _READERS = 5
 def take_folder(folder: Path) -> TextIO:
     """Makes the folder, and keeps every other service out of it until the answer is closed.
 
-    Raises JournalInUseError, and OSError where the folder cannot be had.
+    Raises JournalInUseError, and JournalFileError where the folder cannot be had.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = (folder / _LOCK_FILE).open("a+", encoding="utf-8")
+    with _folder_told(folder):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (folder / _LOCK_FILE).open("a+", encoding="utf-8")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -53,19 +56,39 @@ def take_folder(folder: Path) -> TextIO:
             f"another service{f' (process {holder})' if holder else ''} keeps its batches in {folder}: stop it, or "
             "set UNISONO_DATA_DIR to another folder"
         ) from None
-    _ = lock.truncate(0)
-    _ = lock.write(f"{os.getpid()}\n")
-    lock.flush()
+    except OSError as error:
+        lock.close()
+        raise JournalFileError(
+            f"no lock can be had in {folder}: {error.strerror}. Set UNISONO_DATA_DIR to a folder on a disk of this "
+            "machine, or to none to keep no batches"
+        ) from error
+    with _folder_told(folder):
+        _ = lock.truncate(0)
+        _ = lock.write(f"{os.getpid()}\n")
+        lock.flush()
     return lock
+
+
+@contextmanager
+def _folder_told(folder: Path) -> Generator[None]:
+    """What the operating system refuses, with what to do about it."""
+    try:
+        yield
+    except OSError as error:
+        raise JournalFileError(
+            f"batches cannot be kept in {folder}: {error.strerror}. Set UNISONO_DATA_DIR to a folder that this "
+            "process may write to, or to none to keep none"
+        ) from error
 
 
 def open_engines(path: Path, *, max_bytes: int | None = None) -> tuple[Engine, Engine]:
     """Brings the file up to this version; answers with what writes to it, and what reads it.
 
-    `max_bytes`: the file grows no larger; None: as far as the disk has room. Raises OSError, JournalFileError for a
-    file that cannot be used as it is, and LimitExceededError for one that cannot be written to.
+    `max_bytes`: the file grows no larger; None: as far as the disk has room. Raises JournalFileError for a file that
+    cannot be used as it is, and LimitExceededError for one that cannot be written to.
     """
-    _keep_private(path)
+    with _folder_told(path.parent):
+        _keep_private(path)
     url = URL.create("sqlite", database=str(path))
     # Used by one thread at a time, though not by the one that made it.
     shared = {"check_same_thread": False, "timeout": _BUSY_S}
