@@ -1,6 +1,6 @@
 """Kills the service, again and again: `make faults`.
 
-    python -m tests.faults.kills [--random N] [--each N] [--items N] [--seed N] [--only PLACE]
+    python -m tests.faults.kills [--random N] [--each N] [--errors N] [--items N] [--seed N] [--only PLACE]
 
 One caller submits batches and follows them, one after the other, while the service is killed with `kill -9`: at
 random instants, its start included, and at each failpoint of its journal. README.md says what must be so in the end.
@@ -47,6 +47,8 @@ class Kill:
 
     place: str = ""
     nth: int = 0
+    # Instead of the death, writes are reported failed that had succeeded, or that had not: at each of these passages.
+    errors: tuple[tuple[str, int], ...] = ()
     after_s: float = 0.0
     # From its first answer on, and not from the start of the process.
     is_up: bool = True
@@ -54,11 +56,13 @@ class Kill:
     @property
     def failpoints(self) -> str:
         """The service's setting for it."""
-        return f"{self.place}=kill@{self.nth}" if self.place else ""
+        rules = [f"{place}=error@{nth}" for place, nth in self.errors]
+        return ",".join([*rules, f"{self.place}=kill@{self.nth}"] if self.place else rules)
 
     def __str__(self) -> str:
         """For people."""
-        return self.failpoints or f"{self.after_s:.2f} s after its {'first answer' if self.is_up else 'start'}"
+        instant = f"{self.after_s:.2f} s after its {'first answer' if self.is_up else 'start'}"
+        return (self.place and self.failpoints) or " ".join(filter(None, (self.failpoints, instant)))
 
 
 @dataclass
@@ -75,7 +79,7 @@ class Found:
     took_s: float = 0.0
 
 
-def plan(*, random_kills: int, each: int, seed: int, only: Sequence[str] = ()) -> list[Kill]:
+def plan(*, random_kills: int, each: int, seed: int, errors: int = 0, only: Sequence[str] = ()) -> list[Kill]:
     """The deaths of a run, in an order of their own."""
     chance = random.Random(seed)
     kills = [
@@ -85,6 +89,12 @@ def plan(*, random_kills: int, each: int, seed: int, only: Sequence[str] = ()) -
     for place, often in PLACES.items():
         if not only or place in only:
             kills += [Kill(place, chance.randint(1, often)) for _ in range(each)]
+    for _ in range(errors):
+        # The first three calls are the start's, which may fail as a whole: the next one succeeds.
+        rules = [
+            (place, chance.randint(4, 9) if place.startswith("call") else chance.randint(1, 30)) for place in PLACES
+        ]
+        kills.append(Kill(errors=tuple(rules), after_s=chance.random() * _RUNNING_S))
     chance.shuffle(kills)
     return kills
 
@@ -156,7 +166,7 @@ async def _die(service: Service, kill: Kill, calling: asyncio.Future[None], foun
             found.ups.append(went)
     finally:
         _ = up.cancel()
-    name = kill.place or "random instants"
+    name = "random instants after failed writes" if kill.errors else kill.place or "random instants"
     found.kills[name] = found.kills.get(name, 0) + 1
     if calling.done():
         # It never ends by itself, unless a promise was broken.
@@ -168,12 +178,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.kills", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--random", type=int, default=100, help="kills at random instants (default 100)")
     parser.add_argument("--each", type=int, default=10, help="kills at each failpoint (default 10)")
+    parser.add_argument("--errors", type=int, default=10, help="kills after writes that failed (default 10)")
     parser.add_argument("--items", type=int, default=300, help="items of each batch (default 300)")
     parser.add_argument("--seed", type=int, default=1, help="another one gives other instants (default 1)")
     parser.add_argument("--only", action="append", choices=[*PLACES], help="of the failpoints, only this one")
     parser.add_argument("--quiet", action="store_true", help="print the end only")
     given = parser.parse_args()
-    kills = plan(random_kills=given.random, each=given.each, seed=given.seed, only=given.only or ())
+    kills = plan(
+        random_kills=given.random, each=given.each, seed=given.seed, errors=given.errors, only=given.only or ()
+    )
 
     def tell(line: str) -> None:
         if not given.quiet:
@@ -184,7 +197,7 @@ def main() -> int:
     except BrokenPromiseError as error:
         print(
             f"broken: {error}\nagain: python -m tests.faults.kills --seed {given.seed} --random {given.random} "
-            f"--each {given.each} --items {given.items}"
+            f"--each {given.each} --errors {given.errors} --items {given.items}"
         )
         return 1
     print(", ".join(f"{count} at {name}" for name, count in sorted(found.kills.items())))

@@ -285,7 +285,9 @@ class Caller:
             try:
                 answer = await stub.SubmitBatch(request, timeout=20.0)
             except grpc.aio.AioRpcError as error:
-                await self._refused(error)
+                # Whose disk is full may have room in a while.
+                if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+                    await self._refused(error)
             else:
                 history.accepted(answer.batch.batch_id)
 

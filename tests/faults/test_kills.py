@@ -1,4 +1,4 @@
-"""A quick part of `make faults`: one death at each failpoint, and one at a random instant."""
+"""A quick part of `make faults`: a death at each failpoint, one after failed writes, and one at a random instant."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def test_the_places_are_those_of_the_journal() -> None:
 async def test_nothing_is_lost_changed_or_seen_twice() -> None:
     """Wherever the service dies; the seed is another one each time, and the plan is printed where it fails."""
     seed = random.randrange(10**6)
-    planned = kills.plan(random_kills=1, each=1, seed=seed)
+    planned = kills.plan(random_kills=1, each=1, errors=1, seed=seed)
     said: list[str] = [f"seed {seed}", *map(str, planned)]
     try:
         found = await kills.run(planned, items=80, limit_s=30.0, tell=said.append)
     except BrokenPromiseError as error:
         error.add_note("\n".join(said))
         raise
-    assert sum(found.kills.values()) == len(planned) == 5
+    assert sum(found.kills.values()) == len(planned) == 6
     assert found.results >= 80
 
 

@@ -304,8 +304,10 @@ class DurableBatches:
     async def _run(self, stored: StoredBatch, batch: RunningBatch) -> None:
         """Gives a batch its items, and how the others ended."""
         batch_id = stored.batch_id
-        if stored.started_ns is None and not self._store.trouble:
-            await self._store.set(batch_id, started_ns=self._clock.time_ns())
+        if stored.started_ns is None:
+            # Where there is no room to write it, it is not known; the batch runs all the same.
+            with suppress(LimitExceededError):
+                await self._store.set(batch_id, started_ns=self._clock.time_ns())
         ended = await self._store.ended(batch_id)
         items: list[tuple[int, Item | BadItem]] = []
         while page := await self._store.items(batch_id, after=items[-1][0] if items else -1, limit=_PAGE):
