@@ -20,7 +20,7 @@ serve: $(RUN)  ## start the service on 127.0.0.1:50051
 	$(BIN)/unisono serve $(ARGS)
 
 ##@ Prove
-.PHONY: test check test-live test-clients bench bench-release bench-cancel bench-overhead bench-passes bench-work
+.PHONY: test check test-live test-clients bench bench-release bench-cancel bench-overhead bench-passes bench-work soak
 test: check  ## everything: check, then all tests, core/ at 100 % branch coverage
 	$(BIN)/python -m pytest -ra --cov=unisono.core --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=100 $(ARGS)
 
@@ -57,6 +57,9 @@ bench-passes: $(DEV)  ## forward passes of 16 questions on the embedded engine, 
 bench-work: $(DEV)  ## the workloads of `unisono bench` over a stand-in; ARGS='--workload W5 --runs 5' picks some
 	$(BIN)/python -m tests.bench.work $(ARGS)
 
+soak: $(DEV)  ## the backend service of the examples for ten minutes, with cuts; ARGS='--seconds 60 --cut-every 10'
+	PYTHONPATH=clients/python/src $(BIN)/python -m tests.bench.soak $(ARGS)
+
 ##@ Change
 .PHONY: fmt gen clients pins release-image
 fmt: $(DEV)  ## format, and fix what ruff can fix
@@ -83,6 +86,7 @@ setup: $(DEV)  ## make the environment for everything (the other targets do it b
 
 clean:  ## remove the environment and what the tools left
 	rm -rf .venv dist htmlcov out .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf clients/java/target clients/rust/target clients/rust/Cargo.lock
 	find service tests protos clients -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 help:  ## this list

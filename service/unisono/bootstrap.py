@@ -253,7 +253,7 @@ def build_backend(
             load_timeout_s=settings.load_timeout,
         )
     except ValueError as error:
-        raise SettingError(f"the address of backend {one.name}: {error}") from error
+        raise SettingError(f"{one.written_in}: the address of backend {one.name}: {error}") from error
 
 
 def state_path(settings: Settings, environ: Mapping[str, str]) -> Path | None:
@@ -355,7 +355,8 @@ def _refuse_twins(backends: Sequence[Backend]) -> None:
     names: dict[str, str] = {}
     for backend in backends:
         if backend.url and names.setdefault(backend.url, backend.name) != backend.name:
-            raise SettingError(f"UNISONO_BACKENDS: {names[backend.url]} and {backend.name} are one: {backend.url}")
+            both = f"{names[backend.url]} and {backend.name}"
+            raise SettingError(f"UNISONO_BACKENDS: {both} are one, {backend.url}: leave one of them out")
 
 
 def _window(settings: Settings) -> WindowSettings:
@@ -394,7 +395,8 @@ async def _start_metrics(
         log.warning(
             "metrics are not served",
             listen=settings.metrics_listen,
-            error=str(error),
+            # asyncio's own words name the address once more.
+            error=os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error),
             remedy="set UNISONO_METRICS_LISTEN to another address, or to none",
         )
         return None

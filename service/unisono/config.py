@@ -53,7 +53,7 @@ def _token(value: SecretStr) -> SecretStr:
     """Without what a file of secrets has around them. What is refused is not repeated: it is a secret."""
     text = value.get_secret_value().strip()
     if not (text.isascii() and text.isprintable()):
-        raise ValueError("has a character that cannot stand in an HTTP header: only printable ASCII can")
+        raise ValueError("has a character that cannot stand in an HTTP header: take out all but printable ASCII")
     return SecretStr(text)
 
 
@@ -127,6 +127,8 @@ class BackendSettings:
     token: SecretStr = _NO_TOKEN
     # Slots of each of its runners; None: learned.
     slots: int | None = None
+    # Where its address is written: a variable, or an option of the command line.
+    written_in: str = "UNISONO_BACKENDS"
 
     @property
     def suffix(self) -> str:
@@ -165,7 +167,10 @@ def parse_backends(text: str) -> tuple[BackendSettings, ...]:
                 )
         one = BackendSettings(name=name, kind=kind, url=url)
         if one.suffix in found:
-            raise ValueError(f"two backends are called {name!r}, by names that differ in case or in - and _ at most")
+            raise ValueError(
+                f"two backends are called {name!r}, by names that differ in case or in - and _ at most: "
+                "give each one of its own"
+            )
         found[one.suffix] = one
     if text.strip() and not found:
         raise ValueError("it names no backend: each is NAME=ADDRESS, several with commas")
@@ -291,15 +296,13 @@ def configured_backends(settings: Settings, environ: Mapping[str, str]) -> tuple
     Raises SettingError: a variable for a backend that there is not, a number of slots or a token that is none.
     """
     if not settings.backends:
-        kind = EMBEDDED if settings.embedded else LLAMA_SERVER if settings.llama_server_url else OLLAMA
-        url = {OLLAMA: settings.ollama_url or environ.get("OLLAMA_HOST", ""), LLAMA_SERVER: settings.llama_server_url}
-        only = BackendSettings(name=kind, kind=kind, url=url.get(kind, ""))
-        return (replace(only, token=settings.backend_token, slots=settings.slots),)
+        return (replace(_only_backend(settings, environ), token=settings.backend_token, slots=settings.slots),)
     suffixes = {one.suffix for one in settings.backends}
     for variable in environ:
         for start in (_TOKEN_OF, _SLOTS_OF):
             if environ[variable] and variable.startswith(start) and variable.removeprefix(start) not in suffixes:
-                raise SettingError(f"{variable}: UNISONO_BACKENDS has no backend of that name")
+                names = ", ".join(one.name for one in settings.backends)
+                raise SettingError(f"{variable}: UNISONO_BACKENDS has no backend of that name; it has {names}")
     return tuple(
         replace(
             one,
@@ -308,6 +311,19 @@ def configured_backends(settings: Settings, environ: Mapping[str, str]) -> tuple
         )
         for one in settings.backends
     )
+
+
+def _only_backend(settings: Settings, environ: Mapping[str, str]) -> BackendSettings:
+    if settings.embedded:
+        return BackendSettings(name=EMBEDDED, kind=EMBEDDED)
+    if settings.llama_server_url:
+        url, written_in = settings.llama_server_url, "UNISONO_LLAMA_SERVER_URL"
+        return BackendSettings(name=LLAMA_SERVER, kind=LLAMA_SERVER, url=url, written_in=written_in)
+    url, written_in = environ.get("OLLAMA_HOST", ""), "OLLAMA_HOST"
+    if settings.ollama_url:
+        is_of_environ = environ.get("UNISONO_OLLAMA_URL") == settings.ollama_url
+        url, written_in = settings.ollama_url, "UNISONO_OLLAMA_URL" if is_of_environ else "--ollama"
+    return BackendSettings(name=OLLAMA, kind=OLLAMA, url=url, written_in=written_in)
 
 
 def _own_slots(environ: Mapping[str, str], variable: str) -> int | None:

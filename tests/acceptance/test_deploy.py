@@ -17,6 +17,7 @@ from tests.fakes.scraped import Scraped
 from tests.integration.service import LIMIT_S, chats, house
 from tests.integration.test_metrics import scrape
 from unisono.config import Settings
+from unisono.edge.cli import trace_command
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -103,6 +104,15 @@ def test_the_service_is_built_from_here_and_set_by_what_it_knows() -> None:
     )
     # What runs may end before it is killed.
     assert float(SERVICES["unisono"]["stop_grace_period"].removesuffix("s")) > made.drain
+
+
+def test_jaeger_keeps_few_traces() -> None:
+    """In memory; a search of `unisono trace-check` may not ask for more than it keeps."""
+    (option,) = SERVICES["jaeger"]["command"]
+    setting, _, value = option.partition("=")[2].partition("=")
+    assert setting.endswith(".memory.max_traces")
+    assert int(value) > trace_command._SEARCH_DEPTH
+    assert f"the last {int(value):,}," in (DEPLOY / "README.md").read_text()
 
 
 def test_a_gpu_is_a_matter_of_comments() -> None:

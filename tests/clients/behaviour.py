@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients.programs import EXAMPLE, CuttingProxy, HttpCollector, Program, write_lines
+from tests.clients.programs import EXAMPLE, CuttingProxy, HttpCollector, Program, Run, write_lines
 from tests.fakes.ollama import Answer
 from tests.fakes.otlp import OtlpReceiver, tree_of
 from tests.integration.service import House, house
@@ -30,14 +30,28 @@ def answered(h: House) -> int:
     return sum(request.outcome == "completed" for request in h.work)
 
 
+def refusals(run: Run) -> dict[str, str]:
+    """The items that the service did not take, and why."""
+    return {line["id"]: line["error"]["reason"] for line in run.lines if line["state"] == "REFUSED"}
+
+
 class ClientBehaviour:
     """The promises of `unisono-batch`; `unisono_batch` is a fixture of the language."""
 
     @pytest.mark.embedded
     @pytest.mark.asyncio(loop_scope="session")
-    async def test_the_example_batch_is_answered(self, unisono_batch: Program, embedded_target: str) -> None:
-        """A real model answers the 24 conversations of the example, in all three forms of line."""
-        code, run = await unisono_batch.run(EXAMPLE, target=embedded_target)
+    async def test_the_example_batch_is_answered(
+        self, unisono_batch: Program, embedded_target: str, tmp_path: Path
+    ) -> None:
+        """A real model answers the 24 conversations of the example, in all three forms of line.
+
+        A few words each: how long an answer is, a program does not notice, and there is one for each language.
+        """
+        text, count = re.subn(r'("num_predict"|"max_tokens"): \d+', r"\1: 12", EXAMPLE.read_text())
+        assert count == 24
+        file = tmp_path / "batch.jsonl"
+        file.write_text(text)
+        code, run = await unisono_batch.run(file, target=embedded_target)
         lines = [json.loads(line) for line in EXAMPLE.read_text().splitlines()]
         assert code == 0, run.told
         assert sorted(run.ids) == sorted(line.get("id") or line["custom_id"] for line in lines)
@@ -184,6 +198,53 @@ class ClientBehaviour:
         (refusal,) = [line for line in again.lines if line["state"] == "REFUSED"]
         assert (refusal["id"], refusal["error"]["reason"], refusal["error"]["code"]) == ("i2", "INPUT_CLOSED", 9)
         assert sorted(again.ids) == ["i0", "i1", "i2"]
+
+    async def test_more_items_than_a_batch_may_have_are_refused(self, unisono_batch: Program, tmp_path: Path) -> None:
+        """Credit that will never come is not waited for."""
+        file = write_lines(tmp_path / "batch.jsonl", prompts(5))
+        async with house(settings={"max_items": 3}) as h:
+            code, run = await unisono_batch.run("--model", "fake", file, target=h.target)
+        assert code == 1, run.told
+        assert sorted(run.ids) == [f"i{n}" for n in range(5)]
+        assert sorted(run.states) == ["COMPLETED"] * 3 + ["REFUSED"] * 2
+        assert refusals(run) == {"i3": "BATCH_FULL", "i4": "BATCH_FULL"}
+
+    @pytest.mark.parametrize(
+        ("before", "lines"), [(1, 5), (3, 5), (3, 3)], ids=["one_answered", "all_answered", "nothing_left"]
+    )
+    async def test_a_full_batch_that_was_cut_is_resumed(
+        self, unisono_batch: Program, tmp_path: Path, before: int, lines: int
+    ) -> None:
+        """Credit that will never come is not waited for, though answers of before the cut are not heard again."""
+        file = write_lines(tmp_path / "batch.jsonl", prompts(lines))
+        settings = {"max_items": 3, "slots": 4}
+        async with house(num_parallel=4, settings=settings) as h, CuttingProxy(h.target) as proxy:
+            h.fake.hold_passes()
+            async with unisono_batch.started("--model", "fake", "-", target=proxy.target) as first:
+                await first.say(*prompts(3))
+                await h.fake.wait_for(lambda fake: fake.busy_slots == 3, timeout_s=20)
+                while answered(h) < before:
+                    await h.fake.step()
+                await first.until_lines(before)
+                proxy.cut()
+                assert await first.exit_code() == 3, first.told
+            h.fake.release_passes()
+            code, rest = await unisono_batch.run(*first.command_to_resume()[:-1], file, target=h.target)
+        assert code == (1 if lines > 3 else 0), rest.told
+        assert sorted(first.ids + rest.ids) == [f"i{n}" for n in range(lines)]
+        assert sorted(first.states + rest.states) == ["COMPLETED"] * 3 + ["REFUSED"] * (lines - 3)
+        assert refusals(rest) == {f"i{n}": "BATCH_FULL" for n in range(3, lines)}
+
+    async def test_a_batch_that_somebody_else_cancels_is_no_success(self, unisono_batch: Program) -> None:
+        """All that it was given is answered; but there may be lines that it was never given, so that is told."""
+        async with house() as h, unisono_batch.started("--model", "fake", "-", target=h.target) as run:
+            await run.say(*prompts(2))
+            await run.until_lines(2)
+            await run.until_told("batch ")
+            _ = await h.cancel(run.batch_id)
+            assert await run.exit_code() == 1, run.told
+        assert run.states == ["COMPLETED"] * 2
+        assert "the batch ended before its time: CANCELLED" in run.told
 
     async def test_an_answer_in_parts_is_put_together(self, unisono_batch: Program, tmp_path: Path) -> None:
         """An answer that is too long for one message is one line all the same."""

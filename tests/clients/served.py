@@ -23,7 +23,16 @@ def served(*, settings: dict[str, str] | None = None, port: int = 0, **costs: An
 
 @contextlib.contextmanager
 def service_at(url: str, *, settings: dict[str, str] | None = None, port: int = 0) -> Iterator[str]:
-    """A service over a backend."""
+    """A service over a backend: where it listens."""
+    with service_process(url, settings=settings, port=port) as (target, _):
+        yield target
+
+
+@contextlib.contextmanager
+def service_process(
+    url: str, *, settings: dict[str, str] | None = None, port: int = 0
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A service over a backend: where it listens, and its process."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("UNISONO_")} | {
         "UNISONO_OLLAMA_URL": url,
         "UNISONO_LISTEN": f"127.0.0.1:{port}",
@@ -42,7 +51,7 @@ def service_at(url: str, *, settings: dict[str, str] | None = None, port: int = 
     ) as process:
         assert process.stderr is not None
         try:
-            yield _listening(process.stderr)
+            yield _listening(process.stderr), process
         finally:
             process.terminate()
             try:

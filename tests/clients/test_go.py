@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.behaviour import ClientBehaviour, prompts
+from tests.clients.behaviour import ClientBehaviour
 from tests.clients.go import FLAGS, GO, built
-from tests.clients.programs import Program, build, need, write_lines
-from tests.integration.service import house
+from tests.clients.programs import Program, build, need
 
 
 @pytest.fixture(scope="session")
@@ -21,19 +20,6 @@ def unisono_batch(tmp_path_factory: pytest.TempPathFactory) -> Program:
 
 class TestGo(ClientBehaviour):
     """It does what all do."""
-
-    async def test_more_items_than_a_batch_may_have_are_refused(self, unisono_batch: Program, tmp_path: Path) -> None:
-        """Credit that will never come is not waited for."""
-        file = write_lines(tmp_path / "batch.jsonl", prompts(5))
-        async with house(settings={"max_items": 3}) as h:
-            code, run = await unisono_batch.run("--model", "fake", file, target=h.target)
-        assert code == 1
-        assert sorted(run.states) == ["COMPLETED"] * 3 + ["REFUSED"] * 2
-        refusals = [line for line in run.lines if line["state"] == "REFUSED"]
-        assert [(line["id"], line["error"]["reason"]) for line in refusals] == [
-            ("i3", "BATCH_FULL"),
-            ("i4", "BATCH_FULL"),
-        ]
 
 
 def test_its_generated_code_is_what_the_contract_says(tmp_path: Path) -> None:

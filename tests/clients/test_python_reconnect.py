@@ -4,60 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import pytest
 
+from tests.clients.line import COUNT, Line, asked, line
 from tests.clients.proxy import Proxy
 from tests.fakes.ollama import Answer
-from tests.integration.service import LIMIT_S, House, house
+from tests.integration.service import LIMIT_S, house
 from unisono.app.run_batch import RunningBatch
 from unisono_client import BatchLostError, Chat, Client, RefusedError, Result, Session, State, UnreachableError
 from unisono_client import session as session_module
 from unisono_client._generated.unisono.v1 import batch_inference_pb2 as pb
-
-COUNT = 60
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """A client that reaches a service through a proxy."""
-
-    house: House
-    proxy: Proxy
-    client: Client
-
-    @property
-    def batch(self) -> RunningBatch | None:
-        """The one batch, once there is one."""
-        return next(iter(self.house.batches._batches.values()), None)
-
-    def cut_once(self, condition: Callable[[RunningBatch], bool]) -> None:
-        """Cuts when the batch is so; what would have told the client is lost with the connection."""
-        before = self.proxy.down
-
-        def holds(proxy: Proxy) -> bool:
-            return proxy.down > before and self.batch is not None and condition(self.batch)
-
-        self.proxy.cut_when(holds)
-
-
-@asynccontextmanager
-async def line(give_up_after_s: float = LIMIT_S, **settings: object) -> AsyncGenerator[Line, None]:
-    """A service with four slots behind a proxy."""
-    async with (
-        house(settings={"slots": 4, **settings}) as h,
-        Proxy(h.target) as proxy,
-        Client(proxy.target, give_up_after_s=give_up_after_s) as client,
-    ):
-        yield Line(house=h, proxy=proxy, client=client)
-
-
-def asked(count: int = COUNT) -> list[Chat]:
-    """Items whose answers tell them apart."""
-    return [Chat(f"[[say=answer {n}]]", item_id=f"i{n}") for n in range(count)]
 
 
 def is_whole(results: list[Result], count: int = COUNT) -> bool:
@@ -160,6 +118,31 @@ async def test_an_open_session_outlives_its_connections() -> None:
             await session.close_input()
             results += [result async for result in session]
         assert is_whole(results, 6)
+
+
+@pytest.mark.parametrize("before", [1, 3])
+async def test_a_full_batch_that_was_cut(before: int) -> None:
+    """Credit that will never come is not waited for after a cut either: what the batch does not take is told."""
+    async with line(max_items=3) as here, here.client.session(model="fake", release={"size": 1}) as session:
+        items = [Chat(f"[[tokens={5 * (n + 1)}]]", item_id=f"i{n}") for n in range(5)]
+        here.house.fake.hold_passes()
+        await session.add(*items[:3])
+        results: list[Result] = []
+        async with asyncio.timeout(LIMIT_S):
+            await here.house.fake.wait_for(lambda fake: fake.busy_slots == 3)
+            while sum(request.outcome == "completed" for request in here.house.work) < before:
+                await here.house.fake.step()
+            while len(results) < before:
+                results += await session.take()
+            here.proxy.cut()
+            here.house.fake.release_passes()
+            await session.add(*items[3:])
+            await session.close_input()
+            results += [result async for result in session]
+        assert here.proxy.cuts == 1
+        assert sorted(result.item_id for result in results) == [item.item_id for item in items]
+        refused = {result.item_id: result.error.reason for result in results if result.error}
+        assert refused == {"i3": "BATCH_FULL", "i4": "BATCH_FULL"}
 
 
 async def test_cuts_anywhere() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import sys
@@ -9,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.behaviour import ClientBehaviour, answered, prompts
-from tests.clients.programs import CuttingProxy, Program, build, write_lines
+from tests.clients.behaviour import ClientBehaviour
+from tests.clients.programs import Program, build
 from tests.clients.typescript import TYPESCRIPT, built
-from tests.integration.service import house
+from tests.guides import block
+from tests.integration.service import LIMIT_S, house
 
 
 @pytest.fixture(scope="session")
@@ -29,26 +31,6 @@ def unisono_batch(folder: Path) -> Program:
 
 class TestTypeScript(ClientBehaviour):
     """It does what all do."""
-
-    async def test_more_items_than_a_batch_may_have_are_refused(self, unisono_batch: Program, tmp_path: Path) -> None:
-        """Credit that will never come is not waited for; also not by who goes on with a batch."""
-        file = write_lines(tmp_path / "batch.jsonl", prompts(5))
-        async with house(num_parallel=4, settings={"max_items": 3, "slots": 4}) as h, CuttingProxy(h.target) as proxy:
-            h.fake.hold_passes()
-            async with unisono_batch.started("--model", "fake", "-", target=proxy.target) as first:
-                await first.say(*prompts(3))
-                await h.fake.wait_for(lambda fake: fake.busy_slots == 3, timeout_s=20)
-                while answered(h) < 1:
-                    await h.fake.step()
-                await first.until_lines(1)
-                proxy.cut()
-                assert await first.exit_code() == 3, first.told
-            h.fake.release_passes()
-            code, rest = await unisono_batch.run(*first.command_to_resume()[:-1], file, target=h.target)
-        assert code == 1, rest.told
-        assert sorted(first.states + rest.states) == ["COMPLETED"] * 3 + ["REFUSED"] * 2
-        refusals = {line["id"]: line["error"]["reason"] for line in rest.lines if line["state"] == "REFUSED"}
-        assert refusals == {"i3": "BATCH_FULL", "i4": "BATCH_FULL"}
 
 
 def test_its_generated_code_is_what_the_contract_says(folder: Path, tmp_path: Path) -> None:
@@ -79,3 +61,17 @@ def test_its_packages_are_pinned() -> None:
 def test_its_own_tests_pass(folder: Path) -> None:
     """Lines become the items that they say."""
     build("npm", "test", folder=folder)
+
+
+async def test_the_readme_s_lines_run(folder: Path) -> None:
+    """What it gives for one's own program, as it stands but for the address: the answer is written."""
+    lines = block("clients/typescript/README.md", "import { credentials }")
+    async with house(settings={"default_model": "fake"}) as h:
+        (folder / "src" / "readme.ts").write_text(lines.replace("127.0.0.1:50051", h.target))
+        await asyncio.to_thread(build, "npm", "run", "build", folder=folder)
+        process = await asyncio.create_subprocess_exec(
+            "node", folder / "dist" / "src" / "readme.js", stdout=asyncio.subprocess.PIPE
+        )
+        out, _ = await asyncio.wait_for(process.communicate(), LIMIT_S)
+    assert process.returncode == 0
+    assert out.decode().split()[:4] == ["a", "{", "'$case':", "'completion',"]

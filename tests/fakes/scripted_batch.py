@@ -26,6 +26,7 @@ from unisono.core.errors import (
     UnisonoError,
 )
 from unisono.core.events import BatchState, Result, Summary
+from unisono.core.idle import IdleReason
 from unisono.core.memory import MemoryEstimate
 from unisono.core.model import (
     ChatRequest,
@@ -57,7 +58,6 @@ from unisono.core.report import (
     FamilyReport,
     GroupPlanned,
     GroupReport,
-    IdleReason,
     Progress,
     Report,
 )
@@ -288,7 +288,7 @@ class ScriptedBatch:
                 duration_s=1.0,
                 participations=50,
                 prompt_tokens=84,
-                completion_tokens=50,
+                completion_tokens=70,
                 cached_prompt_tokens=20,
                 idle_s=((IdleReason.REFILL, 0.25), (IdleReason.NO_ITEMS, 1.5)),
                 costs=Costs(
@@ -315,7 +315,7 @@ class ScriptedBatch:
             groups=groups,
             prompt_tokens=84,
             cached_prompt_tokens=40,
-            completion_tokens=50,
+            completion_tokens=70,
             retries=1,
         )
         self.watch.ended(summary=Summary(state=state, report=report, error=error), at_ns=self.tick())

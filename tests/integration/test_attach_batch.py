@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from typing import Any
 
 import grpc
+import pytest
 
 from tests.fakes.ollama import Answer
-from tests.integration.service import LIMIT_S, House, Seen, chat, chats, house, refused, span
+from tests.integration.service import LIMIT_S, House, Seen, chat, chats, embed, house, refused, span
 from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
 from unisono._generated.unisono.v1 import event_pb2
+from unisono.adapters.held.exchange import HeldExchange
 
 DETACH = pb.ON_DISCONNECT_DETACH
 
@@ -78,6 +82,40 @@ async def test_an_ended_batch_is_kept_for_its_time_and_then_forgotten() -> None:
         no = await refused(h.attach_batch(seen.batch_id))
         assert (no.code, no.reason) == (grpc.StatusCode.NOT_FOUND, "BATCH_NOT_FOUND")
         assert (await h.run(chats(2), request_id="once")).batch_id != seen.batch_id
+
+
+async def test_ended_batches_take_so_much_memory_and_no_more() -> None:
+    """Beyond a number of bytes the oldest is forgotten before its time; others are kept."""
+    async with house() as h:
+        object.__setattr__(h.batches.settings, "max_ended_bytes", 1)
+        first, last = await h.run(chats(2)), await h.run(chats(2))
+        no = await refused(h.attach_batch(first.batch_id))
+        assert (no.code, no.reason) == (grpc.StatusCode.NOT_FOUND, "BATCH_NOT_FOUND")
+        assert written(await h.attach(last.batch_id)) == written(last)
+
+
+@pytest.mark.parametrize("how", ["by time", "by size"])
+async def test_of_a_forgotten_batch_nothing_stays_in_memory(how: str) -> None:
+    """It is free at once, and not when Python looks for circles: in a service at work for hours, that is seldom."""
+    async with house(settings={"keep_ended": 0.2 if how == "by time" else 900}) as h:
+        if how == "by size":
+            object.__setattr__(h.batches.settings, "max_ended_bytes", 1)
+        stream = await h.stream().open()
+        _ = await (await stream.add(*chats(5), embed("e", "text"))).half_close()
+        _ = gc.collect()
+        gc.disable()
+        try:
+            batch_id = (await stream.to_end()).batch_id
+            batch = weakref.ref(h.batches._batches[batch_id])
+            # What the others do has an end as well: the last of them is kept.
+            for _ in range(2):
+                _ = await h.run(chats(1))
+            async with asyncio.timeout(LIMIT_S):
+                # Nor of its calls to the backend.
+                while batch() is not None or any(isinstance(each, HeldExchange) for each in gc.get_objects()):
+                    _ = await h.stub.GetServerInfo(pb.GetServerInfoRequest())
+        finally:
+            gc.enable()
 
 
 async def test_a_batch_is_not_forgotten_under_its_readers_eyes() -> None:

@@ -176,6 +176,25 @@ async def test_a_load_that_fails_is_tried_again() -> None:
         assert states[-1] == event_pb2.Loading.STATE_LOADED
 
 
+@pytest.mark.parametrize("status", [502, 504])
+async def test_a_proxy_that_finds_no_backend_for_items(status: int) -> None:
+    """It lets probes and loads through: items fail once patience is over, after a few tries."""
+    async with house(settings={"backend_patience": 1.0}) as h:
+        _ = trouble(h, FaultKind.ANSWER, status=status, body=b"<html>", times=None)
+        seen = await h.run(chats(3))
+        assert {reason_of(result) for result in seen.results.values()} == {"BACKEND_UNAVAILABLE"}
+        assert len(h.fake.requests) < 100
+
+
+async def test_a_proxy_that_finds_the_backend_again() -> None:
+    """No item is charged for it, and the next outage is another one."""
+    async with house() as h:
+        for _ in range(2):
+            _ = trouble(h, FaultKind.ANSWER, status=502, body=b"<html>", times=4)
+            seen = await h.run(chats(3))
+            all_completed(seen, 3)
+
+
 async def test_a_model_that_cannot_be_loaded_fails_its_items_alone() -> None:
     """LOAD_FAILED for its items, with what the backend said; the items of other models are answered."""
     body = {"error": "model requires more system memory (9.9 GiB) than is available (1.1 GiB)"}

@@ -133,6 +133,19 @@ async def test_a_model_that_drafts_by_itself() -> None:
         assert seen.report.groups[0].passes.confidence == 1
 
 
+async def test_what_a_pass_costs_where_it_gives_several_tokens() -> None:
+    """A pass is timed from one to the next, however many tokens each gives."""
+    model = FakeModel(name="fake", drafts=(2,), options={"draft_num_predict": 2})
+    async with house(models=[model], **DRAFTING) as h:
+        await warm(h)
+        _ = await h.run(chats(1, num_predict=60))
+        seen = await h.run(chats(4, num_predict=60))
+        costs = seen.report.groups[0].costs
+        one_pass_s = getattr(costs, "pass").ToNanoseconds() / 1e9
+        members_s = 4 * 3 * costs.token.ToNanoseconds() / 1e9
+        assert one_pass_s + members_s > 0.9 * DRAFTING_PASS_S
+
+
 async def test_a_model_that_drafts_unknown_to_all() -> None:
     """Where nobody tells, bursts of tokens are taken for passes, and the report says that this is not certain."""
     model = FakeModel(name="fake", drafts=(2,), options={"draft_num_predict": 2})

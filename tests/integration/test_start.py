@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -42,11 +43,13 @@ async def unisono(*arguments: str, **environ: str) -> tuple[int | None, str, str
     [
         ("serve", "UNISONO_BACKENDS", "gpu1", "UNISONO_BACKENDS: 'gpu1': each backend is NAME=ADDRESS"),
         ("doctor", "UNISONO_BACKENDS", "a=http://x, a=http://y", "UNISONO_BACKENDS: two backends are called 'a'"),
-        ("serve", "UNISONO_BACKENDS", "a=x, b=x", "UNISONO_BACKENDS: a and b are one"),
-        ("doctor", "UNISONO_BACKENDS", "a=ftp://x", "the address of backend a: the scheme must be http or https"),
+        ("serve", "UNISONO_BACKENDS", "a=x, b=x", "UNISONO_BACKENDS: a and b are one, http://x:11434: leave one"),
+        ("doctor", "UNISONO_BACKENDS", "a=ftp://x", "UNISONO_BACKENDS: the address of backend a: the scheme must be"),
         ("serve", "UNISONO_BACKENDS", ",", "UNISONO_BACKENDS: it names no backend"),
-        ("serve", "UNISONO_BACKENDS", "a=http://", "the address of backend a: it names neither a host nor a port"),
-        ("serve", "UNISONO_OLLAMA_URL", ":", "the address of backend ollama: it names neither a host nor a port"),
+        ("serve", "UNISONO_BACKENDS", "a=http://", "UNISONO_BACKENDS: the address of backend a: it names neither a"),
+        ("serve", "UNISONO_OLLAMA_URL", ":", "UNISONO_OLLAMA_URL: the address of backend ollama: it names neither a"),
+        ("serve", "OLLAMA_HOST", "x:0", "OLLAMA_HOST: the address of backend ollama: its port must be a number"),
+        ("serve", "UNISONO_LLAMA_SERVER_URL", "x:0", "UNISONO_LLAMA_SERVER_URL: the address of backend llama-server"),
         ("serve", "UNISONO_LISTEN", "nonsense", "UNISONO_LISTEN: 'nonsense' is not HOST:PORT"),
         ("serve", "UNISONO_LISTEN", "127.0.0.1:99999", "UNISONO_LISTEN: '127.0.0.1:99999' is not HOST:PORT"),
         ("serve", "UNISONO_BACKEND_TOKEN", "s3cré", "UNISONO_BACKEND_TOKEN: has a character that cannot stand in"),
@@ -61,6 +64,41 @@ async def test_a_wrong_setting_is_named(command: str, variable: str, value: str,
     assert code == 2
     assert any(line.startswith(f"unisono: {said}") for line in err.splitlines()), err
     assert "Traceback" not in err
+
+
+async def test_a_wrong_address_of_the_command_line_is_named_as_such() -> None:
+    """And not by a variable that nobody has set."""
+    code, _, err = await unisono("serve", "--ollama", "x:0")
+    assert code == 2
+    assert err.startswith("unisono: --ollama: the address of backend ollama: its port must be a number from 1")
+
+
+@pytest.mark.parametrize(
+    ("listen", "why"),
+    [
+        # Of a net that is for documentation only.
+        ("192.0.2.1:0", "it is not an address of this machine: choose one that is, or 0.0.0.0 for all of them"),
+        ("nowhere.invalid:0", ": choose an address of this machine"),
+        ("unix:/nowhere/unisono.sock", "No such file or directory: choose another one"),
+    ],
+)
+async def test_where_nobody_can_listen(listen: str, why: str) -> None:
+    """Why is said, and the address once."""
+    code, _, err = await unisono("serve", UNISONO_LISTEN=listen)
+    assert code == 3
+    (line,) = [line for line in err.splitlines() if "cannot listen" in line]
+    assert why in line
+    assert line.count(listen) == 1
+    assert line.endswith("(UNISONO_LISTEN, or --listen)")
+
+
+async def test_a_port_that_another_program_has() -> None:
+    """It is said so, and nothing is shared with it."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        code, _, err = await unisono("serve", UNISONO_LISTEN=f"127.0.0.1:{port}")
+    assert code == 3
+    assert "another program listens there: end it, or choose another port" in err
 
 
 async def test_the_command_line_names_the_only_backend() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes, rpc_attributes
 from opentelemetry.semconv.attributes import error_attributes, server_attributes
 from opentelemetry.trace import NoOpTracerProvider
@@ -28,6 +30,7 @@ from tests.fakes.scripted_batch import (
 )
 from unisono.adapters.telemetry import conventions
 from unisono.adapters.telemetry.setup import configure
+from unisono.adapters.telemetry.spans import ChosenIds
 from unisono.adapters.telemetry.trace import TraceListener
 
 CAPTURE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
@@ -47,18 +50,18 @@ def test_a_batch_is_one_connected_trace(otlp: OtlpReceiver) -> None:
         METHOD,
         "  plan",
         "  group smol",
+        "    release",
         "    chat smol",
         "    chat smol",
         "      attempt 1",
         "      attempt 2",
         "    text_completion smol",
         "    release",
-        "    release",
         "    item",
         "  group embedder",
         "    load",
-        "    embeddings embedder",
         "    release",
+        "    embeddings embedder",
         "  item",
         "  item",
     ]
@@ -71,8 +74,12 @@ def test_a_batch_is_one_connected_trace(otlp: OtlpReceiver) -> None:
         "embeddings embedder",
     }
     assert set(kinds.values()) == {Kind.SERVER, Kind.CLIENT, Kind.INTERNAL}
-    # A group ends with the last thing in it, not with the batch.
+    # What adds up tokens, or counts calls, by these names finds each once.
+    for span in spans:
+        assert (span.kind is Kind.CLIENT) == any(name.startswith("gen_ai.") for name in span.attributes), span.name
+    # A group begins and ends with what is in it, not with the plan and the batch.
     for group in (root.child("group smol"), root.child("group embedder")):
+        assert group.span.start_ns == min(child.span.start_ns for child in group.children)
         assert group.span.end_ns == max(child.span.end_ns for child in group.children) < root.span.end_ns
     for node in root.walk():
         assert START_NS <= node.span.start_ns <= node.span.end_ns
@@ -106,9 +113,9 @@ def test_spans_say_who_and_what(otlp: OtlpReceiver) -> None:
         "unisono.items_expired": 1,
         "unisono.retries": 1,
         "unisono.passes": 40,
-        "gen_ai.usage.input_tokens": 84,
-        "gen_ai.usage.cache_read.input_tokens": 40,
-        "gen_ai.usage.output_tokens": 50,
+        "unisono.prompt_tokens": 84,
+        "unisono.cached_prompt_tokens": 40,
+        "unisono.completion_tokens": 70,
     }
     assert dict(root.child("plan").span.attributes) == {
         "unisono.groups": 2,
@@ -118,12 +125,11 @@ def test_spans_say_who_and_what(otlp: OtlpReceiver) -> None:
     }
     group = root.child("group embedder")
     assert dict(group.span.attributes) == {
-        "gen_ai.provider.name": "ollama",
         "server.address": "ollama.example",
         "server.port": 11434,
         "unisono.group": 1,
         "unisono.backend": "desk",
-        "gen_ai.request.model": "embedder",
+        "unisono.model": "embedder",
         "unisono.digest": "sha256:embedder",
         "unisono.is_loaded": False,
         "unisono.runner.num_ctx": 2048,
@@ -157,9 +163,9 @@ def test_spans_say_who_and_what(otlp: OtlpReceiver) -> None:
         "unisono.runner_deaths": 1,
         "unisono.waves": 2,
         "unisono.loads": 1,
-        "gen_ai.usage.input_tokens": 84,
-        "gen_ai.usage.cache_read.input_tokens": 20,
-        "gen_ai.usage.output_tokens": 50,
+        "unisono.prompt_tokens": 84,
+        "unisono.cached_prompt_tokens": 20,
+        "unisono.completion_tokens": 70,
     }
     load = group.child("load").span
     assert dict(load.attributes) == {"unisono.was_loaded": False, "unisono.slots": 8}
@@ -187,6 +193,7 @@ def test_an_item_is_a_genai_call(otlp: OtlpReceiver) -> None:
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "ollama",
         "gen_ai.output.type": "json",
+        "gen_ai.request.stream": True,
         "gen_ai.request.model": "smol",
         "gen_ai.request.temperature": 0.5,
         "gen_ai.request.top_p": 0.9,
@@ -210,6 +217,7 @@ def test_an_item_is_a_genai_call(otlp: OtlpReceiver) -> None:
         "unisono.attempts": 2,
         "unisono.release_reason": "tail",
         "unisono.lane": 3,
+        "unisono.held_s": 0.0015,
         "unisono.passes": 13,
         "unisono.shared_with": 3,
         "unisono.queued_s": 0.25,
@@ -217,23 +225,23 @@ def test_an_item_is_a_genai_call(otlp: OtlpReceiver) -> None:
     }
     assert item.status is Status.UNSET
     assert [(event.name, event.attributes["unisono.attempt"]) for event in item.events] == [
-        ("staged", 1),
         ("released", 1),
         ("first_token", 1),
         ("retry", 1),
-        ("staged", 2),
         ("released", 2),
         ("first_token", 2),
     ]
-    times = [item.start_ns, *(event.at_ns for event in item.events), item.end_ns]
+    times = [*(event.at_ns for event in item.events), item.end_ns]
     assert all(before < after for before, after in pairwise(times))
-    assert dict(item.events[1].attributes) == {
+    assert item.start_ns == item.events[0].at_ns
+    assert dict(item.events[0].attributes) == {
         "unisono.wave": 0,
         "unisono.release_reason": "longest",
         "unisono.lane": 1,
+        "unisono.held_s": 0.0045,
         "unisono.attempt": 1,
     }
-    assert dict(item.events[3].attributes) == {
+    assert dict(item.events[2].attributes) == {
         "error.type": "RUNNER_DIED",
         "unisono.again_in_s": 0.5,
         "unisono.attempt": 1,
@@ -349,6 +357,26 @@ def test_without_tracing_the_caller_s_context_passes_through() -> None:
     listener = TraceListener(NoOpTracerProvider())
     assert [dict(headers) for headers in play(ScriptedBatch(listener, carrier=carrier))] == [carrier] * 5
     assert [dict(headers) for headers in play(ScriptedBatch(listener))] == [{}] * 5
+
+
+def test_a_provider_must_let_ids_be_chosen() -> None:
+    """Else requests would name spans that nobody makes."""
+    with pytest.raises(ValueError, match="id_generator=ChosenIds"):
+        TraceListener(TracerProvider(shutdown_on_exit=False))
+
+
+def test_a_chosen_id_is_given_once() -> None:
+    """To the next span of this thread, and not to one outside; all others are random."""
+    ids = ChosenIds()
+    chosen = ids.choose()
+    with ids.giving(chosen):
+        assert ids.generate_span_id() == chosen
+        assert ids.generate_span_id() != chosen
+    with ids.giving(chosen):
+        pass
+    assert ids.generate_span_id() != chosen
+    with ThreadPoolExecutor(1) as pool, ids.giving(chosen):
+        assert pool.submit(ids.generate_span_id).result() != chosen
 
 
 def test_names_are_those_of_the_conventions() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.fakes.otlp import OtlpReceiver, Status
+from tests.fakes.otlp import Kind, OtlpReceiver, Status
 from tests.fakes.scripted_batch import (
     METHOD,
     MS,
@@ -13,6 +13,7 @@ from tests.fakes.scripted_batch import (
     arrived,
     chat_item,
     completed,
+    context_of,
     named,
     of_item,
     play,
@@ -67,6 +68,68 @@ def test_an_item_that_ends_between_two_attempts_has_had_one(otlp: OtlpReceiver) 
     assert [span.name for span in spans if span.name.startswith("attempt")] == ["attempt 1"]
 
 
+def test_an_item_begins_when_it_goes(otlp: OtlpReceiver) -> None:
+    """What is held is blank: bars side by side are items at the backend. How long it was held is told."""
+    telemetry = tracing(otlp)
+    batch = ScriptedBatch(telemetry.listener([Place()]))
+    batch.plan("smol")
+    items = [chat_item(0), chat_item(1)]
+    headers = batch.stage(*items)
+    batch.release(items[0])
+    batch.tick(250)
+    batch.finish(completed(items[0]))
+    batch.release(items[1], wave=1)
+    batch.finish(completed(items[1]))
+    batch.end()
+    spans = arrived(telemetry, otlp)
+    first, second = of_item(spans, 0), of_item(spans, 1)
+    assert second.start_ns > first.end_ns
+    # From its own staging to its release.
+    assert second.attributes["unisono.held_s"] == second.events[0].attributes["unisono.held_s"] == 0.254
+    # Its request has named its span long before that began.
+    assert [context_of(header)[1] for header in headers] == [first.span_id, second.span_id]
+
+
+def test_what_never_went_made_no_call_unless_it_failed(otlp: OtlpReceiver) -> None:
+    """Cancelled while it was held: `item`, without length. Refused while it was staged: a call, from then on."""
+    telemetry = tracing(otlp)
+    batch = ScriptedBatch(telemetry.listener([Place()]))
+    batch.plan("smol")
+    items = [chat_item(0), chat_item(1), chat_item(2)]
+    batch.stage(*items)
+    staging_ns = [START_NS + count * MS for count in (2, 3, 4)]
+    batch.finish(stopped(items[0], CancelledItemError(""), ItemState.CANCELLED))
+    batch.retry(items[1], ConnectionLostError(""))
+    batch.finish(stopped(items[1], ConnectionLostError("")), stopped(items[2], ConnectionLostError("")))
+    batch.end()
+    spans = arrived(telemetry, otlp)
+    held, retried, refused = (of_item(spans, index) for index in range(3))
+    assert (held.name, held.kind, held.end_ns - held.start_ns) == ("item", Kind.INTERNAL, 0)
+    assert (retried.name, retried.kind, retried.start_ns) == ("chat smol", Kind.CLIENT, staging_ns[1])
+    assert (refused.name, refused.kind, refused.start_ns) == ("chat smol", Kind.CLIENT, staging_ns[2])
+    assert named(spans, "attempt 1").start_ns == staging_ns[1]
+
+
+def test_what_is_broken_off_while_it_is_held_was_no_attempt(otlp: OtlpReceiver) -> None:
+    """Nothing had been asked: no span, and no event before the item's span begins; it is counted all the same."""
+    telemetry = tracing(otlp)
+    batch = ScriptedBatch(telemetry.listener([Place()]))
+    batch.plan("smol")
+    item = chat_item(0)
+    batch.stage(item)
+    batch.retry(item, RunnerDiedError(""), is_free=True)
+    batch.stage(item, attempt=2)
+    batch.release(item)
+    batch.finish(completed(item, disturbed=1))
+    batch.end()
+    spans = arrived(telemetry, otlp)
+    span = of_item(spans, 0)
+    assert [event.name for event in span.events] == ["released"]
+    assert span.start_ns == span.events[0].at_ns
+    assert span.attributes["unisono.disturbed"] == 1
+    assert not [other for other in spans if other.name.startswith("attempt")]
+
+
 def test_a_load_that_was_joined_begins_with_the_group(otlp: OtlpReceiver) -> None:
     """Whoever comes while a model is being loaded waits for the rest of it, and its trace holds no more."""
     telemetry = tracing(otlp)
@@ -98,8 +161,8 @@ def test_an_attempt_that_another_item_ended_is_no_error_of_this_one(otlp: OtlpRe
     span = of_item(arrived(telemetry, otlp), 0)
 
     names = [event.name for event in span.events]
-    assert names == ["staged", "released", "broken_off", "staged", "released"]
-    assert dict(span.events[2].attributes) == {"unisono.broken_off_by": "RUNNER_DIED", "unisono.attempt": 1}
+    assert names == ["released", "broken_off", "released"]
+    assert dict(span.events[1].attributes) == {"unisono.broken_off_by": "RUNNER_DIED", "unisono.attempt": 1}
     assert span.status is Status.UNSET
     for attributes in (span.attributes, *(event.attributes for event in span.events)):
         assert "error.type" not in attributes
@@ -107,7 +170,7 @@ def test_an_attempt_that_another_item_ended_is_no_error_of_this_one(otlp: OtlpRe
     # The lane of the first attempt is not that of the last, which had none.
     assert span.attributes["unisono.release_reason"] == "suspect"
     assert "unisono.lane" not in span.attributes
-    assert "unisono.lane" not in span.events[4].attributes
+    assert "unisono.lane" not in span.events[2].attributes
 
 
 def test_what_went_wrong_is_marked_with_its_reason(otlp: OtlpReceiver) -> None:
@@ -118,6 +181,7 @@ def test_what_went_wrong_is_marked_with_its_reason(otlp: OtlpReceiver) -> None:
     batch.load(0, error=LoadFailedError(f"cannot load, said {SECRET}"))
     items = [chat_item(index) for index in range(4)]
     batch.stage(*items[:3])
+    batch.release(*items[1:3])
     batch.finish(
         stopped(items[0], ConnectionLostError(SECRET)),
         stopped(items[1], CancelledItemError(SECRET), ItemState.CANCELLED),

@@ -10,6 +10,7 @@ from opentelemetry.sdk.trace import Span
 from tests.fakes.otlp import Kind, OtlpReceiver, tree_of
 from tests.fakes.scripted_batch import (
     METHOD,
+    MS,
     START_NS,
     Place,
     ScriptedBatch,
@@ -21,6 +22,7 @@ from tests.fakes.scripted_batch import (
     stopped,
     tracing,
 )
+from unisono.adapters.telemetry import item_spans
 from unisono.adapters.telemetry.setup import configure
 from unisono.core.errors import (
     CancelledItemError,
@@ -41,8 +43,8 @@ def test_large_batches_are_sampled_and_their_failures_kept(otlp: OtlpReceiver) -
     batch.plan("smol", items=1500)
     items = [chat_item(index) for index in range(1500)]
     headers = batch.stage(*items)
-    staged_ns = batch.now_ns
     batch.release(*items)
+    released_ns = batch.now_ns
     batch.speak(*items)
     ends = {
         7: stopped(items[7], ConnectionLostError("")),
@@ -60,9 +62,13 @@ def test_large_batches_are_sampled_and_their_failures_kept(otlp: OtlpReceiver) -
     kept = {node.span.attributes["unisono.index"] for node in group.children if node.span.kind is Kind.CLIENT}
     assert kept == {*range(1000), 1200, 1499}
     assert group.span.attributes["unisono.items_left_out"] == 498
+    # What has none is one span together, so that the time that it took is not blank.
+    more = group.child("items left out").span
+    assert dict(more.attributes) == {"unisono.items_left_out": 498}
+    assert (more.start_ns, more.end_ns) == (released_ns, group.span.end_ns - MS)
     late = of_item(spans, 1499)
-    assert START_NS < late.start_ns < staged_ns < late.end_ns
-    assert [event.name for event in late.events] == ["staged", "released", "first_token"]
+    assert START_NS < late.start_ns == released_ns < late.end_ns
+    assert [event.name for event in late.events] == ["released", "first_token"]
     assert late.status_message == "CONNECTION_LOST"
     assert late.attributes["gen_ai.request.model"] == "smol"
     # What has no span of its own belongs to the group's, and asks not to be recorded.
@@ -86,7 +92,11 @@ def test_items_that_never_ran_are_sampled_too(otlp: OtlpReceiver) -> None:
     group = root.child("group smol")
     assert [node.span.name for node in group.children].count("chat smol") == 10
     assert [node.span.name for node in group.children].count("release") == 10
-    assert len(group.children) == 20
+    # Ten items ran without a span, and for so long; the other twenty never ran.
+    more = group.child("items left out").span
+    assert more.attributes["unisono.items_left_out"] == 30
+    assert more.end_ns < group.span.end_ns
+    assert len(group.children) == 21
     assert group.span.attributes["unisono.items_left_out"] == 30
     assert group.span.attributes["unisono.waves_left_out"] == 10
     assert root.span.status_message == "CANCELLED"
@@ -110,6 +120,24 @@ def test_attempts_above_the_limit_are_events_only(otlp: OtlpReceiver) -> None:
     assert sum(span.name.startswith("attempt ") for span in spans) == 10
     for index in range(8):
         assert [event.name for event in of_item(spans, index).events].count("released") == 2
+
+
+def test_an_item_remembers_so_much_and_no_more(otlp: OtlpReceiver) -> None:
+    """One that is broken off again and again: the first events and attempts, and its span is whole."""
+    telemetry = tracing(otlp)
+    batch = ScriptedBatch(telemetry.listener([Place()]))
+    batch.plan("smol")
+    item = chat_item(0)
+    for attempt in range(1, 101):
+        batch.stage(item, attempt=attempt)
+        batch.release(item, wave=attempt, others=1)
+        batch.retry(item, RunnerDiedError(""), attempt=attempt, is_free=True)
+    batch.finish(stopped(item, ConnectionLostError("")))
+    batch.end()
+    spans = arrived(telemetry, otlp)
+    assert len(of_item(spans, 0).events) == item_spans.MAX_REMEMBERED_EVENTS
+    assert sum(span.name.startswith("attempt ") for span in spans) == item_spans.MAX_REMEMBERED_ATTEMPTS
+    assert of_item(spans, 0).status_message == "CONNECTION_LOST"
 
 
 def test_batches_at_the_same_time_stay_apart(otlp: OtlpReceiver) -> None:

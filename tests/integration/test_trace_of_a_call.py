@@ -57,7 +57,7 @@ async def test_caller_service_and_backend_are_one_trace(collector: OtlpReceiver)
         Kind.SERVER,
         CALLER,
     )
-    assert [child.span.name for child in root.children] == ["plan", "group fake:latest", "item"]
+    assert [child.span.name for child in root.children] == ["plan", "item", "group fake:latest"]
     group = root.child("group fake:latest")
     names = [child.span.name for child in group.children]
     assert names.count("load") == 1
@@ -66,7 +66,7 @@ async def test_caller_service_and_backend_are_one_trace(collector: OtlpReceiver)
     assert len(answered) == 3
     for item in answered:
         assert item.span.kind is Kind.CLIENT
-        assert events(item)[:3] == ["staged", "released", "first_token"]
+        assert events(item)[:2] == ["released", "first_token"]
     retried = next(item for item in answered if "retry" in events(item))
     assert events(retried).count("released") == 2
     # W3C context goes on: each request names the span of its own item.
@@ -117,7 +117,7 @@ async def test_a_group_tells_its_figures(collector: OtlpReceiver) -> None:
     assert figures["unisono.families"] == 1
     assert figures["unisono.largest_family"] == 8
     assert (figures["unisono.slots"], figures["unisono.slot_source"]) == (2, "configured")
-    assert figures["unisono.duration_s"] == pytest.approx(report.duration.ToNanoseconds() / 1e9)
+    assert figures["unisono.duration_s"] == pytest.approx(report.duration.ToNanoseconds() / 1e9, rel=1e-5)
     assert figures["unisono.runner_deaths"] == 0
     assert figures["unisono.passes"] == report.passes.count
     # The last item alone has one slot, and nobody has the other.

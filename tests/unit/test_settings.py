@@ -150,7 +150,7 @@ def test_a_token_is_taken_without_what_a_file_of_secrets_has_around_it(monkeypat
 @pytest.mark.parametrize("value", ["s3\ncret", "s3\x00cret", "s3\tcret", "s3cré", "s3\udce9cret", "s3cret\x7f"])
 def test_a_token_that_no_header_can_hold(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     """The setting is named, and its value is not."""
-    says = "has a character that cannot stand in an HTTP header: only printable ASCII can"
+    says = "has a character that cannot stand in an HTTP header: take out all but printable ASCII"
     several = Settings(backends="a=http://x")  # type: ignore[arg-type]  # as it is written
     with pytest.raises(SettingError) as told:
         configured_backends(several, {"UNISONO_BACKEND_TOKEN_A": value})

@@ -79,8 +79,6 @@ export class Session {
   /** Items that may be sent in all, and those that were, refused ones not counted. */
   private credit = 0;
   private sent = 0;
-  /** Items that have a result. */
-  private results = 0;
   /** The most items that a batch may have, as far as that was asked and answered. */
   private maxItems = Infinity;
   private hasAsked = false;
@@ -135,7 +133,7 @@ export class Session {
     }
     if (this.end !== BatchState.BATCH_STATE_COMPLETED && !this.wasInterrupted) {
       // Somebody else cancelled it, say; there may be lines that it never took.
-      tell(`the batch ended before its time: ${BatchState[this.end]?.replace("BATCH_STATE_", "")}`);
+      tell(`unisono-batch: the batch ended before its time: ${BatchState[this.end]?.replace("BATCH_STATE_", "")}`);
     }
   }
 
@@ -222,20 +220,17 @@ export class Session {
    * Returns how many more items may be sent; 0 when interrupted.
    *
    * Items that wait for nothing but a release cannot use up the credit for good: without another word they are released
-   * when they have waited for 50 ms, and each item that ends brings new credit.
+   * when they have waited for 50 ms, and items that end bring new credit. Only a batch that is as large as a batch may
+   * be gets no more, and the service refuses the rest, each with its reason. How large that is, the service is asked:
+   * that all items have ended cannot be seen here where some did so before the batch was resumed.
    */
   private async waitForCredit(): Promise<number> {
     while (!this.wasInterrupted) {
       if (this.sent < this.credit) {
         return this.credit - this.sent;
       }
-      // A batch that is as large as a batch may be gets no more: the service refuses the rest, each with its reason.
       if (this.credit >= this.maxItems) {
         return MAX_ITEMS;
-      }
-      // All have ended, so there is room for one at least, though credit of so little is not always told.
-      if (this.sent > 0 && this.results >= this.sent) {
-        return 1;
       }
       if (this.sent > 0) {
         this.askMaxItems();
@@ -253,9 +248,11 @@ export class Session {
       return;
     }
     this.hasAsked = true;
-    this.client.getServerInfo({}, (_, info?: GetServerInfoResponse) => {
-      // Where there is no answer the connection is lost, which the reader hears.
-      this.maxItems = info?.limits?.maxItems ?? Infinity;
+    this.client.getServerInfo({}, (error, info?: GetServerInfoResponse) => {
+      if (error !== null && !this.stream.destroyed) {
+        tell(`unisono-batch: asking for the service's limits: ${error.details}`);
+      }
+      this.maxItems = info?.limits?.maxItems || Infinity;
       this.wake();
     });
   }
@@ -308,7 +305,6 @@ export class Session {
       case "result":
         await this.put(lineOf(event.value, this.parts));
         this.parts = "";
-        this.results++;
         break;
       case "progress":
         this.progress = event.value;

@@ -121,6 +121,10 @@ class BatchJournal:
         if self.is_full:
             self._relieve()
 
+    def let_go(self) -> None:
+        """The batch is forgotten: see RunningBatch."""
+        self._on_full = self._on_room = lambda: None
+
     def _relieve(self) -> None:
         if self._readers:
             self._forget_given(min(reader.has_read for reader in self._readers))

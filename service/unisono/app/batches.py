@@ -291,7 +291,7 @@ class Batches:
     def _on_end(self, batch: RunningBatch) -> None:
         self._ended[batch.batch_id] = batch.size_bytes
         self._ended_bytes += batch.size_bytes
-        self._forget_later(batch, self.settings.keep_ended_s)
+        self._forget_later(batch.batch_id, self.settings.keep_ended_s)
         for batch_id in list(self._ended)[:-1] if self._ended_bytes > self.settings.max_ended_bytes else ():
             if self._ended_bytes <= self.settings.max_ended_bytes:
                 break
@@ -300,14 +300,18 @@ class Batches:
         if not self.running:
             self._all_ended.set()
 
-    def _forget_later(self, batch: RunningBatch, delay_s: float) -> None:
-        """Keeps a batch for so long, and then as long as anybody still reads it."""
+    def _forget_later(self, batch_id: str, delay_s: float) -> None:
+        """Keeps a batch for so long, and then as long as anybody still reads it.
+
+        The timer knows its name alone: one that is forgotten before must not stay in memory for it.
+        """
 
         def forget() -> None:
-            if batch.journal.has_readers and batch.batch_id in self._batches:
-                self._forget_later(batch, _LOOK_AGAIN_S)
+            batch = self._batches.get(batch_id)
+            if batch is not None and batch.journal.has_readers:
+                self._forget_later(batch_id, _LOOK_AGAIN_S)
             else:
-                self._forget(batch.batch_id)
+                self._forget(batch_id)
 
         _ = asyncio.get_running_loop().call_later(delay_s, forget)
 
@@ -315,8 +319,10 @@ class Batches:
         batch = self._batches.pop(batch_id, None)
         self._ended_bytes -= self._ended.pop(batch_id, 0)
         self._journal.forget(batch_id)
-        if batch is not None and batch.config.request_id:
-            self._requests.pop(batch.config.request_id, None)
+        if batch is not None:
+            if batch.config.request_id:
+                self._requests.pop(batch.config.request_id, None)
+            batch.let_go()
 
 
 def _refuse_contradictions(config: BatchConfig, item_count: int) -> None:

@@ -224,8 +224,10 @@ class Coalescer:
             teller.wave_released(theirs, others + total - len(theirs), times, wave_key)
         self._look()
 
-    def item_spoke(self, ticket: int, piece: Spoke) -> None:
+    def item_spoke(self, ticket: int, piece: Spoke) -> bool:
         """See Sink: an embedding says nothing before it is whole."""
+        del ticket, piece
+        return False
 
     def item_finished(self, ticket: int, answer: Finished) -> None:
         """See Sink."""

@@ -145,6 +145,14 @@ class Dispatch:
         # Its last results may have filled the journal: drivers must not remember for ever that it was to wait.
         self.resume()
 
+    def let_go(self) -> None:
+        """The batch is forgotten: see RunningBatch."""
+        self.groups.clear()
+        self._group_of.clear()
+        self._coalescers.clear()
+        self._on_result = lambda _: None
+        self._failover = None
+
     def passes(self, start: int, limit: int) -> list[tuple[int, int, ForwardPass]]:
         """Up to `limit` mapped passes from the batch's pass `start` on: (its place in the batch, group, pass)."""
         found: list[tuple[int, int, ForwardPass]] = []
@@ -277,6 +285,9 @@ class Dispatch:
                 is_single=config.is_single,
             )
             works.append((work, item))
+        if not works:
+            # All have ended meanwhile. A driver remembers who has items until these end.
+            return
         coalescer = self._coalescers.get(group.number)
         submit = partial(coalescer.submit, group) if coalescer is not None else group.submit
         submit(
@@ -285,7 +296,7 @@ class Dispatch:
             keep_alive_s=config.keep_alive_s,
             context_tokens=planned.context_tokens,
         )
-        if self._failover is not None and works:
+        if self._failover is not None:
             self._failover.start()
         if self._journal.is_full:
             group.driver.park(self._key)

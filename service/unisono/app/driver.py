@@ -377,8 +377,8 @@ class BackendDriver:
                     self._slot_keeper.remember(ticket.runner, self._arbiter.capacity(ticket.runner))
                     self._limit_tokens(ticket.runner)
                     return
-                ticket.sink.item_spoke(number, piece)
-                commands = self._arbiter.spoke(number, serial, now)
+                is_drafted = ticket.sink.item_spoke(number, piece)
+                commands = self._arbiter.spoke(number, serial, now, is_drafted=is_drafted)
                 if commands or not has_spoken:
                     has_spoken = True
                     self._carry_out(commands)

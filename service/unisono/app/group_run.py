@@ -197,7 +197,7 @@ class GroupRun:
         )
         self._journal.write(event)
 
-    def item_spoke(self, ticket: int, piece: Spoke) -> None:
+    def item_spoke(self, ticket: int, piece: Spoke) -> bool:
         """See Sink."""
         run = self._runs[ticket]
         index = run.item.index
@@ -209,8 +209,9 @@ class GroupRun:
         run.hear(piece)
         self.spoken_tokens += 1
         run.heard_ns = piece.at_ns
-        self.counter.spoke(index, piece.at_ns, is_drafted=piece.is_drafted)
+        is_drafted = self.counter.spoke(index, piece.at_ns, is_drafted=piece.is_drafted)
         self._journal.spoke(index)
+        return is_drafted
 
     def item_finished(self, ticket: int, answer: Finished) -> None:
         """See Sink."""

@@ -291,6 +291,15 @@ class RunningBatch:
             error = CancelledItemError(f"nobody has followed the batch for {grace_s:g} s (detach_grace)")
             self._timers.start("lost", grace_s, lambda: self.cancel(error=error))
 
+    def let_go(self) -> None:
+        """It is forgotten: it and its parts, which know each other, wait for no search for such circles."""
+        self._index_of.clear()
+        self._variants_of.clear()
+        self._fingerprints.clear()
+        self._on_replaced = None
+        self._dispatch.let_go()
+        self.journal.let_go()
+
     # -- Taking items --------------------------------------------------------------------------------------
 
     def _take(self, several: Sequence[Checked], *, is_reopened: bool) -> list[Ack]:

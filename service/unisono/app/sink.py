@@ -54,8 +54,8 @@ class Sink(Protocol):
         """
         ...
 
-    def item_spoke(self, ticket: int, piece: Spoke) -> None:
-        """A piece of its answer arrived."""
+    def item_spoke(self, ticket: int, piece: Spoke) -> bool:
+        """A piece of its answer arrived; answers whether the pass that gave its last one gave this, too."""
         ...
 
     def item_finished(self, ticket: int, answer: Finished) -> None:

@@ -18,13 +18,15 @@ import httpx
 
 from unisono.bench.backend import LLAMA_SERVER, Answer, Backend
 from unisono.core.model import PassMethod
-from unisono.core.passes import PassCounter
+from unisono.core.passes import PassCount, PassCounter
 
 _LOOK_S = 2.0
 # How often an Ollama's runners are looked for, to see how many it starts.
 _WATCH_EVERY_S = 0.05
 _COUNTER = re.compile(r"^(?:llamacpp|ollama):(\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 _IDLE_TRIES = 200
+# A count by times says something where it is as sure as this: some tokens always come upon one another.
+LEAST_CONFIDENCE = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,8 +177,11 @@ class RunnerWatch:
             await asyncio.sleep(_WATCH_EVERY_S)
 
 
-def count_passes(answers: Sequence[Answer], *, slots: int | None) -> int | None:
-    """Forward passes, from the times of streamed tokens, as the service counts them; None where none was streamed."""
+def count_passes(answers: Sequence[Answer], *, slots: int | None) -> PassCount | None:
+    """Forward passes, from the times of streamed tokens; None where none was streamed.
+
+    As the service counts them, but that a model drafts is not known here: it shows in the confidence.
+    """
     counter = PassCounter(PassMethod.CREATED_AT)
     counter.slots = slots or 0
     spoken = sorted((at_ns, place) for place, answer in enumerate(answers) for at_ns in answer.times_ns)
@@ -191,4 +196,4 @@ def count_passes(answers: Sequence[Answer], *, slots: int | None) -> int | None:
             tokens = answers[place].tokens
             counter.ended(place, at_ns, tokens=tokens or None, has_end_token=tokens > len(answers[place].times_ns))
     counter.settle()
-    return counter.count.count
+    return counter.count

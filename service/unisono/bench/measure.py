@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from unisono.bench.backend import OLLAMA, Answer, Backend, ask, unload, warm
-from unisono.bench.counters import Counters, Counts, count_passes, until_idle
+from unisono.bench.counters import LEAST_CONFIDENCE, Counters, Counts, count_passes, until_idle
 from unisono.bench.sides import RIVALS, UNISONO, Ran, Side
 from unisono.bench.workloads import CALLERS, EQUAL, Ask, Figure, Phase, Shape, Workload
 from unisono.core.benchmark import Spread, ratios, spread
@@ -22,6 +22,11 @@ from unisono.core.report import fewest_passes
 _COUNTED = (Figure.LOST, Figure.RSS)
 # Answers whose lengths differ by more between sides make their times incomparable.
 _SAME_WORK = 0.02
+_TOGETHER = (
+    "passes are not known where tokens came several at a time, as from a model that drafts: the runner's own counter "
+    "tells them, --counters"
+)
+_DRAFTED = "a pass gave several tokens of an answer (the model drafts), so the fewest passes are not known"
 _MEGA = 1e6
 
 
@@ -190,10 +195,8 @@ class Measurement:
     def _sample(self, workload: Workload, phase: Phase, ran: Ran, counted: Counts, *, side: str, run: int) -> Sample:
         answers = {answer.name: answer for answer in ran.answers}
         good = [answer for answer in ran.answers if not answer.error]
-        passes = counted.passes
-        if passes is None:
-            passes = ran.passes if ran.passes is not None else count_passes(good, slots=self._plan.slots)
-        fewest = fewest_passes([answer.tokens for answer in good], self._plan.slots)
+        passes = counted.passes if counted.passes is not None else self._passes(ran, good)
+        fewest = self._fewest(passes, good)
         least = None
         if (rest := self._rests.get(workload.name)) is not None:
             least = least_prompt_tokens(phase.asks, answers, rest, is_warm=phase.name == "warm")
@@ -228,6 +231,24 @@ class Measurement:
             errors=tuple(dict.fromkeys(answer.error for answer in ran.answers if answer.error))[:3],
             figures=figures,
         )
+
+    def _passes(self, ran: Ran, good: Sequence[Answer]) -> int | None:
+        """Passes by the side's own count, or else by the tokens' times; None where neither is sure enough."""
+        if ran.passes is not None:
+            return ran.passes
+        counted = count_passes(good, slots=self._plan.slots)
+        if counted is None or counted.confidence >= LEAST_CONFIDENCE:
+            return None if counted is None else counted.count
+        self._notes[_TOGETHER] = None
+        return None
+
+    def _fewest(self, passes: int | None, good: Sequence[Answer]) -> int | None:
+        """The fewest passes that these answers can have taken; None where a pass gave several of their tokens."""
+        fewest = fewest_passes([answer.tokens for answer in good], self._plan.slots)
+        if passes is None or fewest is None or passes >= (1 - _SAME_WORK) * fewest:
+            return fewest
+        self._notes[_DRAFTED] = None
+        return None
 
 
 def why_left_out(workload: Workload, backend: Backend) -> str:

@@ -18,6 +18,7 @@ _START_S = 60.0
 _STOP_S = 10.0
 # Settings of the environment that name a backend, an address or a log level of its own; all others are kept.
 _OURS = (
+    "UNISONO_BACKENDS",
     "UNISONO_EMBEDDED",
     "UNISONO_LLAMA_SERVER_URL",
     "UNISONO_OLLAMA_URL",

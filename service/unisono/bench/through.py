@@ -19,6 +19,7 @@ from unisono._generated.unisono.v1 import batch_inference_pb2 as rpc
 from unisono._generated.unisono.v1 import batch_inference_pb2_grpc as rpc_grpc
 from unisono._generated.unisono.v1 import event_pb2, item_pb2
 from unisono.bench.backend import EXTRA, OLLAMA, Answer, Backend
+from unisono.bench.counters import LEAST_CONFIDENCE
 from unisono.bench.sides import UNISONO, Ran, cut
 from unisono.bench.workloads import Ask, Phase, Sending
 
@@ -190,7 +191,7 @@ class Reader:
 
     def __init__(self, names: Sequence[str]) -> None:
         self._answers = {name: Answer(name=name, error="no result came") for name in names}
-        # Forward passes by the report; None until it came, or where it has none.
+        # Forward passes by the report; None until it came, or where it has none that are sure enough.
         self.passes: int | None = None
         # What the first of all answers says.
         self.sample = ""
@@ -211,5 +212,6 @@ class Reader:
             answer.latency_s = result.timings.total.ToNanoseconds() / 1e9
             self.sample = self.sample or result.completion.content
         elif event.HasField("summary"):
-            counted = [group.passes.count for group in event.summary.report.groups if group.HasField("passes")]
-            self.passes = sum(counted) if counted else None
+            counted = [group.passes for group in event.summary.report.groups if group.HasField("passes")]
+            if counted and min(each.confidence for each in counted) >= LEAST_CONFIDENCE:
+                self.passes = sum(each.count for each in counted)

@@ -241,21 +241,28 @@ class Arbiter:
         conductor = self._conductor_of(ticket)
         if conductor is None:
             return []
-        after_s = self._outage.connected(now)
-        told: list[Command] = [] if after_s is None else [Back(after_s=after_s)]
+        told = self._told_back(self._outage.connected(now))
         return self._settle([*told, *conductor.staged(ticket, serial, now)], now)
 
-    def spoke(self, ticket: int, serial: int, now: float) -> list[Command]:
+    def spoke(self, ticket: int, serial: int, now: float, *, is_drafted: bool = False) -> list[Command]:
         """See Conductor.spoke. The one step that happens for every token: it settles only what it changed."""
         conductor = self._conductor_of(ticket)
-        return list(conductor.spoke(ticket, serial, now)) if conductor else []
+        if conductor is None:
+            return []
+        return [
+            *self._told_back(self._outage.heard(now)),
+            *conductor.spoke(ticket, serial, now, is_drafted=is_drafted),
+        ]
 
     def finished(
         self, ticket: int, serial: int, now: float, held: Held | None, usage: Usage | None = None
     ) -> list[Command]:
         """See Conductor.finished."""
         conductor = self._conductor_of(ticket)
-        return self._settle(list(conductor.finished(ticket, serial, now, held, usage)), now) if conductor else []
+        if conductor is None:
+            return []
+        told = self._told_back(self._outage.heard(now))
+        return self._settle([*told, *conductor.finished(ticket, serial, now, held, usage)], now)
 
     def failed(self, ticket: int, serial: int, error: UnisonoError, now: float) -> list[Command]:
         """See Conductor.failed.
@@ -266,13 +273,14 @@ class Arbiter:
         if runner is None:
             return []
         place = self._places[runner]
+        is_flying = place.conductor.is_flying(ticket, serial)
         commands: list[Command] = []
         if isinstance(error, BackendUnavailableError):
-            commands += self._lose(error, now)
+            commands += self._lose(error, now, was_connected=is_flying)
         elif (
             isinstance(error, RunnerDiedError)
             and place.readiness in (Readiness.READY, Readiness.ENDING)
-            and place.conductor.is_flying(ticket, serial)
+            and is_flying
         ):
             commands += place.conductor.shut(now)
             place.is_loaded = place.is_beside = False
@@ -351,11 +359,14 @@ class Arbiter:
                     commands.append(Unload(runner=place.runner))
         return commands
 
-    def _lose(self, error: UnisonoError, now: float) -> list[Command]:
-        """No connection can be had. What is in flight fails by itself, when its own connection does."""
+    def _told_back(self, after_s: float | None) -> list[Command]:
+        return [] if after_s is None else [Back(after_s=after_s)]
+
+    def _lose(self, error: UnisonoError, now: float, *, was_connected: bool = False) -> list[Command]:
+        """No connection can be had, or none that leads there. What is in flight fails when its own does."""
         if self._outage.is_away:
             return []
-        is_news = self._outage.lost(error, now)
+        is_news = self._outage.lost(error, now, was_connected=was_connected)
         commands: list[Command] = [Away(error=error, items=len(self._runner_of))] if is_news else []
         for place in self._places.values():
             commands += place.conductor.shut(now)

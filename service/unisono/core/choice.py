@@ -7,8 +7,9 @@ prompt tokens computed depend on which slot gets which prompt. So for a free lan
 1. *Held*: the longest of the family whose prefix the lane holds: its prefix costs nothing here.
 2. *New*: a family of which no lane holds anything, or an item that shares nothing; whichever has most to do.
 3. *Join*: a family that other lanes hold. Its prefix is computed once more, for fewer passes: where
-   a · passes saved > 1.25 · p · prefix tokens, and more easily for what keeps coming back. Several families that are
-   equally far behind are looked at together, since helping only one of them saves nothing.
+   a · passes saved > 1.25 · p · prefix tokens (lengths are tokens, of which a pass gives each item one, or as many
+   as the model drafts), and more easily for what keeps coming back. Several families that are equally far behind are
+   looked at together, since helping only one of them saves nothing.
 4. *Idle*: joining would cost more than it saves; or what it costs is not known yet, because the first of the family
    is still having the prefix computed. That tells the price before the others are spread.
 
@@ -22,9 +23,9 @@ from math import hypot
 from typing import TYPE_CHECKING
 
 from unisono.core.commands import ReleaseReason
+from unisono.core.idle import IdleReason
 from unisono.core.makespan import grain, passes
 from unisono.core.prefixes import MIN_SHARED_BYTES, common_bytes
-from unisono.core.report import IdleReason
 from unisono.core.returns import MOST_RETURNS, Returns
 from unisono.core.waiting import ALONE
 
@@ -183,7 +184,7 @@ def _join(look: Look) -> Choice | IdleReason:
         cost_s += prompt_token_s * look.meter.tokens(look.extra_bytes(last.family.prefix))
         after = max(still, *(one.passes for one in families))
         times = min(times, look.expected(last.family.prefix, lane))
-        saved_s = times * costs.pass_s * (before - after)
+        saved_s = times * costs.pass_s * (before - after) / look.meter.tokens_a_pass
         if saved_s > (JOIN_MARGIN if times > 1 else margin) * cost_s:
             return Choice(first, ReleaseReason.JOINS_FAMILY)
     return IdleReason.PREFIX_COST
@@ -222,4 +223,4 @@ def _is_worth(item: Waiting, look: Look) -> bool:
     holders = (lane for lane in look.lanes.all if common_bytes(lane.holds, item.prefix) == held)
     left = look.left
     until = min(left.get(lane.number, 0.0) for lane in holders)
-    return costs.pass_s * until > JOIN_MARGIN * prompt_token_s * look.meter.tokens(extra)
+    return costs.pass_s * until / look.meter.tokens_a_pass > JOIN_MARGIN * prompt_token_s * look.meter.tokens(extra)

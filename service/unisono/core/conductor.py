@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING
 
 from unisono.core.commands import Command, Release, Stage, Work
 from unisono.core.exits import Exits
-from unisono.core.idle import IdleTime
+from unisono.core.idle import IdleReason, IdleTime
 from unisono.core.lifecycle import IN_FLIGHT, Phase, Step
 from unisono.core.model import ItemState
 from unisono.core.patience import Patience
-from unisono.core.report import IdleReason, RunnerFigures
+from unisono.core.report import RunnerFigures
 from unisono.core.roster import Entry, Roster
 from unisono.core.schedule import Schedule
 from unisono.core.waiting import Waiting
@@ -197,8 +197,8 @@ class Conductor:
         entry.staged_at_s = now
         return self._go_on(now)
 
-    def spoke(self, ticket: int, serial: int, now: float) -> list[Command]:
-        """It got a token."""
+    def spoke(self, ticket: int, serial: int, now: float, *, is_drafted: bool = False) -> list[Command]:
+        """It got a token. `is_drafted`: from the pass that gave its last one."""
         entry = self._roster.current(ticket, serial, Phase.RELEASED, Phase.SPEAKING)
         if entry is None:
             return []
@@ -210,7 +210,7 @@ class Conductor:
         item.tokens += 1
         entry.heard_at_s = now
         self._patience.heard(now)
-        is_told = self._schedule.spoke(item, now)
+        is_told = self._schedule.spoke(item, now, is_drafted=is_drafted)
         bound = entry.work.num_predict
         if not item.is_near_end and bound is not None and 0 < bound <= item.tokens + NEAR_END_TOKENS:
             item.is_near_end = is_told = True
@@ -261,6 +261,7 @@ class Conductor:
 
     def unpark(self, batch: int, now: float) -> list[Command]:
         """The batch goes on."""
+        self._count_idle(now)
         self._schedule.park(batch, is_parked=False)
         return self._go_on(now)
 

@@ -7,7 +7,8 @@ Theory of operation. All slots of a runner share one processor, so the time of a
 *a* and *c*: while no prompt is being computed and nobody comes or goes, passes follow each other evenly. Such a
 stretch tells how long a pass with so many members takes; a straight line through all of them gives both. Until
 stretches with different numbers of members were seen, half of a pass is assumed to be fixed; what is assumed serves
-to decide, and is never reported.
+to decide, and is never reported. Where a model drafts, a pass gives a member several tokens: they are counted beside,
+so that *a* is of a pass and *c* of a token all the same.
 
 *p*: from the release of a request to its first token the runner computes its prompt. Requests overlap there, so one
 *episode* is taken as a whole, from when the first prompt is begun until no prompt is left: its time, less that of
@@ -84,6 +85,8 @@ class _Stretch:
 
     members: int = 0
     passes: int = 0
+    # Tokens that these passes gave beside one for each member.
+    drafted: int = 0
     began_s: float = 0.0
     ended_s: float = 0.0
 
@@ -95,6 +98,8 @@ class CostMeter:
         # Of stretches: weight, members, members², time of a pass, members × time; and of single streams.
         self._w = self._wm = self._wmm = self._wt = self._wmt = 0.0
         self._single_w = self._single_wt = 0.0
+        # Drafted tokens of stretches, and of single streams.
+        self._wd = self._single_wd = 0.0
         self._passes = 0
         # Of a pass with one member, the part of that member; None: not known. It is kept where passes with one number
         # of members only are seen for long: their time tells how fast the machine is, not what is shared.
@@ -106,8 +111,9 @@ class CostMeter:
         self._beside = 0
         # Who is being answered: each takes part in every pass, though it may say nothing in it.
         self._speakers: set[int] = set()
-        # The pass under way: who spoke in it, and when it began (None: not known); the stretch that it goes on.
+        # The pass under way: who spoke in it, its drafted tokens, when it began (None: not known), and its stretch.
         self._spoken: set[int] = set()
+        self._drafted = 0
         self._mark_s: float | None = None
         self._stretch = _Stretch()
         # The episode under way: prompts being computed, when it began, its prompt tokens, its passes' time.
@@ -128,16 +134,28 @@ class CostMeter:
         """The costs so far; None until a pass was timed."""
         if self._w == 0:
             return None
+        pass_s, member_s = self._parts()
+        return Costs(
+            pass_s=pass_s,
+            token_s=member_s / self.tokens_a_pass,
+            prompt_token_s=self.prompt_token_s,
+            passes_measured=self._passes,
+            single_stream_token_s=self._single_wt / (self._single_w + self._single_wd) if self._single_w else None,
+        )
+
+    def _parts(self) -> tuple[float, float]:
+        """Of the time of a pass, what is fixed, and what each member adds; both 0 until a pass was timed."""
+        if self._w == 0:
+            return 0.0, 0.0
         mean_m, mean_t = self._wm / self._w, self._wt / self._w
         share = self._token_share
-        token_s = mean_t * (_ASSUMED_SHARE / mean_m if share is None else share / (1 - share + share * mean_m))
-        return Costs(
-            pass_s=mean_t - token_s * mean_m,
-            token_s=token_s,
-            prompt_token_s=self._prompt_s / self._prompt_tokens if self._prompt_tokens else None,
-            passes_measured=self._passes,
-            single_stream_token_s=self._single_wt / self._single_w if self._single_w else None,
-        )
+        member_s = mean_t * (_ASSUMED_SHARE / mean_m if share is None else share / (1 - share + share * mean_m))
+        return mean_t - member_s * mean_m, member_s
+
+    @property
+    def tokens_a_pass(self) -> float:
+        """How many tokens a pass gives each of its members: one, unless the model drafts."""
+        return 1 + self._wd / self._wm if self._wm else 1.0
 
     @property
     def measured(self) -> Costs | None:
@@ -221,8 +239,8 @@ class CostMeter:
         if self._prefilling:
             return
         if self._episode_tokens >= _LEAST_PROMPT_TOKENS:
-            costs = self.costs
-            last_s = costs.pass_s + costs.token_s * self._episode_prompts if costs else 0.0
+            pass_s, member_s = self._parts()
+            last_s = pass_s + member_s * self._episode_prompts
             took_s = max(0.0, now - self._episode_s - self._episode_passes_s - last_s)
             fading = exp(-self._episode_tokens / _PROMPT_MEMORY)
             self._prompt_s = self._prompt_s * fading + took_s
@@ -234,8 +252,11 @@ class CostMeter:
         self._prefilling -= 1
         self._episode_tokens = 0.0
 
-    def spoke(self, ticket: int, now: float) -> None:
-        """A token came. Who speaks again begins the next pass."""
+    def spoke(self, ticket: int, now: float, *, is_drafted: bool = False) -> None:
+        """A token came. Who speaks again begins the next pass, unless `is_drafted`: its last one was of the same."""
+        if is_drafted:
+            self._drafted += 1
+            return
         if ticket not in self._speakers:
             self._speakers.add(ticket)
             if not self._prefilling:
@@ -245,16 +266,18 @@ class CostMeter:
             if self._mark_s is None:
                 self._mark_s = now
             return
-        members, began_s = len(self._speakers), self._mark_s
-        self._spoken, self._mark_s = {ticket}, now
+        members, began_s, drafted = len(self._speakers), self._mark_s, self._drafted
+        self._spoken, self._mark_s, self._drafted = {ticket}, now, 0
         if self._prefilling:
-            costs = self.costs
-            self._episode_passes_s += costs.pass_s + costs.token_s * members if costs else 0.0
+            pass_s, member_s = self._parts()
+            self._episode_passes_s += pass_s + member_s * members
             return
         stretch = self._stretch
         if not stretch.passes:
             stretch.members, stretch.began_s = members, now if began_s is None else began_s
+            stretch.drafted = 0
         stretch.passes += 1
+        stretch.drafted += drafted
         stretch.ended_s = now
         if stretch.passes >= (2 if self._token_share is None else _STRETCH_PASSES):
             self._end_stretch()
@@ -282,6 +305,7 @@ class CostMeter:
         """The passes do not follow each other evenly any more."""
         self._end_stretch()
         self._spoken.clear()
+        self._drafted = 0
         self._mark_s = None
 
     def _end_stretch(self) -> None:
@@ -298,8 +322,10 @@ class CostMeter:
         self._wmm = self._wmm * fading + passes * members**2
         self._wt = self._wt * fading + passes * took_s
         self._wmt = self._wmt * fading + passes * members * took_s
+        self._wd = self._wd * fading + stretch.drafted
         if members == 1:
             self._single_w = self._single_w * fading + passes
+            self._single_wd = self._single_wd * fading + stretch.drafted
             self._single_wt = self._single_wt * fading + passes * took_s
         self._passes += passes
         mean_m, mean_t = self._wm / self._w, self._wt / self._w

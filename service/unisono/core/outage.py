@@ -5,6 +5,9 @@ backend that answers probes, but then gives no item a connection, has been away 
 backend is *away* until a probe is answered; meanwhile it is probed at growing intervals, as long as somebody waits.
 All patience is counted from the beginning of the outage. Others are told of it once when it begins and once when it
 ends, however often the backend seems to come back meanwhile.
+
+A proxy before the backend takes every connection, and says by its answers that the backend is away. Where one has
+said so, a connection proves nothing, and only what the backend itself says to an item ends the outage.
 """
 
 from __future__ import annotations
@@ -26,8 +29,11 @@ class Outage:
 
     def __init__(self, patience_s: float) -> None:
         self._patience_s = patience_s
-        # Since when no item has got a connection; None: the last one did, or none has tried.
+        # Since when no item has got a connection, or what a connection is there for; None: the last one did, or none
+        # has tried.
         self._since_s: float | None = None
+        # Whether a connection proves nothing.
+        self._is_behind_proxy = False
         # Away: since when, and when it is probed next (None: a probe is under way, or nobody waits).
         self._away_since_s: float | None = None
         self._error: UnisonoError | None = None
@@ -65,6 +71,7 @@ class Outage:
     def somebody_came(self, now: float) -> None:
         """Nobody waited for the backend any more. Now somebody does, from now on."""
         self._since_s = None
+        self._is_behind_proxy = False
         if self._away_since_s is not None:
             self._since_s = self._away_since_s = now
             if self._probes == 0:
@@ -72,15 +79,22 @@ class Outage:
 
     def connected(self, now: float) -> float | None:
         """An item has got a connection. Answers with how long none could, where that is news."""
-        self._since_s = None
-        since_s, self._told_since_s = self._told_since_s, None
-        return None if since_s is None else now - since_s
+        return None if self._is_behind_proxy else self._end(now)
 
-    def lost(self, error: UnisonoError, now: float) -> bool:
+    def heard(self, now: float) -> float | None:
+        """The backend has said something to an item. Answers as `connected`."""
+        if not self._is_behind_proxy:
+            return None
+        self._is_behind_proxy = False
+        return self._end(now)
+
+    def lost(self, error: UnisonoError, now: float, *, was_connected: bool = False) -> bool:
         """No connection could be had. The first probe of an outage goes at once, the others after a pause.
 
-        Answers whether that is news.
+        `was_connected`: there was one, and whoever answered said that the backend is away. Answers whether all this
+        is news.
         """
+        self._is_behind_proxy = self._is_behind_proxy or was_connected
         is_news = self._told_since_s is None
         if is_news:
             self._told_since_s = now
@@ -115,3 +129,9 @@ class Outage:
 
     def _pause_s(self) -> float:
         return retry.backoff_s(min(self._probes, _GROWING_PROBES), "probe")
+
+    def _end(self, now: float) -> float | None:
+        """The outage is over."""
+        self._since_s = None
+        since_s, self._told_since_s = self._told_since_s, None
+        return None if since_s is None else now - since_s

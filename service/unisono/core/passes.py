@@ -123,15 +123,17 @@ class PassCounter:
         self._told_seen = 0
         self._told_hasty = 0
 
-    def spoke(self, item: int, at_ns: int, *, is_drafted: bool | None = None) -> None:
-        """A token of the item arrived; `is_drafted`: see Drafts.hear."""
+    def spoke(self, item: int, at_ns: int, *, is_drafted: bool | None = None) -> bool:
+        """A token of the item arrived; `is_drafted`: see Drafts.hear. Answers whether its last one's pass gave it."""
         speaker = self._speaking.get(item)
         if speaker is None:
             for other in self._speaking.values():
                 other.shared_with += 1
             speaker = self._speaking[item] = Speaker(at_ns, shared_with=len(self._speaking))
-        if self._drafts.hear(speaker, at_ns, is_drafted=is_drafted):
-            self._arrive(item, at_ns)
+        if not self._drafts.hear(speaker, at_ns, is_drafted=is_drafted):
+            return True
+        self._arrive(item, at_ns)
+        return False
 
     def ended(
         self, item: int, at_ns: int, *, tokens: int | None, has_end_token: bool, eval_s: float | None = None

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from unisono.core.choice import Choice, Look, choose
 from unisono.core.commands import ReleaseReason
 from unisono.core.costs import CostMeter
+from unisono.core.idle import IdleReason
 from unisono.core.lanes import Lanes
-from unisono.core.report import IdleReason
 from unisono.core.returns import Returns
 from unisono.core.seats import Seats
 from unisono.core.suspects import Suspects
@@ -144,9 +144,9 @@ class Schedule:
             is_lane_too_many = bool(self._seats.door) and len(self._lanes.all) > self._limit
             self._seats.leave(ticket, now, is_lane_too_many=is_lane_too_many)
 
-    def spoke(self, item: Waiting, now: float) -> bool:
-        """It got a token. Answers whether that may decide something."""
-        self._seats.spoke(item.ticket, now)
+    def spoke(self, item: Waiting, now: float, *, is_drafted: bool = False) -> bool:
+        """It got a token; `is_drafted`: see Seats.spoke. Answers whether that may decide something."""
+        self._seats.spoke(item.ticket, now, is_drafted=is_drafted)
         is_cleared = item.tokens > item.fell_at and self.suspects.clear(item.ticket)
         if is_cleared or self.idle_reason is IdleReason.PREFIX_PRICE:
             self._is_stale = True

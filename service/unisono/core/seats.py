@@ -144,12 +144,12 @@ class Seats:
         self.door[item.ticket] = item
         return None
 
-    def spoke(self, ticket: int, now: float) -> None:
-        """It got a token."""
+    def spoke(self, ticket: int, now: float, *, is_drafted: bool = False) -> None:
+        """It got a token. `is_drafted`: from the pass that gave its last one."""
         if ticket in self._prefilling:
             del self._prefilling[ticket]
             self._meter.prompt_done(now)
-        self._meter.spoke(ticket, now)
+        self._meter.spoke(ticket, now, is_drafted=is_drafted)
 
     def leave(self, ticket: int, now: float, *, is_lane_too_many: bool = False) -> None:
         """It neither stands nor sits any more, if it did; who stands at the door takes its lane.

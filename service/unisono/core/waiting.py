@@ -19,7 +19,7 @@ from math import sqrt
 from typing import TYPE_CHECKING
 
 from unisono.core.commands import Terms
-from unisono.core.report import IdleReason
+from unisono.core.idle import IdleReason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

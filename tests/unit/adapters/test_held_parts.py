@@ -59,8 +59,11 @@ def test_addresses_as_people_write_them(text: str, url: str) -> None:
         "http://x:port",
         "x:99999",
         "x:0",
+        "http://me:secret@x:99999",
         "http://x?a=b",
-        "http://x#y",
+        "http://me:secret@x#y",
+        "http://[x",
+        "http://me:secret@x\u2100",
         "unix:relative",
         "unix:",
         # Whatever has neither a host nor a port would be the usual address.
@@ -77,10 +80,11 @@ def test_addresses_as_people_write_them(text: str, url: str) -> None:
     ],
 )
 def test_what_is_no_address(text: str) -> None:
-    """What cannot be an address is refused, not guessed at."""
+    """What cannot be an address is refused, not guessed at; what may hold a password is not repeated."""
     with pytest.raises(ValueError) as caught:
         parse_endpoint(text, default_port=7)
     assert "codec" not in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 def test_credentials_of_an_address() -> None:

@@ -514,6 +514,6 @@ def test_embeddings_that_are_none(body: bytes, kind: type[UnisonoError]) -> None
 
 def test_embeddings_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """An endless answer cannot fill the memory."""
-    monkeypatch.setattr("unisono.adapters.llama_server.answer.LONGEST_EMBEDDING", 10)
+    monkeypatch.setattr("unisono.adapters.held.embeddings.LONGEST_EMBEDDING", 10)
     with pytest.raises(BadAnswerError, match="too long"):
         read(embedding_reader(), b"x" * 11)

@@ -226,7 +226,7 @@ def test_a_line_without_end_is_a_bad_answer(monkeypatch: pytest.MonkeyPatch) -> 
     """A server that never ends its line cannot fill the memory."""
     with pytest.raises(BadAnswerError, match="too long"):
         read(text_reader(), *[b"x" * (1 << 20)] * 17)
-    monkeypatch.setattr("unisono.adapters.ollama.answer.LONGEST_EMBEDDING", 10)
+    monkeypatch.setattr("unisono.adapters.held.embeddings.LONGEST_EMBEDDING", 10)
     with pytest.raises(BadAnswerError, match="too long"):
         read(embedding_reader(), b"x" * 11)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from unisono.adapters.telemetry.groups import changing_attributes, group_figures, plan_attributes
+from unisono.core.idle import IdleReason
 from unisono.core.model import PassMethod, RunnerSpec, Slots, SlotSource, SlotState
 from unisono.core.passes import PassCount
-from unisono.core.report import Costs, GroupPlanned, GroupReport, IdleReason
+from unisono.core.report import Costs, GroupPlanned, GroupReport
 
 PLANNED = GroupPlanned(
     group=0, runner=RunnerSpec(backend="desk", model="smol", digest="sha256:smol"), item_count=4, is_loaded=True
@@ -39,13 +40,13 @@ def test_what_is_not_known_is_not_said() -> None:
         "unisono.loads": 0,
         "unisono.runner_deaths": 0,
         "unisono.families": 0,
-        "gen_ai.usage.input_tokens": 0,
-        "gen_ai.usage.output_tokens": 0,
+        "unisono.prompt_tokens": 0,
+        "unisono.completion_tokens": 0,
     }
     costs = Costs(pass_s=0.5, token_s=0.0, passes_measured=3)
     said = group_figures(replace(REPORT, costs=costs, cached_prompt_tokens=0, context_used=0.0))
     assert said["unisono.token_cost_s"] == 0.0
-    assert said["gen_ai.usage.cache_read.input_tokens"] == 0
+    assert said["unisono.cached_prompt_tokens"] == 0
     assert said["unisono.context_used"] == 0.0
     assert {
         "unisono.prompt_token_cost_s",

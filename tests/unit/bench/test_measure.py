@@ -5,16 +5,26 @@ from __future__ import annotations
 import json
 import xml.etree.ElementTree as ET
 from dataclasses import replace
+from unittest.mock import AsyncMock
 
 import pytest
 
-from unisono.bench.backend import Answer
-from unisono.bench.counters import Counts, count_passes
-from unisono.bench.measure import Measured, Sample, as_json, least_prompt_tokens, rows_of, why_empty
+from unisono.bench.backend import OLLAMA, Answer, Backend
+from unisono.bench.counters import Counters, Counts, count_passes
+from unisono.bench.measure import (
+    Measured,
+    Measurement,
+    Plan,
+    Sample,
+    as_json,
+    least_prompt_tokens,
+    rows_of,
+    why_empty,
+)
 from unisono.bench.plot import draw_plot, relative
-from unisono.bench.sides import GATHER, ONE_AT_A_TIME, SEMAPHORE, UNISONO
+from unisono.bench.sides import GATHER, ONE_AT_A_TIME, SEMAPHORE, UNISONO, Ran
 from unisono.bench.table import draw_table, number
-from unisono.bench.workloads import WORKLOADS, Ask, Figure
+from unisono.bench.workloads import WORKLOADS, Ask, Figure, Phase, Sending
 
 BY_NAME = {each.name: each for each in WORKLOADS}
 MS = 1_000_000
@@ -169,12 +179,76 @@ def test_counters_tell_what_was_added() -> None:
     assert Counts(passes=3, page="a").since(before) == Counts()
 
 
+def counted(answers: list[Answer], *, slots: int) -> tuple[int, float]:
+    """The passes, and how sure that is."""
+    found = count_passes(answers, slots=slots)
+    assert found is not None
+    return found.count, found.confidence
+
+
+class Streams:
+    """A side whose answers come in bursts of so many tokens, each one pass, 20 ms apart."""
+
+    name = GATHER
+
+    def __init__(self, together: int) -> None:
+        self.together = together
+
+    async def run(self, phase: Phase, sending: Sending, *, callers: int) -> Ran:
+        """See Side."""
+        answers = [Answer(name=one.name, tokens=12, prompt_tokens=9) for one in phase.asks]
+        for answer in answers:
+            answer.times_ns = [k // self.together * 20 * MS + k % self.together * 1000 for k in range(12)]
+        return Ran(seconds=1.0, answers=answers)
+
+
+async def measured(side: Streams, counters: Counters) -> Measured:
+    """Equal answers, once."""
+    backend = Backend(url="http://127.0.0.1:9", kind=OLLAMA, version="1", models=("m",), slots=8)
+    measurement = Measurement(Plan(workloads=(BY_NAME["W1"],), runs=1, slots=8), backend, [side], counters)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("unisono.bench.measure.warm", AsyncMock())
+        await measurement.run()
+    return measurement.found()
+
+
+async def test_passes_that_gave_several_tokens_are_not_counted_as_many() -> None:
+    """Where a model drafts, the times of its tokens do not tell passes; that is said, and no figure is given."""
+    found = await measured(Streams(1), Counters())
+    assert found.samples[0].passes == 12
+    assert Figure.PASSES in found.samples[0].figures
+    assert not found.notes
+    found = await measured(Streams(3), Counters())
+    assert found.samples[0].passes is None
+    assert Figure.PASSES not in found.samples[0].figures
+    assert [note for note in found.notes if "came several at a time" in note]
+
+
+class Engine(Counters):
+    """A counter that a phase raises by so many passes."""
+
+    passes = 0
+
+    async def read(self) -> Counts:
+        """The counters now."""
+        self.passes += 4
+        return Counts(passes=self.passes, page="here")
+
+
+async def test_nobody_knows_the_fewest_passes_of_drafted_tokens() -> None:
+    """Four passes gave twelve tokens of each answer: by the engine's own counter, and what is fewest is not said."""
+    found = await measured(Streams(3), Engine())
+    assert (found.samples[0].passes, found.samples[0].fewest_passes) == (4, None)
+    assert Figure.PASSES not in found.samples[0].figures
+    assert [note for note in found.notes if "the model drafts" in note]
+
+
 def test_passes_can_be_counted_from_streamed_tokens() -> None:
     """Two answers side by side share theirs; without times nobody knows."""
     together = [Answer(name=f"{n}", tokens=3, times_ns=[k * 100 * MS + n * MS for k in range(3)]) for n in range(2)]
-    assert count_passes(together, slots=8) == 3
+    assert counted(together, slots=8) == (3, 1.0)
     apart = [Answer(name=f"{n}", tokens=3, times_ns=[(3 * n + k) * 100 * MS for k in range(3)]) for n in range(2)]
-    assert count_passes(apart, slots=1) == 6
+    assert counted(apart, slots=1) == (6, 1.0)
     assert count_passes([Answer(name="a", tokens=3)], slots=1) is None
 
 

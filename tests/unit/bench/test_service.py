@@ -22,13 +22,19 @@ def backend(kind: str) -> Backend:
 
 def test_it_uses_the_backend_that_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the environment names; other settings of the environment hold, and it remembers nothing."""
-    for name, value in (("EMBEDDED", "true"), ("OLLAMA_URL", "http://other"), ("SLOTS", "3"), ("LISTEN", "x:1")):
+    for name, value in (
+        ("BACKENDS", "a=http://other"),
+        ("EMBEDDED", "true"),
+        ("OLLAMA_URL", "http://other"),
+        ("SLOTS", "3"),
+        ("LISTEN", "x:1"),
+    ):
         monkeypatch.setenv(f"UNISONO_{name}", value)
     variables = environment_of(backend(LLAMA_SERVER))
     assert variables["UNISONO_LLAMA_SERVER_URL"] == "http://127.0.0.1:9"
     assert (variables["UNISONO_BACKEND_TOKEN"], variables["UNISONO_SLOTS"]) == ("key", "3")
     assert (variables["UNISONO_LISTEN"], variables["UNISONO_STATE_DIR"]) == ("127.0.0.1:0", "none")
-    assert not {"UNISONO_EMBEDDED", "UNISONO_OLLAMA_URL"} & variables.keys()
+    assert not {"UNISONO_BACKENDS", "UNISONO_EMBEDDED", "UNISONO_OLLAMA_URL"} & variables.keys()
     assert environment_of(backend(OLLAMA))["UNISONO_OLLAMA_URL"] == "http://127.0.0.1:9"
 
 

@@ -334,15 +334,18 @@ class _Batch:
 
 
 @asynccontextmanager
-async def serving(script: Script | None = None) -> AsyncIterator[FakeServer]:
-    """The service on a free port, until the context is left."""
+async def serving(
+    script: Script | None = None, *, credentials: grpc.ServerCredentials | None = None
+) -> AsyncIterator[FakeServer]:
+    """The service on a free port, until the context is left; in the clear, or over TLS."""
     fake = FakeServer(script or Script())
     server = grpc.aio.server()
     batch_inference_pb2_grpc.add_BatchInferenceServicer_to_server(fake, server)
     health = health_aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     await health.set("", health_pb2.HealthCheckResponse.SERVING)
-    port = server.add_insecure_port("127.0.0.1:0")
+    address = "127.0.0.1:0"
+    port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     await server.start()
     fake.target = f"127.0.0.1:{port}"
     try:

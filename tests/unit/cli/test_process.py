@@ -55,7 +55,7 @@ async def held(server: FakeServer) -> None:
     await asyncio.wait_for(server.is_holding.wait(), LIMIT_S)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 async def test_an_interrupt_cancels_the_batch(tmp_path: Path, number: int, code: int) -> None:
     """The service is told, what finished is kept, the rest comes back as cancelled, and the report says so."""
     file = batch(tmp_path / "batch.jsonl", "done", "hold", "hold", "waiting " * 20)
@@ -153,6 +153,7 @@ async def test_a_reader_that_goes_away(tmp_path: Path) -> None:
         exit_code, _, err = await ended(started)
         await asyncio.wait_for(server.call_ended.wait(), LIMIT_S)
     assert exit_code == 1
+    assert server.was_cancelled
     assert "The reader of the results went away." in err
     assert "Traceback" not in err
     assert "Exception ignored" not in err

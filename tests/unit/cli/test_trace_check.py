@@ -91,6 +91,36 @@ def test_a_broken_trace(break_it: Callable[[Spans], None], found: list[Kind]) ->
         assert finding.remedy
 
 
+BATCH = "unisono.v1.BatchInference/RunBatch"
+
+
+@pytest.mark.parametrize(
+    ("parents", "named"),
+    [
+        ({"plan": "plan"}, "plan"),
+        ({"batch": "batch"}, BATCH),
+        ({"group": "a"}, "group smol"),
+        ({"caller": "attempt 2"}, "ask"),
+        ({"batch": "group", "caller": "caller"}, f"ask, {BATCH}"),
+    ],
+)
+def test_spans_that_are_their_own_ancestors(parents: dict[str, str], named: str) -> None:
+    """Each cycle is one finding's part, named by the span that began first."""
+    spans = whole_trace()
+    for name, parent in parents.items():
+        spans[name] = replace(spans[name], parent_id=parent)
+    found = [finding.what for finding in check(list(spans.values())) if finding.kind is Kind.PARENT_CYCLE]
+    assert found == [f"{named} stand below themselves."]
+
+
+def test_names_with_braces_are_only_names() -> None:
+    """Whoever named an attribute, or a span, so."""
+    spans = whole_trace()
+    spans["plan"] = replace(spans["plan"], name="{plan}", attributes={"{0}": "the weather"})
+    (finding,) = [one for one in check(list(spans.values()), texts=("weather",)) if one.kind is Kind.CONTENT]
+    assert finding.what == "{0} holds text of a prompt or an answer, in {plan}."
+
+
 def test_no_spans_at_all() -> None:
     """There is nothing to look at, and more may come."""
     (finding,) = check([])

@@ -43,6 +43,7 @@ def test_a_whole_trace(runner: CliRunner, jaeger: FakeJaeger) -> None:
     lines = result.stdout.splitlines()
     assert lines[0] == f"Trace {TRACE}: 10 spans of shop, unisono"
     assert lines[1].startswith("ask ")
+    assert lines[-3] == f"{jaeger.url}/trace/{TRACE}"
     assert "└─ RunBatch  2 items, completed" in lines[2]
     assert lines[-1] == "Nothing is wrong with it."
     assert "\x1b" not in result.stdout

@@ -70,6 +70,12 @@ def test_numbers_and_names(kind: int | str, code: int | str, at: int | str) -> N
     assert span.start_ns == span.end_ns == span.events[0].at_ns == 1_760_000_000_000_000_123
 
 
+def test_what_is_not_as_it_should_be_is_read_all_the_same() -> None:
+    """A kind of tomorrow, and names that are no texts."""
+    span = one(kind=9, name=5, attributes=[{"key": 7, "value": {"intValue": 1}}], status={"code": 2, "message": 3})
+    assert (span.kind, span.name, span.attributes, span.status_message) == ("UNSPECIFIED", "5", {"7": 1}, "3")
+
+
 def test_values_of_every_type() -> None:
     """Also lists, and lists of pairs; a value of none is none."""
     values = {
@@ -114,6 +120,8 @@ def test_several_answers_and_bare_ones() -> None:
         '{"result": {"resourceSpans": [{"scopeSpans": [{"spans": [{"traceId": "xyz", "spanId": "1"}]}]}]}}',
         '{"result": {"resourceSpans": [{"scopeSpans": [{"spans": [{"name": "x"}]}]}]}}',
         '{"result": {"resourceSpans": [{"scopeSpans": [{"spans": [{"traceId": "AAAA", "spanId": "AAAA"}]}]}]}}',
+        json.dumps(answer({"traceId": TRACE, "spanId": SPAN, "startTimeUnixNano": float("inf")})),
+        "[" * 100_000,
         "\xff",
     ],
 )

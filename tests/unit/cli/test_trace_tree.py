@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from tests.unit.cli.traces import MS, event, item, span, whole_trace
 from unisono.edge.cli.trace_spans import Span
 from unisono.edge.cli.trace_tree import ASCII, UNICODE, Marks, draw_tree
@@ -39,10 +41,10 @@ def test_a_small_trace() -> None:
         "   └─ group smol                          1.0 ms   88 ms  │████████████████████████████",
         "      ├─ load                             2.0 ms   17 ms  │ █████",
         "      ├─ release  wave 0: 2                29 ms  200 µs  │         █",
-        "      ├─ a  chat, 13 passes                24 ms   65 ms  │        ░▒▒█████████████████",
-        "      └─ b  chat, 2 attempts, 13 passes    24 ms   65 ms  │        ░▒▒███░░░░▒▒▒▒██████",
-        "         ├─ attempt 1  CONNECTION_LOST     24 ms   20 ms  │        ██████",
-        "         └─ attempt 2                      54 ms   35 ms  │                 ███████████",
+        "      ├─ a  chat, 13 passes                29 ms   60 ms  │        ░▒▒█████████████████",
+        "      └─ b  chat, 2 attempts, 13 passes    29 ms   60 ms  │        ░▒▒███░░░░▒▒▒▒██████",
+        "         ├─ attempt 1  CONNECTION_LOST     29 ms   15 ms  │         █████",
+        "         └─ attempt 2                      59 ms   30 ms  │                  ██████████",
     ]
 
 
@@ -71,12 +73,17 @@ def test_a_large_trace_stays_readable() -> None:
 
 
 def test_what_is_left_out_of_the_trace_is_said() -> None:
-    """Items and releases above the limit have no span."""
+    """Items and releases above the limit have no span; the items' time is told where the service tells it."""
     spans = whole_trace()
     attributes = {**spans["group"].attributes, "unisono.items_left_out": 500, "unisono.waves_left_out": 1}
     spans["group"] = replace(spans["group"], attributes=attributes)
     drawn = lines(list(spans.values()))
     assert drawn[-2].endswith("├─ … and 500 items without a span of their own")
+    assert drawn[-1].endswith("└─ … and 1 release without a span of their own")
+    more = {"unisono.items_left_out": 500}
+    spans["more"] = span("more", "group", 60, 90, name="items left out", attributes=more)
+    drawn = lines(list(spans.values()), 130)
+    assert "├─ items left out  500 without a span " in drawn[-2]
     assert drawn[-1].endswith("└─ … and 1 release without a span of their own")
 
 
@@ -118,7 +125,7 @@ def test_an_item_that_never_went() -> None:
     """It waited all the time, and its bar says so; one that was never staged is a point."""
     spans = whole_trace()
     attributes = {"unisono.index": 5, "unisono.state": "cancelled", "unisono.item_id": "c"}
-    spans["a"] = replace(spans["a"], events=(event("staged", 26),))
+    spans["a"] = replace(spans["a"], events=())
     spans["c"] = span("c", "group", 80, 80, name="item", attributes=attributes)
     drawn = lines(list(spans.values()))
     (waited,) = [line for line in drawn if "─ a  chat" in line]
@@ -132,3 +139,21 @@ def test_nothing_to_draw() -> None:
     assert lines([]) == []
     (only,) = lines([span("x", None, 5, 5)])
     assert only.endswith("│█")
+
+
+@pytest.mark.parametrize("parents", [{"batch": "batch"}, {"caller": "group"}, {"group": "a", "plan": "plan"}])
+def test_spans_that_are_their_own_ancestors_are_all_drawn(parents: dict[str, str]) -> None:
+    """Each once, wherever the cycle begins."""
+    spans = whole_trace()
+    for name, parent in parents.items():
+        spans[name] = replace(spans[name], parent_id=parent)
+    drawn = [row.span_id for row in draw_tree(list(spans.values()), 90)]
+    assert sorted(drawn) == sorted(spans)
+
+
+def test_a_trace_as_deep_as_nobody_reads() -> None:
+    """Ten thousand spans, each below the one before."""
+    deep = [span(f"s{depth}", f"s{depth - 1}" if depth else None, 0, 1) for depth in range(10_000)]
+    drawn = lines(deep)
+    assert len(drawn) == 66
+    assert drawn[-1].endswith("… and what is below")

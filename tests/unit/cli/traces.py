@@ -32,6 +32,10 @@ def event(name: str, at_ms: float, /, **attributes: Any) -> Event:
     return Event(name=name, at_ns=int(at_ms * MS), attributes=attributes)
 
 
+# After it was held for 5 ms.
+RELEASED = event("released", 30, **{"unisono.held_s": 0.005})
+
+
 def item(name: str, index: int, /, **fields: Any) -> Span:
     """An answered item, which went with the first wave unless its events say otherwise."""
     attributes = {
@@ -42,15 +46,15 @@ def item(name: str, index: int, /, **fields: Any) -> Span:
         "unisono.passes": 13,
         "gen_ai.operation.name": "chat",
     }
-    events = (event("staged", 26), event("released", 30), event("first_token", 35))
+    events = (RELEASED, event("first_token", 35))
     usual = {"name": "chat smol", "kind": "CLIENT", "attributes": attributes, "events": events}
-    return span(name, "group", 25, 90, **{**usual, **fields})
+    return span(name, "group", 30, 90, **{**usual, **fields})
 
 
 def whole_trace() -> Spans:
     """A batch of two items, of which `b` was tried twice."""
     again = (
-        event("released", 30),
+        RELEASED,
         event("first_token", 35),
         event("retry", 45),
         event("released", 60, **{"unisono.wave": 1, "unisono.attempt": 2}),
@@ -78,13 +82,13 @@ def whole_trace() -> Spans:
         span(
             "attempt 1",
             "b",
-            25,
+            30,
             45,
             attributes={"unisono.attempt": 1},
             is_error=True,
             status_message="CONNECTION_LOST",
         ),
-        span("attempt 2", "b", 55, 90, attributes={"unisono.attempt": 2}),
+        span("attempt 2", "b", 60, 90, attributes={"unisono.attempt": 2}),
     ]
     return {each.span_id: each for each in made}
 

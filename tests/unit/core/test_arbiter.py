@@ -590,6 +590,30 @@ def test_probe_that_nobody_waits_for_is_not_sent() -> None:
     assert arbiter.probed(world.now, None) == []
 
 
+def test_a_proxy_s_word_ends_with_the_backend_s() -> None:
+    """Two outages are two where an item was told something between, though both were told by whoever answers."""
+    arbiter, world = simulate(settings=ArbiterSettings(patience_s=20.0), configured=1, slots=1)
+    world.faults[0] = [Fault(error=AWAY), Fault(error=AWAY, after_tokens=300)]
+    world.answers[0] = Answer(tokens=400, token_s=0.1)
+    world.add(works([0]), A)
+    assert finish(world)[0].state is ItemState.COMPLETED
+    assert len(world.said(Probe)) == 2
+    assert not arbiter.is_away
+
+
+def test_nobody_waits_for_ever_where_every_item_is_told_that_the_backend_is_away() -> None:
+    """Though connections, probes and loads are all there; the pauses between two tries grow."""
+    _, world = simulate(settings=ArbiterSettings(patience_s=20.0), configured=1, slots=1)
+    world.faults[0] = [Fault(error=AWAY)] * 1_000
+    world.add(works([0]), A)
+    began_s = world.now
+    end = finish(world)[0]
+    assert end.state is ItemState.FAILED
+    assert isinstance(end.error, BackendUnavailableError)
+    assert world.now - began_s == pytest.approx(20.0, abs=10.0)
+    assert len(world.waves) < 40
+
+
 def test_second_refusal_is_no_second_outage() -> None:
     """Several connections that are refused at one time are one outage."""
     arbiter, world = simulate()

@@ -10,9 +10,10 @@ from tests.unit.core.processor import family
 from unisono.core.choice import JOIN_MARGIN, SETTLED_MARGIN, Choice, Look, choose
 from unisono.core.commands import ReleaseReason
 from unisono.core.costs import CostMeter
+from unisono.core.idle import IdleReason
 from unisono.core.lanes import Lanes
 from unisono.core.prefixes import Prefix
-from unisono.core.report import Costs, IdleReason
+from unisono.core.report import Costs
 from unisono.core.returns import Returns
 from unisono.core.waiting import Waiting, WaitingRoom
 
@@ -24,9 +25,12 @@ PASS_S = 0.020
 class Known(CostMeter):
     """A meter that has learned its costs."""
 
-    def __init__(self, pass_s: float | None, prompt_token_s: float | None, surprise: float) -> None:
+    def __init__(
+        self, pass_s: float | None, prompt_token_s: float | None, surprise: float, tokens_a_pass: float
+    ) -> None:
         super().__init__()
         self._surprise = surprise
+        self._tokens_a_pass = tokens_a_pass
         self._known = None if pass_s is None else Costs(pass_s=pass_s, token_s=0.001, prompt_token_s=prompt_token_s)
 
     @property
@@ -43,6 +47,11 @@ class Known(CostMeter):
         """How much answers differ from what was expected."""
         return self._surprise
 
+    @property
+    def tokens_a_pass(self) -> float:
+        """Of each item."""
+        return self._tokens_a_pass
+
 
 @dataclass
 class Desk:
@@ -53,6 +62,7 @@ class Desk:
     pass_s: float | None = PASS_S
     prompt_token_s: float | None = 0.0005
     surprise: float = 0.0
+    tokens_a_pass: float = 1.0
     spreading: set[int] = field(default_factory=set)
     room: WaitingRoom = field(default_factory=WaitingRoom)
     returns: Returns = field(default_factory=Returns)
@@ -72,7 +82,7 @@ class Desk:
                 lanes.stand_up(lanes.all[number])
         left_of = {number: left for number, left in enumerate(self.left) if left is not None}
         allowed = [each for each in self.room.batches.values() if batches is None or each.number in batches]
-        meter = Known(self.pass_s, self.prompt_token_s, self.surprise)
+        meter = Known(self.pass_s, self.prompt_token_s, self.surprise, self.tokens_a_pass)
         return choose(
             Look(
                 lanes.all[lane],
@@ -198,11 +208,16 @@ def test_little_in_common_makes_nothing_old() -> None:
 # -- What others hold --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("tokens_a_pass", [1.0, 2.5])
 @pytest.mark.parametrize("joins", [True, False])
-def test_a_second_lane_where_it_saves_more_than_it_costs(*, joins: bool) -> None:
-    """Forty tokens wait behind 10: a second lane saves 20 passes of 20 ms, and costs 500 prompt tokens."""
-    price = 20 * PASS_S / 500 / JOIN_MARGIN
-    desk = Desk([A, None], [10.0, None], prompt_token_s=price * (0.99 if joins else 1.01))
+def test_a_second_lane_where_it_saves_more_than_it_costs(*, joins: bool, tokens_a_pass: float) -> None:
+    """Forty tokens wait behind 10: a second lane saves 20 passes of 20 ms, and costs 500 prompt tokens.
+
+    Where a pass gives several of an item's tokens, so many fewer passes.
+    """
+    price = 20 / tokens_a_pass * PASS_S / 500 / JOIN_MARGIN
+    prompt_token_s = price * (0.99 if joins else 1.01)
+    desk = Desk([A, None], [10.0, None], prompt_token_s=prompt_token_s, tokens_a_pass=tokens_a_pass)
     desk.wait(4, A)
     assert desk.reason(1) is (ReleaseReason.JOINS_FAMILY if joins else IdleReason.PREFIX_COST)
 
@@ -336,12 +351,15 @@ def test_a_long_item_with_much_beside_it_is_no_tail() -> None:
 
 
 # The lane that holds the prefix is free in 30 passes: 0.6 s; the prefix is 500 tokens.
+@pytest.mark.parametrize(("pass_s", "tokens_a_pass"), [(PASS_S, 1.0), (3 * PASS_S, 3.0)])
 @pytest.mark.parametrize(
     ("prompt_token_s", "reason"), [(0.00094, ReleaseReason.TAIL), (0.00098, ReleaseReason.PREFIX_HELD)]
 )
-def test_a_tail_whose_prefix_is_elsewhere(prompt_token_s: float, reason: ReleaseReason) -> None:
+def test_a_tail_whose_prefix_is_elsewhere(
+    prompt_token_s: float, reason: ReleaseReason, pass_s: float, tokens_a_pass: float
+) -> None:
     """It goes where it must compute its prefix, if that is quicker than to wait for the lane that holds it."""
-    desk = Desk([A, B], [None, 30.0], prompt_token_s=prompt_token_s)
+    desk = Desk([A, B], [None, 30.0], prompt_token_s=prompt_token_s, tokens_a_pass=tokens_a_pass, pass_s=pass_s)
     desk.wait(3, A, 10.0)
     desk.wait(1, B, 70.0)
     assert desk.reason(0) is reason

@@ -25,6 +25,7 @@ from unisono.core.errors import (
     RunnerDiedError,
 )
 from unisono.core.exits import FREE_RESTAGES
+from unisono.core.idle import IdleReason
 from unisono.core.lifecycle import Phase
 from unisono.core.model import ItemState, Slots, SlotSource
 
@@ -678,6 +679,19 @@ def test_parked_batch_stands_aside() -> None:
     assert not conductor.is_idle
     world.do(conductor.unpark(0, world.now))
     assert len(finish(world)) == 25
+
+
+def test_slots_that_a_parked_batch_leaves_are_not_being_refilled() -> None:
+    """Their time is counted before it goes on, by why they were idle until then."""
+    conductor, world = simulate(configured=2, slots=2)
+    conductor.park(0)
+    world.add(works(range(4)))
+    world.run(for_s=5.0)
+    world.do(conductor.unpark(0, world.now))
+    assert len(finish(world)) == 4
+    idle_s = conductor.figures.idle_s
+    assert sum(idle_s.values()) > 2 * 5.0 - 0.1
+    assert idle_s.get(IdleReason.REFILL, 0.0) < 1.0
 
 
 def test_empty_batch_is_parked_and_unparked() -> None:

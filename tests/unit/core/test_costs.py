@@ -59,6 +59,40 @@ def test_passes_of_two_sizes_tell_both_parts() -> None:
     assert costs.single_stream_token_s == pytest.approx(0.012)
 
 
+def test_drafted_tokens_are_of_the_pass_that_gave_the_one_before() -> None:
+    """Three tokens for each member: a pass of one takes 12 ms and one of eight 26 ms, so 10 ms, and 2 ms a member."""
+    meter = CostMeter()
+    now = 0.0
+    for members, pass_s in ((1, 0.012), (8, 0.026)):
+        for _ in range(20):
+            now += pass_s
+            for ticket in range(members):
+                for place in range(3):
+                    meter.spoke(ticket, now + place * 1e-5, is_drafted=place > 0)
+        for ticket in range(members):
+            meter.left(ticket)
+    costs = meter.costs
+    assert costs is not None
+    assert meter.tokens_a_pass == pytest.approx(3)
+    assert costs.pass_s == pytest.approx(0.010)
+    assert costs.token_s == pytest.approx(0.002 / 3)
+    assert costs.single_stream_token_s == pytest.approx(0.012 / 3)
+
+
+def test_a_draft_beside_a_prompt_is_of_no_stretch() -> None:
+    """What came while passes were not even tells nothing of how many tokens a pass gives."""
+    meter = CostMeter()
+    now = speak(meter, 1, 20, 0.010, 0.0)
+    meter.prompt_begun(4_000, now)
+    for _ in range(10):
+        now += 0.030
+        meter.spoke(0, now)
+        meter.spoke(0, now, is_drafted=True)
+    meter.prompt_done(now)
+    _ = speak(meter, 1, 20, 0.010, now)
+    assert meter.tokens_a_pass == 1
+
+
 @pytest.mark.parametrize("of_eight_s", [0.020, 0.030, 0.250])
 def test_parts_that_cannot_be_told_apart_are_not_called_measured(of_eight_s: float) -> None:
     """Eight members as quick as one, quicker, or more than eight times as slow; what one costs alone is known."""

@@ -152,12 +152,26 @@ func (s *session) listenForInterrupts() (stop func()) {
 	return func() { signal.Stop(signals) }
 }
 
+func (s *session) wasInterrupted() bool {
+	select {
+	case <-s.interrupted:
+		return true
+	default:
+		return false
+	}
+}
+
 // conclude says how it went, and gives the exit code.
 func (s *session) conclude(err error) int {
 	code := allCompleted
 	var no *refusedError
 	switch {
 	case err == nil:
+		if how := s.cutShort(); how != "" && !s.wasInterrupted() {
+			// Somebody else cancelled it, say; there may be lines that it never took.
+			log.Printf("unisono-batch: the batch ended before its time: %s", how)
+			code = someFailed
+		}
 	case errors.As(err, &no):
 		log.Printf("unisono-batch: the service refused: %v", no)
 		code = someFailed
@@ -170,10 +184,8 @@ func (s *session) conclude(err error) int {
 		code = lost
 	}
 	log.Print(s.tally())
-	select {
-	case <-s.interrupted:
+	if s.wasInterrupted() {
 		return interrupted
-	default:
 	}
 	if code == allCompleted && !s.hasAllCompleted() {
 		code = someFailed

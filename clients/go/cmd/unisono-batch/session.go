@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"math"
+	"strings"
 	"sync"
 	"time"
 
@@ -48,15 +50,16 @@ type session struct {
 	sequence uint64
 	// Parts of the result that comes next.
 	parts string
-	// Whether the batch's end was heard.
-	hasEnded bool
+	// How the batch ended; unspecified until that was heard.
+	end pb.BatchState
 
 	// What several goroutines look at.
 	mutex sync.Mutex
 	// Items that may be sent in all, and those that were, refused ones not counted.
 	credit, sent uint64
-	// Items that have a result.
-	ended uint64
+	// The most items that a batch may have, as far as that was asked and answered.
+	mostItems uint64
+	asked     sync.Once
 	// Results by state, and refused items.
 	count      map[string]int
 	unreadable int
@@ -73,6 +76,7 @@ func newSession(client pb.BatchInferenceClient, o options, lines *batchfile.Read
 		accepted:    make(chan struct{}),
 		changed:     make(chan struct{}, 1),
 		sequence:    o.after,
+		mostItems:   math.MaxUint64,
 		count:       map[string]int{},
 	}
 }
@@ -102,7 +106,7 @@ func (s *session) run(ctx context.Context) error {
 	for {
 		message, err := stream.Recv()
 		switch {
-		case errors.Is(err, io.EOF) && s.hasEnded:
+		case errors.Is(err, io.EOF) && s.end != pb.BatchState_BATCH_STATE_UNSPECIFIED:
 			return nil
 		case errors.Is(err, io.EOF):
 			return errors.New("the stream ended before the batch")
@@ -152,7 +156,7 @@ func (s *session) write(ctx context.Context, stream pb.BatchInference_StreamBatc
 	if stream.Send(&pb.StreamBatchRequest{Message: &pb.StreamBatchRequest_Open{Open: s.open()}}) != nil {
 		return
 	}
-	if s.writeItems(stream, items) != nil {
+	if s.writeItems(ctx, stream, items) != nil {
 		return
 	}
 	select {
@@ -198,16 +202,18 @@ func (s *session) open() *pb.StreamBatchOpen {
 }
 
 // writeItems returns after the last item, or when interrupted.
-func (s *session) writeItems(stream pb.BatchInference_StreamBatchClient, items <-chan *pb.Item) error {
+func (s *session) writeItems(
+	ctx context.Context, stream pb.BatchInference_StreamBatchClient, items <-chan *pb.Item,
+) error {
 	for {
-		room := s.waitForCredit()
-		if room == 0 {
-			return nil
-		}
 		var chunk []*pb.Item
 		select {
 		case item, isOpen := <-items:
 			if !isOpen {
+				return nil
+			}
+			room := s.waitForCredit(ctx)
+			if room == 0 {
 				return nil
 			}
 			chunk = atHand(item, items, min(room, maxItems))
@@ -224,28 +230,48 @@ func (s *session) writeItems(stream pb.BatchInference_StreamBatchClient, items <
 	}
 }
 
-// waitForCredit returns how many more items may be sent; 0 when interrupted.
+// waitForCredit returns how many more items may be sent; 0 when interrupted, or when the stream has ended.
 //
 // Items that wait for nothing but a release cannot use up the credit for good: without another word they are released
-// when they have waited for 50 ms, and each item that ends brings new credit. Where all have ended and brought none
-// yet, one more may be sent: either its credit is on its way, or the batch is as large as a batch may be, and the
-// service refuses it with its own reason.
-func (s *session) waitForCredit() uint64 {
+// when they have waited for 50 ms, and items that end bring new credit. Only a batch that is as large as a batch may
+// be gets no more, and the service refuses the rest, each with its reason. How large that is, the service is asked:
+// that all items have ended cannot be seen here where some did so before the batch was resumed.
+func (s *session) waitForCredit(ctx context.Context) uint64 {
 	for {
 		s.mutex.Lock()
 		room := s.credit - min(s.sent, s.credit)
-		if s.sent > 0 && s.ended >= s.sent {
-			room = max(room, 1)
+		isUsedUp := room == 0 && s.sent > 0
+		if isUsedUp && s.credit >= s.mostItems {
+			room = maxItems
 		}
 		s.mutex.Unlock()
 		if room > 0 {
 			return room
 		}
+		if isUsedUp {
+			s.asked.Do(func() { go s.askMostItems(ctx) })
+		}
 		select {
 		case <-s.changed:
 		case <-s.interrupted:
 			return 0
+		case <-ctx.Done():
+			return 0
 		}
+	}
+}
+
+// askMostItems asks for the most items that a batch may have, and wakes the writer with the answer.
+func (s *session) askMostItems(ctx context.Context) {
+	info, err := s.client.GetServerInfo(ctx, &pb.GetServerInfoRequest{})
+	if err != nil {
+		if ctx.Err() == nil {
+			log.Printf("unisono-batch: asking for the service's limits: %v", err)
+		}
+		return
+	}
+	if most := info.GetLimits().GetMaxItems(); most > 0 {
+		s.change(func() { s.mostItems = uint64(most) })
 	}
 }
 
@@ -309,11 +335,10 @@ func (s *session) hearEvent(event *pb.BatchEvent) error {
 			return err
 		}
 		s.parts = ""
-		s.change(func() { s.ended++ })
 	case *pb.BatchEvent_Progress:
 		s.change(func() { s.progress = e.Progress })
 	case *pb.BatchEvent_Summary:
-		s.hasEnded = true
+		s.end = e.Summary.State
 	}
 	if event.Sequence != nil {
 		s.sequence = *event.Sequence
@@ -360,6 +385,14 @@ func (s *session) tally() string {
 	defer s.mutex.Unlock()
 	return fmt.Sprintf("%d completed, %d failed, %d cancelled, %d expired, %d refused, %d unreadable",
 		s.count["COMPLETED"], s.count["FAILED"], s.count["CANCELLED"], s.count["EXPIRED"], s.count[refused], s.unreadable)
+}
+
+// cutShort says how the batch was ended before its time; empty where it was not.
+func (s *session) cutShort() string {
+	if s.end == pb.BatchState_BATCH_STATE_COMPLETED {
+		return ""
+	}
+	return strings.TrimPrefix(s.end.String(), "BATCH_STATE_")
 }
 
 func (s *session) hasAllCompleted() bool {

@@ -13,6 +13,7 @@ from unisono_client.errors import (
 )
 from unisono_client.items import Chat, Embed, Generate, Item, Message, Tool, ToolCall
 from unisono_client.results import Delta, Report, Result, State, Timings, Usage
+from unisono_client.rolling import RollingSession
 from unisono_client.scripts import BenchmarkRun, ModelBenchmark, batch_benchmark, batch_generate
 from unisono_client.session import Session
 
@@ -38,6 +39,7 @@ __all__ = [
     "Release",
     "Report",
     "Result",
+    "RollingSession",
     "Run",
     "RunnerOptions",
     "Session",

@@ -25,10 +25,11 @@ from unisono_client._generated.unisono.v1 import batch_inference_pb2 as pb
 from unisono_client._generated.unisono.v1 import batch_inference_pb2_grpc as pb_grpc
 from unisono_client.config import BatchConfig, Deltas, config_of, deltas_of, invalid
 from unisono_client.errors import ClosedError
-from unisono_client.follow import Follower, cancel_batch, say_goodbye
+from unisono_client.follow import Follower, cancel_batch, most_items, say_goodbye
 from unisono_client.items import Item, messages_of, to_message
 from unisono_client.order import InOrder
 from unisono_client.results import Delta, Report, Result
+from unisono_client.rolling import BATCH_AGE_S, ITEMS_PER_BATCH, MAX_PENDING, RollingSession
 from unisono_client.session import Session
 from unisono_client.transport import Transport
 
@@ -40,6 +41,9 @@ OnProgress = Callable[[int, int], None]
 GIVE_UP_AFTER_S: Final = 120.0
 # The service keeps a batch for this much longer than the client tries to come back to it.
 _GRACE_MARGIN_S: Final = 30.0
+# What makes no sense for batches that follow each other: one name for all, one time by which all must end, or results
+# that nobody comes back for.
+_OF_ONE_BATCH: Final = frozenset({"request_id", "batch_deadline", "on_disconnect", "detach_grace"})
 # Items that `run` takes beforehand out of what it is given.
 _AHEAD: Final = 1_000
 _AT_A_TIME: Final = 100
@@ -110,6 +114,31 @@ class Client:
     def session(self, **config: Unpack[BatchConfig]) -> Session:
         """A batch to which items are added while its results are read; see `Session`."""
         return self.open_session(config, releases_itself=False)
+
+    def rolling_session(
+        self,
+        *,
+        max_pending: int = MAX_PENDING,
+        items_per_batch: int = ITEMS_PER_BATCH,
+        batch_age_s: float = BATCH_AGE_S,
+        on_report: Callable[[Report], None] | None = None,
+        **config: Unpack[BatchConfig],
+    ) -> RollingSession:
+        """A session without an end, over one batch after the other; see `RollingSession`."""
+        for name, many in (("max_pending", max_pending), ("items_per_batch", items_per_batch)):
+            if many < 1:
+                raise invalid(name, f"is {many}; it must be at least 1")
+        for name in _OF_ONE_BATCH & config.keys():
+            raise invalid(f"config.{name}", "is for one batch, and a rolling session has several")
+        transport = self._connected()
+        return RollingSession(
+            functools.partial(self.open_session, config, releases_itself=False),
+            functools.partial(most_items, transport, self._give_up_after_s, transport.metadata()),
+            max_pending=max_pending,
+            items_per_batch=items_per_batch,
+            batch_age_s=batch_age_s,
+            on_report=on_report,
+        )
 
     async def infer(self, item: Item, **config: Unpack[BatchConfig]) -> Result:
         """One answer. What is asked by many callers at about the same time shares forward passes.

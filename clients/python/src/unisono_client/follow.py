@@ -12,7 +12,7 @@ import grpc.aio
 from unisono_client._generated.unisono.v1 import batch_inference_pb2 as pb
 from unisono_client._generated.unisono.v1 import event_pb2
 from unisono_client.ledger import ProtocolError
-from unisono_client.patience import EndedEarlyError, Patience
+from unisono_client.patience import EndedEarlyError, Patience, in_time
 from unisono_client.results import Delta, Report, Result, joined
 from unisono_client.transport import Transport
 
@@ -69,7 +69,7 @@ class Follower:
         while self.report is None:
             call = begin() if begin is not None and not self.batch_id else self._attach()
             try:
-                async for response in call:
+                while isinstance(response := await in_time(call.read()), pb.AttachBatchResponse | pb.InferResponse):
                     self._patience.regained()
                     for told in self._hear(response.event):
                         told_results += isinstance(told, Result)
@@ -141,6 +141,18 @@ async def cancel_batch(
             await patience.lost(error, batch_id=batch_id, after_sequence=0)
         else:
             return response.cancelled, response.already_ended
+
+
+async def most_items(transport: Transport, give_up_after_s: float, metadata: Metadata) -> int:
+    """How many items the service takes in one batch. Raises UnreachableError, RefusedError."""
+    patience = Patience(transport.target, give_up_after_s)
+    while True:
+        try:
+            response = await transport.stub.GetServerInfo(pb.GetServerInfoRequest(), metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            await patience.lost(error, batch_id="", after_sequence=0)
+        else:
+            return response.limits.max_items
 
 
 async def say_goodbye(transport: Transport, metadata: Metadata, batch_id: str) -> None:

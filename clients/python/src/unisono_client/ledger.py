@@ -114,17 +114,17 @@ class Ledger:
         """Takes an item; its result at once where its id is in use, or no more are taken."""
         place = self.added
         self.added += 1
-        ids = _ids(item)
+        ids = result_ids(item)
         if item.item_id in self._used or not self._used.isdisjoint(ids):
-            return _refused(item.item_id, place, _status("DUPLICATE_ITEM", f"{item.item_id!r} was added before"))
+            return _refused(item.item_id, place, refusal("DUPLICATE_ITEM", f"{item.item_id!r} was added before"))
         if self._last_refusal is not None or self.report is not None:
-            closed = _status("INPUT_CLOSED", "the batch has ended, and takes no more items")
+            closed = refusal("INPUT_CLOSED", "the batch has ended, and takes no more items")
             return _refused(item.item_id, place, self._last_refusal or closed)
         self._used.update((item.item_id, *ids))
         size = item.ByteSize()
         if size > _MAX_ITEM_BYTES:
             large = f"takes {size:,} bytes, and a message at most {_MAX_ITEM_BYTES:,}"
-            return _refused(item.item_id, place, _status("LIMIT_EXCEEDED", large))
+            return _refused(item.item_id, place, refusal("LIMIT_EXCEEDED", large))
         entry = _Entry(item=item, place=place, size=size, weight=len(ids))
         self._open.update(dict.fromkeys(ids, entry))
         self.outstanding += len(ids)
@@ -288,8 +288,8 @@ class Ledger:
 
     def _make_single(self, entry: _Entry) -> None:
         """An item that asked for several answers, and is one item all the same: its `n` is what is wrong with it."""
-        if entry.item is not None and self._open.keys() >= set(_ids(entry.item)):
-            for each in _ids(entry.item):
+        if entry.item is not None and self._open.keys() >= set(result_ids(entry.item)):
+            for each in result_ids(entry.item):
                 del self._open[each]
             self._open[entry.item.item_id] = entry
             self.outstanding -= entry.weight - 1
@@ -301,14 +301,14 @@ class Ledger:
         while self._unacked:
             entry = self._unacked[0]
             if entry.item is not None:
-                return entry if item_id == entry.item.item_id or item_id in _ids(entry.item) else _Entry()
+                return entry if item_id == entry.item.item_id or item_id in result_ids(entry.item) else _Entry()
             _ = self._unacked.popleft()
         return _Entry()
 
     def _refuse(self, entries: Iterable[_Entry], why: status_pb2.Status) -> Iterator[Result]:
         """The results of items that are not taken."""
         for entry in entries:
-            ids = () if entry.item is None else _ids(entry.item)
+            ids = () if entry.item is None else result_ids(entry.item)
             # Those that have their results were taken; only word of that was lost.
             if entry.item is not None and all(self._open.pop(each, None) is not None for each in ids):
                 self.outstanding -= entry.weight
@@ -316,14 +316,14 @@ class Ledger:
 
     def _refuse_rest(self) -> list[Result]:
         """The results of what the batch, which has ended, never took."""
-        closed = _status("INPUT_CLOSED", "the batch ended before it took the item")
+        closed = refusal("INPUT_CLOSED", "the batch ended before it took the item")
         rest = [*self._unacked, *self._unsent]
         self._unacked.clear()
         self._unsent.clear()
         return list(self._refuse(rest, self._last_refusal or closed))
 
 
-def _ids(item: item_pb2.Item) -> Sequence[str]:
+def result_ids(item: item_pb2.Item) -> Sequence[str]:
     """The ids under which an item's results come."""
     if not 1 < item.n <= _MAX_VARIANTS:
         return (item.item_id,)
@@ -334,7 +334,7 @@ def _refused(item_id: str, place: int, why: status_pb2.Status) -> Result:
     return Result(event_pb2.Result(item_id=item_id, error=why), place)
 
 
-def _status(reason: str, message: str) -> status_pb2.Status:
+def refusal(reason: str, message: str) -> status_pb2.Status:
     """A refusal of the client's own, made like one of the service's."""
     detail = any_pb2.Any()
     detail.Pack(error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN))

@@ -10,12 +10,18 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Awaitable
+from typing import Final, TypeVar
 
 import grpc.aio
 
 from unisono_client.errors import BatchLostError, RefusedError, UnisonoError, UnreachableError, refused
 from unisono_client.ledger import ProtocolError
 
+_T = TypeVar("_T")
+# A service says every 15 s that it lives, where it has nothing else to say. One that misses three of these hangs, or
+# something between keeps a connection that leads nowhere; gRPC's own pings might still be answered.
+SILENT_S: Final = 45.0
 # The first pause is up to this long, and each doubles, up to the longest.
 _FIRST_S = 0.05
 _LONGEST_S = 5.0
@@ -30,6 +36,19 @@ _LATER = frozenset({"LIMIT_EXCEEDED", "SHUTTING_DOWN"})
 
 class EndedEarlyError(Exception):
     """A stream ended in order, but not with the end of its batch: somebody between has closed it."""
+
+
+class SilentError(EndedEarlyError):
+    """A stream on which nothing was heard for so long that it must be taken for lost."""
+
+
+async def in_time(message: Awaitable[_T]) -> _T:
+    """The next message of a stream; raises SilentError where it does not come in time."""
+    try:
+        async with asyncio.timeout(SILENT_S):
+            return await message
+    except TimeoutError:
+        raise SilentError(f"nothing was heard for {SILENT_S:g} s, not even a heartbeat") from None
 
 
 class Patience:

@@ -14,7 +14,7 @@ Adding never waits for reading: 10,000 items may be added before the first resul
 
 A lost connection is opened again, by itself: results go on after the last one that came, items that were not
 acknowledged are sent again. The caller notices nothing, unless the service stays away (`UnreachableError`) or
-has forgotten the batch (`BatchLostError`).
+has forgotten the batch (`BatchLostError`). So is one on which not even the service's heartbeats are heard any more.
 
 An item that the batch cannot take is a value, too: a result of the state REFUSED.
 """
@@ -36,7 +36,7 @@ from unisono_client.errors import ClosedError
 from unisono_client.follow import cancel_batch, say_goodbye
 from unisono_client.items import Item, to_message
 from unisono_client.ledger import Ledger
-from unisono_client.patience import EndedEarlyError, Patience
+from unisono_client.patience import EndedEarlyError, Patience, in_time
 from unisono_client.results import Report, Result
 from unisono_client.transport import Transport
 
@@ -241,7 +241,7 @@ class Session:
         try:
             while self._ledger.report is None:
                 _ = await self._has_room.wait()
-                response = await call.read()
+                response = await in_time(call.read())
                 if not isinstance(response, pb.StreamBatchResponse):
                     # The end. Read before it was told: a status that is an error is raised by `read`.
                     raise EndedEarlyError("the stream ended before its batch did")

@@ -11,9 +11,10 @@ blank or a newline. Source: Ollama 0.32 decodes with Go's encoding/json.
 """
 
 from unisono.adapters.held.call import ExchangeCall
+from unisono.adapters.held.embeddings import WholeReader
 from unisono.adapters.held.endpoint import Endpoint, parse_endpoint
 from unisono.adapters.held.errors import translated
-from unisono.adapters.held.exchange import Head, HeldExchange, release
+from unisono.adapters.held.exchange import HeldExchange, release
 from unisono.adapters.held.lines import LineSplitter, TooLongError
 from unisono.adapters.held.plain import read_all
 from unisono.adapters.held.transport import HeldTransport
@@ -21,11 +22,11 @@ from unisono.adapters.held.transport import HeldTransport
 __all__ = [
     "Endpoint",
     "ExchangeCall",
-    "Head",
     "HeldExchange",
     "HeldTransport",
     "LineSplitter",
     "TooLongError",
+    "WholeReader",
     "parse_endpoint",
     "read_all",
     "release",

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+from typing import TYPE_CHECKING, Final
+
+from unisono.core.errors import ConnectionLostError
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from unisono.adapters.held.exchange import HeldExchange
+
+# A refusal's body is read up to here, or to the end of the chunk in which that is.
+LONGEST_REFUSAL: Final = 1 << 20
 
 
 class ExchangeCall:
@@ -27,3 +35,13 @@ class ExchangeCall:
     def abort(self) -> None:
         """See the port."""
         self.exchange.abort()
+
+    async def _refusal(self, chunks: AsyncIterator[bytes]) -> bytes:
+        """The body of an answer that is a refusal, also where it is cut."""
+        body = bytearray()
+        with contextlib.suppress(ConnectionLostError):
+            async for chunk in chunks:
+                body += chunk
+                if len(body) > LONGEST_REFUSAL:
+                    break
+        return bytes(body)

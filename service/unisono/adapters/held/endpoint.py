@@ -52,14 +52,15 @@ def parse_endpoint(text: str, *, default_port: int, default_host: str = "127.0.0
     """Reads an address as people write it: `host`, `host:port`, `:port`, `[::1]:port`, a URL, `unix:/path`.
 
     Without a scheme it is http on `default_port`; with one, the scheme's own port unless one is given. Addresses
-    that mean "everywhere" become the loopback; "" is the default host and port. Raises ValueError.
+    that mean "everywhere" become the loopback; "" is the default host and port. Raises ValueError, with what to
+    write instead; the address itself, which may hold a password, is not repeated.
     """
     text = text.strip()
     if text.startswith("unix:"):
         path = text.removeprefix("unix:")
         path = path.removeprefix("//") if path.startswith("///") else path
         if not path.startswith("/"):
-            raise ValueError(f"the path of a Unix socket must begin with a slash: {text!r}")
+            raise ValueError("the path of a Unix socket must begin with a slash, as in unix:/run/ollama.sock")
         return Endpoint(scheme="http", host="localhost", port=80, socket_path=path)
     scheme, separator, rest = text.partition("://")
     if not separator:
@@ -70,17 +71,20 @@ def parse_endpoint(text: str, *, default_port: int, default_host: str = "127.0.0
     authority = rest.partition("/")[0].rpartition("@")[2]
     if _is_ipv6(authority):  # without brackets, as OLLAMA_HOST allows
         rest = rest.replace(authority, f"[{authority}]", 1)
-    parts = urlsplit(f"{scheme}://{rest}")
+    try:
+        parts = urlsplit(f"{scheme}://{rest}")
+    except ValueError:
+        raise ValueError("it cannot be read: write HOST:PORT, or a URL") from None
     try:
         port = parts.port
     except ValueError:
-        raise ValueError(f"no such port: {text!r}") from None
+        port = 0
     if port == 0:
-        raise ValueError(f"no such port: {text!r}")
+        raise ValueError("its port must be a number from 1 to 65535")
     if text and not parts.hostname and port is None:
-        raise ValueError("it names neither a host nor a port")
+        raise ValueError("it names neither a host nor a port: write HOST:PORT, or a URL")
     if parts.query or parts.fragment:
-        raise ValueError(f"an address has no query and no fragment: {text!r}")
+        raise ValueError("an address has no query and no fragment: leave out the ? or the # and what follows it")
     host = _ascii(parts.hostname or default_host)
     if not _is_visible(host + parts.path):
         raise ValueError("its host and path must be visible ASCII characters, others percent-encoded")
@@ -97,7 +101,7 @@ def _ascii(host: str) -> str:
     try:
         return host if host.isascii() else host.encode("idna").decode("ascii")
     except UnicodeError:
-        raise ValueError(f"no such host: {host!r}") from None
+        raise ValueError(f"{host!r} cannot be the name of a host: write it as the name service knows it") from None
 
 
 def _is_visible(text: str) -> bool:

@@ -78,8 +78,10 @@ class HeldStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
             return
         self._is_over, self._error = True, error
         self._wake()
-        if self.on_over is not None:
-            self.on_over()
+        # Let go as well: it knows this stream, and a circle of the two would stay until Python looks for circles.
+        on_over, self.on_over = self.on_over, None
+        if on_over is not None:
+            on_over()
 
     def _wake(self) -> None:
         waiter, self._waiter = self._waiter, None
@@ -133,11 +135,6 @@ class HeldStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         return None if self._transport is None else self._transport.get_extra_info(names.get(info, info))
 
     # -- The holder's side -------------------------------------------------------------------------------------
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing more can arrive."""
-        return self._is_over
 
     @property
     def has_data(self) -> bool:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from unisono.adapters.held import LineSplitter, TooLongError
+from unisono.adapters.held import LineSplitter, TooLongError, WholeReader
 from unisono.adapters.llama_server.failures import failure
 from unisono.core.errors import BadAnswerError, ConnectionLostError, UnisonoError
 from unisono.core.model import Durations, Finished, FinishReason, Spoke, TokenLogprob, ToolCall, Usage
@@ -36,7 +36,6 @@ from unisono.core.model import Durations, Finished, FinishReason, Spoke, TokenLo
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-LONGEST_EMBEDDING: Final = 256 << 20
 _END: Final = b"[DONE]"
 _REASONS: Final = {
     "stop": FinishReason.STOP,
@@ -295,7 +294,7 @@ class TextReader:
         return {"backend": self._backend, "model": self._model}
 
 
-class EmbeddingReader:
+class EmbeddingReader(WholeReader):
     """Reads an answer of /v1/embeddings: one JSON object."""
 
     def __init__(
@@ -307,26 +306,13 @@ class EmbeddingReader:
         now_ns: Callable[[], int],
         texts: int | None = None,
     ) -> None:
-        """As TextReader. `texts`: how many were sent, each of which has a vector."""
-        self._backend, self._model = backend, model
-        self._texts = texts
+        """As TextReader. `texts`: see WholeReader."""
+        super().__init__(backend=backend, model=model, texts=texts)
         self._since_release_s, self._now_ns = since_release_s, now_ns
-        self._chunks: list[bytes] = []
-        self._size = 0
-        self.is_done = False
-
-    def feed(self, chunk: bytes) -> Iterator[Spoke | Finished]:
-        """Keeps the chunk; nothing is said before the end."""
-        self._chunks.append(chunk)
-        self._size += len(chunk)
-        if self._size > LONGEST_EMBEDDING:
-            raise BadAnswerError(f"backend {self._backend}: the answer is too long", metadata=self._where())
-        yield from ()
 
     def end(self) -> Iterator[Spoke | Finished]:
         """The embeddings, in the order of the texts."""
-        text = b"".join(self._chunks).strip()
-        self._chunks = []
+        text = self._whole().strip()
         try:
             answer = _decode_embeddings(text)
             if bytes(answer.error) not in {b"", b"null"}:
@@ -342,9 +328,7 @@ class EmbeddingReader:
             ) from error
         if answer.data is None:
             raise BadAnswerError(f"backend {self._backend}: an answer without embeddings", metadata=self._where())
-        if self._texts is not None and len(vectors) != self._texts:
-            what = f"{len(vectors):,} embeddings for {self._texts:,} texts"
-            raise BadAnswerError(f"backend {self._backend}: {what}", metadata=self._where())
+        self._refuse_other_count(vectors)
         self.is_done = True
         yield Finished(
             at_ns=self._now_ns(),
@@ -354,9 +338,6 @@ class EmbeddingReader:
             durations=Durations(total_s=self._since_release_s()),
             embeddings=vectors,
         )
-
-    def _where(self) -> dict[str, str]:
-        return {"backend": self._backend, "model": self._model}
 
 
 def _call(part: _CallPart) -> ToolCall:

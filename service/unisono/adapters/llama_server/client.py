@@ -33,7 +33,6 @@ from unisono.core.errors import (
     BackendBusyError,
     BadAnswerError,
     CallerError,
-    ConnectionLostError,
     LoadFailedError,
     ModelLacksCapabilityError,
     ModelNotFoundError,
@@ -52,7 +51,6 @@ PORT: Final = 8080
 _NO_TEXT: Final = b'{"input":""}'
 # How often a server that is loading its model is asked again.
 _LOOK_AGAIN_S: Final = 0.1
-_LONGEST_ERROR: Final = 1 << 20
 
 
 class LlamaServerCall(ExchangeCall):
@@ -71,11 +69,8 @@ class LlamaServerCall(ExchangeCall):
             response = await self.exchange.response()
             async with contextlib.aclosing(self.exchange.chunks()) as chunks:
                 if response.status != 200:
-                    body = bytearray()
-                    with contextlib.suppress(ConnectionLostError):  # a refusal that is cut is still a refusal
-                        async for chunk in chunks:
-                            body += chunk[: _LONGEST_ERROR - len(body)]
-                    raise failure(response.status, bytes(body), backend=self._backend, model=self._model)
+                    body = await self._refusal(chunks)
+                    raise failure(response.status, body, backend=self._backend, model=self._model)
                 async for chunk in chunks:
                     for piece in reader.feed(chunk):
                         yield piece

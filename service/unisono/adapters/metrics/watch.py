@@ -165,7 +165,7 @@ class BatchMetrics:
             if shared is not None:
                 place = self._place(group.group.group)
                 place.passes.inc(group.passes.count)
-                place.pass_items.inc(group.completion_tokens)
+                place.pass_items.inc(group.participations)
                 place.items_per_pass.observe(shared)
 
     def _place(self, group: int | None) -> Place:

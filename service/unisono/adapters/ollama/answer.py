@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
-from unisono.adapters.held import LineSplitter, TooLongError
+from unisono.adapters.held import LineSplitter, TooLongError, WholeReader
 from unisono.adapters.ollama.failures import failure
 from unisono.core.errors import BadAnswerError, ConnectionLostError, RepetitionError, UnisonoError
 from unisono.core.model import (
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 # Ollama ends a stream without a word after more than 30 tokens that repeat the one before them; the last is not
 # passed on, and blanks at the very beginning count as repeated at once. Source: llm/llama_server.go, Completion.
 REPEATS: Final = 30
-
-LONGEST_EMBEDDING: Final = 256 << 20
 
 # An error of this much between the held time here and there is the network's; beyond it, a proxy kept the request.
 _CLOCK_TOLERANCE_S: Final = 0.25
@@ -254,7 +252,7 @@ class TextReader:
         return {"backend": self._backend, "model": self._model}
 
 
-class EmbeddingReader:
+class EmbeddingReader(WholeReader):
     """Reads an answer of embed: one JSON object, which tells no time of its own."""
 
     def __init__(
@@ -266,26 +264,13 @@ class EmbeddingReader:
         now_ns: Callable[[], int],
         texts: int | None = None,
     ) -> None:
-        """As TextReader; `now_ns` gives `Finished.at_ns`. `texts`: how many were sent, each of which has a vector."""
-        self._backend, self._model = backend, model
-        self._texts = texts
+        """As TextReader; `now_ns` gives `Finished.at_ns`. `texts`: see WholeReader."""
+        super().__init__(backend=backend, model=model, texts=texts)
         self._held_s, self._now_ns = held_s, now_ns
-        self._chunks: list[bytes] = []
-        self._size = 0
-        self.is_done = False
-
-    def feed(self, chunk: bytes) -> Iterator[Spoke | Finished]:
-        """Keeps the chunk; nothing is said before the end."""
-        self._chunks.append(chunk)
-        self._size += len(chunk)
-        if self._size > LONGEST_EMBEDDING:
-            raise BadAnswerError(f"backend {self._backend}: the answer is too long", metadata=self._where())
-        yield from ()
 
     def end(self) -> Iterator[Spoke | Finished]:
         """The embeddings."""
-        text = b"".join(self._chunks)
-        self._chunks = []
+        text = self._whole()
         try:
             answer = _decode_embeddings(text)
             if _is_there(answer.error):
@@ -299,9 +284,7 @@ class EmbeddingReader:
             ) from error
         if answer.embeddings is None:
             raise BadAnswerError(f"backend {self._backend}: an answer without embeddings", metadata=self._where())
-        if self._texts is not None and len(vectors) != self._texts:
-            what = f"{len(vectors):,} embeddings for {self._texts:,} texts"
-            raise BadAnswerError(f"backend {self._backend}: {what}", metadata=self._where())
+        self._refuse_other_count(vectors)
         self.is_done = True
         yield Finished(
             at_ns=self._now_ns(),
@@ -321,9 +304,6 @@ class EmbeddingReader:
     def cut(self) -> Iterator[Spoke | Finished]:
         """Nothing: half an answer says nothing."""
         yield from ()
-
-    def _where(self) -> dict[str, str]:
-        return {"backend": self._backend, "model": self._model}
 
 
 def corrected(told: Durations, held_s: float) -> Durations:

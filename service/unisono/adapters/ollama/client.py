@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import httpx
 import msgspec
 
-from unisono.adapters.held import ExchangeCall, Head, HeldExchange, HeldTransport, read_all, release, translated
+from unisono.adapters.held import ExchangeCall, HeldExchange, HeldTransport, read_all, release, translated
 from unisono.adapters.ollama.answer import AnswerReader, EmbeddingReader, TextReader, arrival_ns
 from unisono.adapters.ollama.failures import failure
 from unisono.adapters.ollama.host import normalised, parse_host
@@ -28,14 +28,12 @@ from unisono.core.model import EmbedRequest, PassMethod
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
     from unisono.core.model import Finished, Item, LoadedRunner, ModelInfo, RunnerSpec, Spoke
 
 _T = TypeVar("_T")
 
-# An error's body is read up to here.
-_LONGEST_ERROR: Final = 1 << 20
 # A load that found its runner there answers within this; starting a runner takes longer, even for a tiny model.
 _QUICK_LOAD_S: Final = 0.25
 # Models of which something is remembered.
@@ -56,7 +54,13 @@ class OllamaCall(ExchangeCall):
             response = await self.exchange.response()
             async with contextlib.aclosing(self.exchange.chunks()) as chunks:
                 if response.status != 200:
-                    raise await self._failure(response, chunks)
+                    raise failure(
+                        response.status,
+                        await self._refusal(chunks),
+                        backend=self._backend,
+                        model=self._model,
+                        retry_after_s=_retry_after_s(response.headers),
+                    )
                 while not reader.is_done:
                     try:
                         chunk = await anext(chunks, None)
@@ -71,21 +75,6 @@ class OllamaCall(ExchangeCall):
                         yield piece
         finally:
             self.exchange.abort()
-
-    async def _failure(self, response: Head, chunks: AsyncIterator[bytes]) -> Exception:
-        body = bytearray()
-        with contextlib.suppress(ConnectionLostError):  # a refusal that is cut is still a refusal
-            async for chunk in chunks:
-                body += chunk
-                if len(body) > _LONGEST_ERROR:
-                    break
-        return failure(
-            response.status,
-            bytes(body),
-            backend=self._backend,
-            model=self._model,
-            retry_after_s=_retry_after_s(response.headers),
-        )
 
 
 class OllamaBackend:

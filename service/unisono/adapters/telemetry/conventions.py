@@ -24,11 +24,13 @@ SERVER_PORT: Final = "server.port"
 ERROR_TYPE: Final = "error.type"
 
 # -- Generative AI -----------------------------------------------------------------------------------------------
+# On the spans of calls, and on no other: who reads such spans takes each for a call, and adds up what they used.
 
 OPERATION_NAME: Final = "gen_ai.operation.name"
 PROVIDER_NAME: Final = "gen_ai.provider.name"
 OUTPUT_TYPE: Final = "gen_ai.output.type"
 REQUEST_MODEL: Final = "gen_ai.request.model"
+REQUEST_STREAM: Final = "gen_ai.request.stream"
 REQUEST_TEMPERATURE: Final = "gen_ai.request.temperature"
 REQUEST_TOP_P: Final = "gen_ai.request.top_p"
 REQUEST_TOP_K: Final = "gen_ai.request.top_k"
@@ -69,10 +71,15 @@ ITEMS_LEFT_OUT: Final = "unisono.items_left_out"
 WAVES_LEFT_OUT: Final = "unisono.waves_left_out"
 PLANS_LEFT_OUT: Final = "unisono.plans_left_out"
 RETRIES: Final = "unisono.retries"
+# Of all items together. Each item's own are `gen_ai.usage.…`.
+PROMPT_TOKENS: Final = "unisono.prompt_tokens"
+CACHED_PROMPT_TOKENS: Final = "unisono.cached_prompt_tokens"
+COMPLETION_TOKENS: Final = "unisono.completion_tokens"
 
 GROUP: Final = "unisono.group"
 GROUPS: Final = "unisono.groups"
 BACKEND: Final = "unisono.backend"
+MODEL: Final = "unisono.model"
 DIGEST: Final = "unisono.digest"
 # Followed by the name of the runner's option.
 RUNNER_PREFIX: Final = "unisono.runner."
@@ -143,6 +150,9 @@ BROKEN_OFF_BY: Final = "unisono.broken_off_by"
 # Items that went in one request; that request is part of the first one's trace.
 BUNDLE_SIZE: Final = "unisono.bundle_size"
 SHARED_WITH: Final = "unisono.shared_with"
+# From its staging (all but the last byte of its request) to its release.
+HELD_S: Final = "unisono.held_s"
+# From the batch's acceptance to its release; and from there until it had a slot.
 QUEUED_S: Final = "unisono.queued_s"
 SLOT_WAIT_S: Final = "unisono.slot_wait_s"
 # Only where content capture is on: a message can quote the backend, and the backend the prompt.

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from unisono.adapters.telemetry import conventions as names
 from unisono.adapters.telemetry.content import encodable
+from unisono.adapters.telemetry.items import tidy
 from unisono.core.model import SlotSource
 
 if TYPE_CHECKING:
@@ -42,11 +43,16 @@ class KnownBackend(Protocol):
         ...
 
 
+def provider_of(backend: KnownBackend | None) -> str:
+    """Who answers there, in a word of the conventions where they have one."""
+    return "ollama" if backend is None else _PROVIDERS.get(backend.kind, backend.kind)
+
+
 def place_of(backend: KnownBackend | None) -> Attributes:
-    """Who answers there, and where that is."""
+    """Where it is; nothing where that is not known."""
     if backend is None:
-        return {names.PROVIDER_NAME: "ollama"}
-    place: Attributes = {names.PROVIDER_NAME: _PROVIDERS.get(backend.kind, backend.kind)}
+        return {}
+    place: Attributes = {}
     try:
         url = urlsplit(backend.url)
         host, port = url.hostname, url.port
@@ -65,7 +71,7 @@ def group_attributes(planned: GroupPlanned) -> Attributes:
     attributes: Attributes = {
         names.GROUP: planned.group,
         names.BACKEND: encodable(runner.backend),
-        names.REQUEST_MODEL: encodable(runner.model),
+        names.MODEL: encodable(runner.model),
         names.DIGEST: encodable(runner.digest),
         names.IS_LOADED: planned.is_loaded,
     }
@@ -125,8 +131,8 @@ def group_figures(report: GroupReport) -> Attributes:
         names.PASSES_IMPUTED_SHARE: report.passes.imputed_share,
         names.WAVES: report.waves,
         names.LOADS: report.loads,
-        names.USAGE_INPUT_TOKENS: report.prompt_tokens,
-        names.USAGE_OUTPUT_TOKENS: report.completion_tokens,
+        names.PROMPT_TOKENS: report.prompt_tokens,
+        names.COMPLETION_TOKENS: report.completion_tokens,
     }
     figures[names.RUNNER_DEATHS] = report.runner_deaths
     figures[names.FAMILIES] = len(report.families)
@@ -137,7 +143,7 @@ def group_figures(report: GroupReport) -> Attributes:
     for name, value in (
         (names.FEWEST_PASSES, report.fewest_passes),
         (names.PASSES_ITEMS_MEAN, report.items_per_pass),
-        (names.USAGE_CACHE_READ_INPUT_TOKENS, report.cached_prompt_tokens),
+        (names.CACHED_PROMPT_TOKENS, report.cached_prompt_tokens),
         (names.DURATION_S, report.duration_s),
         (names.ONE_AT_A_TIME_S, report.one_at_a_time_s),
         (names.GAIN, report.gain),
@@ -147,7 +153,7 @@ def group_figures(report: GroupReport) -> Attributes:
             figures[name] = value
     if report.costs is not None:
         figures.update(_costs(report.costs))
-    return figures
+    return {name: tidy(value) if isinstance(value, float) else value for name, value in figures.items()}
 
 
 def _costs(costs: Costs) -> Attributes:
@@ -176,9 +182,9 @@ def batch_figures(summary: Summary) -> Attributes:
         names.ITEMS_EXPIRED: counts.expired,
         names.RETRIES: report.retries,
         names.PASSES: sum(group.passes.count for group in report.groups),
-        names.USAGE_INPUT_TOKENS: report.prompt_tokens,
-        names.USAGE_OUTPUT_TOKENS: report.completion_tokens,
+        names.PROMPT_TOKENS: report.prompt_tokens,
+        names.COMPLETION_TOKENS: report.completion_tokens,
     }
     if report.cached_prompt_tokens is not None:
-        figures[names.USAGE_CACHE_READ_INPUT_TOKENS] = report.cached_prompt_tokens
+        figures[names.CACHED_PROMPT_TOKENS] = report.cached_prompt_tokens
     return figures

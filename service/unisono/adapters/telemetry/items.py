@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 Attributes = dict[str, "AttributeValue"]
 
 
+def tidy(value: float) -> float:
+    """A measured figure with the digits that mean something: six."""
+    return float(f"{value:.6g}")
+
+
 def operation(item: Item) -> str:
     """What the item asks for, in the word of the conventions."""
     request = item.request
@@ -47,6 +52,7 @@ def request_attributes(item: Item, *, capture_content: bool) -> Attributes:
         if request.dimensions is not None:
             attributes[names.EMBEDDINGS_DIMENSION_COUNT] = request.dimensions
     else:
+        attributes[names.REQUEST_STREAM] = True
         attributes[names.OUTPUT_TYPE] = "text" if request.format is None else "json"
         _add_options(attributes, item.options)
     if capture_content:
@@ -102,7 +108,7 @@ def result_attributes(result: Result, *, capture_content: bool) -> Attributes:
             (names.RESPONSE_TIME_TO_FIRST_CHUNK, result.timings.first_token_s),
         ):
             if value is not None:
-                attributes[name] = value
+                attributes[name] = tidy(value)
     reason = failure_of(result)
     if reason is not None:
         attributes[names.ERROR_TYPE] = reason

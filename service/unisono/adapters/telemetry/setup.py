@@ -33,6 +33,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased,
 from opentelemetry.sdk.version import __version__ as sdk_version
 
 from unisono.adapters.telemetry.export import QuietExporter, flush, shut_down
+from unisono.adapters.telemetry.spans import ChosenIds
 from unisono.adapters.telemetry.trace import DEFAULT_ITEM_LIMIT, TraceListener
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def configure(service_version: str, environ: Mapping[str, str]) -> Telemetry | N
     exporters = _exporters(settings)
     provider = TracerProvider(
         sampler=_sampler(settings),
+        id_generator=ChosenIds(),
         resource=_resource(settings, service_version),
         # Its handler at exit waits too long; bootstrap calls Telemetry.shutdown.
         shutdown_on_exit=False,

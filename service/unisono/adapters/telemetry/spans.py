@@ -1,26 +1,34 @@
-"""What traces are made of while they grow: parents of spans, items on their way, waves of several batches."""
+"""What traces are made with: parents of spans, ids that are chosen before, waves of several batches."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import contextlib
+import threading
+from typing import TYPE_CHECKING
 
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.propagators.composite import CompositePropagator
-from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    StatusCode,
+    TraceFlags,
+    set_span_in_context,
+)
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from unisono.adapters.telemetry import conventions as names
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from opentelemetry.context import Context
-    from opentelemetry.trace import Span
+    from opentelemetry.trace import Link, Span, Tracer
 
     from unisono.adapters.telemetry.items import Attributes
-    from unisono.core.model import Item
 
-# What is remembered of an item that has no span, should it fail: events, and links.
-MAX_REMEMBERED_EVENTS = 32
-_MAX_REMEMBERED_LINKS = 8
 # Releases of several batches whose span is remembered. All batches hear of a release in one go, so the last one would
 # do; a watch that is told later must not make memory grow.
 _MAX_SHARED_WAVES = 1000
@@ -32,133 +40,131 @@ W3C_HEADERS = ("traceparent", "tracestate", "baggage")
 
 
 class Parent:
-    """A span that items hang under: a group's, or the batch's own."""
+    """A span that items hang under: the batch's own, or a group's, which is made only when the batch ends."""
 
     def __init__(self, span: Span, context: Context, at_ns: int) -> None:
         self.span = span
         # What children are started in; the caller's baggage is in it too.
         self.context = set_span_in_context(span, context)
-        self.start_ns = at_ns
-        # When the last thing in it ended.
+        self.planned_ns = at_ns
+        # When the first thing in it began, and the last one ended; None: nothing has.
+        self.first_ns: int | None = None
         self.last_ns = at_ns
         self.model = ""
-        # What every item's span says of where it ran.
+        # What its own span says, and what every item's says of where it ran.
+        self.attributes: Attributes = {}
         self.item_attributes: Attributes = {}
         # What was last said of it, which is written when it ends: an attribute of a span can be replaced, but not
         # taken back.
         self.latest: Attributes = {}
-        self.items_left_out = 0
         self.waves_left_out = 0
+        self.items_left_out = 0
+        # From the first release of these to the last end; None: none of them went.
+        self.left_out_ns: tuple[int, int] | None = None
         self._unsampled_headers: dict[str, str] | None = None
 
-    def reaches(self, at_ns: int) -> None:
-        """Something in it ended at this time."""
-        self.last_ns = max(self.last_ns, at_ns)
+    @classmethod
+    def to_come(cls, span_id: int, root: Parent, at_ns: int) -> Parent:
+        """A span below `root` that will be made later."""
+        here = root.span.get_span_context()
+        named = SpanContext(
+            here.trace_id, span_id, is_remote=False, trace_flags=here.trace_flags, trace_state=here.trace_state
+        )
+        return cls(NonRecordingSpan(named), root.context, at_ns)
 
-    def headers_for(self, span: Span) -> dict[str, str]:
-        """Headers by which a request belongs to a span of this group."""
+    def covers(self, start_ns: int, end_ns: int) -> None:
+        """Something in it began and ended at these times."""
+        self.first_ns = start_ns if self.first_ns is None else min(self.first_ns, start_ns)
+        self.last_ns = max(self.last_ns, end_ns)
+
+    def leaves_out(self, start_ns: int | None, end_ns: int) -> None:
+        """An item that ended has no span; `start_ns`: when it went, if it did."""
+        self.items_left_out += 1
+        if start_ns is not None:
+            first_ns, last_ns = self.left_out_ns or (start_ns, end_ns)
+            self.left_out_ns = (min(first_ns, start_ns), max(last_ns, end_ns))
+
+    def headers_for(self, span_id: int) -> dict[str, str]:
+        """Headers by which a request belongs to a span of this group, which may be still to come."""
+        return self._headers(span_id, self.span.get_span_context().trace_flags)
+
+    def _headers(self, span_id: int, flags: TraceFlags) -> dict[str, str]:
+        here = self.span.get_span_context()
+        named = SpanContext(here.trace_id, span_id, is_remote=False, trace_flags=flags, trace_state=here.trace_state)
         headers: dict[str, str] = {}
-        W3C.inject(headers, set_span_in_context(span, self.context))
+        W3C.inject(headers, set_span_in_context(NonRecordingSpan(named), self.context))
         return headers
 
-    @property
-    def unsampled_headers(self) -> dict[str, str]:
+    def unsampled_headers(self, *, is_recording: bool) -> dict[str, str]:
         """Headers of a request that has no span: below this one, and not to be recorded.
 
-        Where this one is not recorded itself they are its own: not sampled, or with tracing off the caller's word.
+        Where the trace is not recorded itself they are its own: not sampled, or with tracing off the caller's word.
         """
         if self._unsampled_headers is None:
             here = self.span.get_span_context()
-            flags = here.trace_flags
-            if self.span.is_recording():
-                flags = TraceFlags(flags & ~TraceFlags.SAMPLED)
-            quiet = SpanContext(
-                here.trace_id, here.span_id, is_remote=False, trace_flags=flags, trace_state=here.trace_state
-            )
-            self._unsampled_headers = self.headers_for(NonRecordingSpan(quiet))
+            flags = TraceFlags(here.trace_flags & ~TraceFlags.SAMPLED) if is_recording else here.trace_flags
+            self._unsampled_headers = self._headers(here.span_id, flags)
         return self._unsampled_headers
 
 
-class Attempt(NamedTuple):
-    """One of several attempts of an item."""
+class ChosenIds(RandomIdGenerator):
+    """Ids at random; but a span can be given one that was chosen before.
 
-    number: int
-    start_ns: int
-    end_ns: int
-    attributes: Attributes
-    # The reason for which it failed; None: it did not, or was broken off.
-    error: str | None
+    A request says whose part it is long before it goes, and only when it goes does its span begin.
+    """
+
+    def __init__(self) -> None:
+        self._of_thread = threading.local()
+
+    def choose(self) -> int:
+        """An id for a span to come."""
+        return super().generate_span_id()
+
+    @contextlib.contextmanager
+    def giving(self, span_id: int) -> Iterator[None]:
+        """The next span that this thread begins here gets this id; 0: any."""
+        self._of_thread.chosen = span_id
+        try:
+            yield
+        finally:
+            self._of_thread.chosen = 0
+
+    def generate_span_id(self) -> int:
+        """Called by the SDK for each span."""
+        chosen: int = getattr(self._of_thread, "chosen", 0)
+        self._of_thread.chosen = 0
+        return chosen or super().generate_span_id()
 
 
-class ItemTrace:
-    """An item on its way: its span, or what would be needed to make one."""
+class SpanMaker:
+    """Makes spans at times, and with ids, that are told."""
 
-    __slots__ = (
-        "attempt",
-        "attempt_ns",
-        "events",
-        "headers",
-        "item",
-        "links",
-        "over",
-        "parent",
-        "released",
-        "span",
-        "start_ns",
-    )
+    def __init__(self, tracer: Tracer, ids: ChosenIds) -> None:
+        self._tracer = tracer
+        self.ids = ids
 
-    def __init__(self, item: Item, parent: Parent, start_ns: int) -> None:
-        self.item = item
-        self.parent = parent
-        self.start_ns = start_ns
-        self.attempt = 1
-        # When the attempt began; None between two.
-        self.attempt_ns: int | None = None
-        # Attempts that failed or were broken off.
-        self.over: list[Attempt] = []
-        self.span: Span | None = None
-        self.headers: dict[str, str] = {}
-        self.events: list[tuple[str, Attributes, int]] = []
-        self.links: list[tuple[SpanContext, Attributes]] = []
-        # Of its last release: why it was the next, and for which lane.
-        self.released: Attributes = {}
+    def begin(
+        self,
+        parent: Parent,
+        name: str,
+        attributes: Attributes,
+        start_ns: int,
+        *,
+        kind: SpanKind = SpanKind.INTERNAL,
+        links: Sequence[Link] = (),
+        span_id: int = 0,
+    ) -> Span:
+        """A span below another; `span_id` was chosen before, or 0 is any."""
+        with self.ids.giving(span_id):
+            return self._tracer.start_span(
+                name, parent.context, kind=kind, attributes=attributes, links=links, start_time=start_ns
+            )
 
-    def begin_attempt(self, attempt: int, at_ns: int) -> None:
-        """It is staged, for the first time or again."""
-        self.attempt = attempt
-        if self.attempt_ns is None:
-            self.attempt_ns = at_ns
 
-    def end_attempt(self, at_ns: int, attributes: Attributes, error: str | None) -> None:
-        """Its present attempt is over, if there is one; of very many, only the first are remembered."""
-        if self.attempt_ns is not None and len(self.over) < MAX_REMEMBERED_EVENTS:
-            over = Attempt(self.attempt, self.attempt_ns, at_ns, {names.ATTEMPT: self.attempt, **attributes}, error)
-            self.over.append(over)
-        self.attempt_ns = None
-
-    def add_event(self, name: str, attributes: Attributes, at_ns: int) -> None:
-        """Says that something happened to it in its present attempt."""
-        attributes[names.ATTEMPT] = self.attempt
-        if self.span is not None:
-            self.span.add_event(name, attributes, at_ns)
-        elif len(self.events) < MAX_REMEMBERED_EVENTS:
-            self.events.append((name, attributes, at_ns))
-
-    def add_link(self, context: SpanContext) -> None:
-        """Says that its present attempt belongs to something in another batch's trace."""
-        attributes: Attributes = {names.ATTEMPT: self.attempt}
-        if self.span is not None:
-            self.span.add_link(context, attributes)
-        elif len(self.links) < _MAX_REMEMBERED_LINKS:
-            self.links.append((context, attributes))
-
-    def begin_late(self, span: Span) -> None:
-        """It has a span after all: what is remembered goes into it."""
-        self.span = span
-        for name, attributes, event_ns in self.events:
-            span.add_event(name, attributes, event_ns)
-        for context, attributes in self.links:
-            span.add_link(context, attributes)
+def fail(span: Span, reason: str) -> None:
+    """Marks a span as failed, for a reason of core/errors.py."""
+    span.set_attribute(names.ERROR_TYPE, reason)
+    span.set_status(StatusCode.ERROR, reason)
 
 
 class SharedWaves:

@@ -178,7 +178,7 @@ async def _bench_workloads(what: _Bench) -> int:
     if slots is None:
         slots = await _learn_slots(what.service, backend, ticker)
         if slots is None:
-            slots = int(os.environ.get("OLLAMA_NUM_PARALLEL") or _ASSUMED_SLOTS)
+            slots = _assumed_slots(os.environ.get("OLLAMA_NUM_PARALLEL", ""))
             notes.append(f"how many slots it has is not known, {slots} were assumed: --slots says it")
     # A runner has counters once there is one.
     await warm(backend, backend.models[0])
@@ -219,6 +219,11 @@ def _stopped(measurement: Measurement | GainMeasurement, terminal: Terminal) -> 
     note = f"stopped after {finished:,} of {wanted:,} measurements" if finished else "stopped before any measurement"
     terminal.say(f"unisono: {note}")
     return [note]
+
+
+def _assumed_slots(parallel: str) -> int:
+    """What the environment sets for an Ollama, if that is a number; 0 leaves it to Ollama."""
+    return int(parallel) if parallel.isascii() and parallel.isdigit() and int(parallel) else _ASSUMED_SLOTS
 
 
 async def _learn_slots(service: ServiceProcess, backend: Backend, ticker: Ticker) -> int | None:

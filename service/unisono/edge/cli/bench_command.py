@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
 from enum import StrEnum
 from typing import Annotated
 
@@ -10,12 +9,8 @@ import typer
 
 from unisono.bench.models import SIZES
 from unisono.edge.cli.bench import EMBEDDED, BenchOptions, bench
+from unisono.edge.cli.options import Finish
 from unisono.edge.cli.ports import StartEngine
-from unisono.edge.cli.terminal import Terminal
-
-# Runs a command to its end and ends the process as it says.
-Finish = Callable[[Callable[[Terminal], Coroutine[object, object, int]]], None]
-
 
 _USUAL_SIZES = ",".join(map(str, SIZES))
 

@@ -58,6 +58,10 @@ class Collector:
         result = event_pb2.Result(item_id=item_id, state=event_pb2.ITEM_STATE_FAILED, error=refusal)
         self._end(self._origin(result), result, _now())
 
+    def on_connection(self, text: str) -> None:
+        """The connection was lost, or is there again."""
+        self._display.say(text)
+
     def on_event(self, event: event_pb2.BatchEvent) -> None:
         """Something happened."""
         kind = event.WhichOneof("event")
@@ -92,6 +96,9 @@ class Collector:
             self._display.say(f"{model} could not be loaded: {problem_of_status(loading.error).text}")
 
     def _keep_part(self, part: event_pb2.ResultPart) -> None:
+        if part.part == 0:
+            # Also where the connection was lost among them: they are all sent again.
+            self._parts.pop(part.index, None)
         kept = self._parts.setdefault(part.index, event_pb2.Result()).completion
         kept.content += part.content
         kept.thinking += part.thinking

@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 import grpc.aio
@@ -22,6 +23,13 @@ DEFAULT_SERVER = "127.0.0.1:50051"
 # How long a service that nobody named may take to say that it is there, and one that was named.
 _QUICK_S = 0.3
 _PATIENT_S = 5.0
+# A service whose machine has vanished is noticed in half a minute; one that is back, within seconds.
+_OPTIONS = (
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +41,9 @@ class Wish:
     # Either of these asks for a service of our own, with that backend.
     embedded: bool = False
     ollama_url: str | None = None
+    # Whether the service is spoken to over TLS, and the file of certificates that it is trusted by; None: the usual.
+    tls: bool = False
+    ca: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,15 +64,17 @@ async def connect(wish: Wish, start: StartServer, say: Callable[[str], None]) ->
             "--embedded and --ollama are for a service that is started here. Leave one of them out.",
             code=ExitCode.USAGE,
         )
+    credentials = _credentials(wish)
     if not (wish.embedded or wish.ollama_url):
         target = wish.server or os.environ.get("UNISONO_SERVER") or DEFAULT_SERVER
-        async with _open(target) as channel:
-            error = await _check(channel, _PATIENT_S if wish.server else _QUICK_S)
+        is_asked_for = bool(wish.server or credentials)
+        async with _open(target, credentials) as channel:
+            error = await _check(channel, _PATIENT_S if is_asked_for else _QUICK_S)
             if error is None:
                 say(f"using the service at {target}")
                 yield Connection(target=target, stub=batch_inference_pb2_grpc.BatchInferenceStub(channel))
                 return
-            if wish.server:
+            if is_asked_for:
                 raise stop_for_call(error, target)
             say(f"no service at {target} ({_why(error)}), so one is started for this command")
     async with _start(wish, start, say) as target, _open(target) as channel:
@@ -86,9 +99,23 @@ async def _start(wish: Wish, start: StartServer, say: Callable[[str], None]) -> 
         await context.__aexit__(None, None, None)
 
 
-def _open(target: str) -> grpc.aio.Channel:
+def _credentials(wish: Wish) -> grpc.ChannelCredentials | None:
+    """Those of TLS; None: in the clear. Raises StopError."""
+    if not (wish.tls or wish.ca):
+        return None
+    if wish.embedded or wish.ollama_url:
+        raise StopError("--tls and --ca are for a service that is running, not for one's own.", code=ExitCode.USAGE)
+    try:
+        return grpc.ssl_channel_credentials(Path(wish.ca).read_bytes() if wish.ca else None)
+    except OSError as error:
+        raise StopError(f"{wish.ca} cannot be read: {error.strerror}", code=ExitCode.USAGE) from error
+
+
+def _open(target: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.aio.Channel:
     """A channel. Proxies of the environment are for other machines, not for this one."""
-    options = [("grpc.enable_http_proxy", 0)] if _is_loopback(target) else []
+    options = [*_OPTIONS, *([("grpc.enable_http_proxy", 0)] if _is_loopback(target) else [])]
+    if credentials is not None:
+        return grpc.aio.secure_channel(target, credentials, options=options)
     return grpc.aio.insecure_channel(target, options=options)
 
 

@@ -94,6 +94,11 @@ def problem_of_status(status: status_pb2.Status) -> Problem:
     )
 
 
+def is_of_service(error: grpc.aio.AioRpcError) -> bool:
+    """Whether a call ended as the service said, and not as the connection happened to."""
+    return any(key == _DETAILS_KEY for key, _ in error.trailing_metadata() or ())
+
+
 def problem_of_call(error: grpc.aio.AioRpcError) -> Problem:
     """Reads what a call ended with."""
     for key, value in error.trailing_metadata() or ():

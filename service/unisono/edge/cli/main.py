@@ -11,13 +11,13 @@ from typing import Annotated
 
 import typer
 
-from unisono.core.durations import parse_duration
 from unisono.core.errors import UnisonoError
 from unisono.edge.cli.bench_command import add_bench
 from unisono.edge.cli.connect import DEFAULT_SERVER, Wish
 from unisono.edge.cli.doctor import diagnose
 from unisono.edge.cli.errors import ExitCode, StopError
 from unisono.edge.cli.eval import ANSWER, EXPECTED, EvalOptions, evaluate
+from unisono.edge.cli.options import seconds
 from unisono.edge.cli.passmap import DEFAULT_ROWS
 from unisono.edge.cli.ports import Serve, StartEngine, StartServer
 from unisono.edge.cli.run import RunOptions, run
@@ -84,8 +84,10 @@ Examples:
     unisono run questions.jsonl --output answers.jsonl --num-predict 200
     unisono run - --order input < questions.jsonl | jq -r .content
 
+A lost connection is opened again for up to a minute, and the batch goes on.
+
 Exit codes: 0 every item answered; 1 some were not; 2 wrong usage or a bad
-file; 3 no service; 130 interrupted.
+file; 3 no service, or none any more; 130 interrupted.
 """
 
 _DOCTOR_HELP = """Tells which backends and models there are, how many slots each has shown, and what to change.
@@ -130,13 +132,6 @@ Examples:
 """
 
 
-def _seconds(text: str) -> float:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
 def _regex(text: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
@@ -163,6 +158,11 @@ def _rows(text: str) -> str:
 _Server = Annotated[
     str | None,
     typer.Option("--server", metavar="HOST:PORT", help=f"The service to use. [UNISONO_SERVER, or {DEFAULT_SERVER}]"),
+]
+_Tls = Annotated[bool, typer.Option("--tls", help="Speak to the service over TLS.")]
+_Ca = Annotated[
+    str | None,
+    typer.Option("--ca", metavar="FILE", help="Over TLS, trusting the certificates (PEM) of this file."),
 ]
 _Ollama = Annotated[
     str | None,
@@ -201,6 +201,8 @@ def build_cli(
         file: Annotated[str, typer.Argument(metavar="FILE", help="A JSONL file, or - for standard input.")],
         *,
         server: _Server = None,
+        tls: _Tls = False,
+        ca: _Ca = None,
         model: Annotated[str | None, typer.Option(help="The model of items that name none.")] = None,
         output: Annotated[
             str | None,
@@ -213,11 +215,11 @@ def build_cli(
         seed: Annotated[int | None, typer.Option(help="The seed of items that name none.")] = None,
         timeout: Annotated[
             float | None,
-            typer.Option(parser=_seconds, metavar="TIME", help="For the whole batch: 90s, 10m, 1h30m."),
+            typer.Option(parser=seconds, metavar="TIME", help="For the whole batch: 90s, 10m, 1h30m."),
         ] = None,
         item_timeout: Annotated[
             float | None,
-            typer.Option(parser=_seconds, metavar="TIME", help="For the silence of an item that has begun to speak."),
+            typer.Option(parser=seconds, metavar="TIME", help="For the silence of an item that has begun to speak."),
         ] = None,
         co_scheduling: Annotated[
             Togetherness | None,
@@ -246,7 +248,7 @@ def build_cli(
     ) -> None:
         options = RunOptions(
             file=file,
-            wish=Wish(server=server, embedded=embedded, ollama_url=ollama),
+            wish=Wish(server=server, tls=tls, ca=ca, embedded=embedded, ollama_url=ollama),
             model=model,
             output=output,
             num_predict=_within("--num-predict", num_predict, 31),
@@ -300,6 +302,8 @@ def build_cli(
         file: Annotated[str, typer.Argument(metavar="FILE", help="A JSONL file, or - for standard input.")],
         *,
         server: _Server = None,
+        tls: _Tls = False,
+        ca: _Ca = None,
         answer_regex: Annotated[
             re.Pattern[str] | None,
             typer.Option(
@@ -332,7 +336,7 @@ def build_cli(
     ) -> None:
         options = EvalOptions(
             file=file,
-            wish=Wish(server=server, embedded=embedded, ollama_url=ollama),
+            wish=Wish(server=server, tls=tls, ca=ca, embedded=embedded, ollama_url=ollama),
             answer_regex=answer_regex or re.compile(ANSWER),
             expect_regex=expect_regex,
             field=field,
@@ -349,11 +353,13 @@ def build_cli(
     def doctor_command(
         *,
         server: _Server = None,
+        tls: _Tls = False,
+        ca: _Ca = None,
         ollama: _Ollama = None,
         embedded: _Embedded = False,
         as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     ) -> None:
-        wish = Wish(server=server, embedded=embedded, ollama_url=ollama)
+        wish = Wish(server=server, tls=tls, ca=ca, embedded=embedded, ollama_url=ollama)
         finish(lambda terminal: diagnose(wish, start, terminal, as_json=as_json))
 
     add_trace_check(cli, finish)

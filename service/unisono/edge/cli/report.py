@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from google.protobuf.duration_pb2 import Duration
-
 from unisono._generated.unisono.v1 import event_pb2
 from unisono.core.durations import format_duration
-from unisono.edge.cli.schedule import draw_schedule, explain_runner, explain_slots
+from unisono.edge.cli.schedule import draw_schedule, explain_runner, explain_slots, seconds_of
 from unisono.edge.cli.terminal import printable
 
 # Failures that are told one by one; the rest are counted.
@@ -97,7 +95,7 @@ def _draw_batch(tally: Tally, report: event_pb2.Report | None) -> list[str]:
         lines.append(_line("no result", f"{tally.unanswered:,} that had been sent"))
     if tally.is_cut_short:
         lines.append(_line("not sent", "the rest of the file"))
-    duration_s = _seconds(report.duration) if report and report.HasField("duration") else tally.duration_s
+    duration_s = seconds_of(report.duration) if report and report.HasField("duration") else tally.duration_s
     lines.append(_line("time", format_duration(duration_s)))
     answered = report.completion_tokens if report else tally.completion_tokens
     tokens = f"{answered:,} answered"
@@ -138,7 +136,7 @@ def draw_group(report: event_pb2.GroupReport) -> list[str]:
     lines += _draw_waves(report)
     if report.loads:
         times = "once" if report.loads == 1 else f"{report.loads:,} times"
-        lines.append(_line("model loaded", f"{times}, in {format_duration(_seconds(report.load_duration))}"))
+        lines.append(_line("model loaded", f"{times}, in {format_duration(seconds_of(report.load_duration))}"))
     elif report.group.loaded:
         lines.append(_line("model loaded", "already"))
     return lines
@@ -152,9 +150,9 @@ def _draw_waves(report: event_pb2.GroupReport) -> list[str]:
         first = report.first_wave
         text = f"{first.item_count:,} request{'' if first.item_count == 1 else 's'}"
         if first.item_count > 1:
-            text += f" within {format_duration(_seconds(first.release_spread))}"
+            text += f" within {format_duration(seconds_of(first.release_spread))}"
         if first.HasField("first_token_spread"):
-            text += f", their first tokens within {format_duration(_seconds(first.first_token_spread))}"
+            text += f", their first tokens within {format_duration(seconds_of(first.first_token_spread))}"
         lines.append(_line("first release", text))
     return lines
 
@@ -202,10 +200,6 @@ def _draw_failures(tally: Tally) -> list[str]:
 
 def _line(label: str, text: str) -> str:
     return f"  {label:<{_LABEL_WIDTH}}  {text}"
-
-
-def _seconds(duration: Duration) -> float:
-    return duration.ToNanoseconds() / 1e9
 
 
 def headings(groups: Sequence[event_pb2.GroupReport]) -> Mapping[int, str]:

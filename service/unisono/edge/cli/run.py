@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import signal
 import sys
 import time
@@ -25,12 +26,13 @@ from unisono.edge.cli.feed import LineFeed, open_checked
 from unisono.edge.cli.lines_in import LineReader
 from unisono.edge.cli.outlets import Answers, InOrder, JsonLines, Outlet
 from unisono.edge.cli.passmap import DEFAULT_ROWS, MapPass, draw_pass_map
+from unisono.edge.cli.patience import DETACH_GRACE_S, GIVE_UP_AFTER_S
 from unisono.edge.cli.ports import StartServer
 from unisono.edge.cli.progress import Bar, Display, Lines, Meter
 from unisono.edge.cli.report import draw_report, headings
-from unisono.edge.cli.session import BatchSession
+from unisono.edge.cli.session import BatchSession, LostError
 from unisono.edge.cli.source import LineSource
-from unisono.edge.cli.terminal import Terminal, can_write, is_animated, paint
+from unisono.edge.cli.terminal import Terminal, can_write, is_animated, paint, printable
 
 # Items wait this long for others before they go: longer than it takes to read on, shorter than a person notices.
 # A file that is read whole, or to the end of the credit, goes at once: by an explicit release.
@@ -114,7 +116,13 @@ class Job:
         self._feed = feed
         self._collector = collector
         self._display = display
-        self._session = BatchSession(connection.stub, config=_config(options), feed=feed, listener=collector)
+        self._session = BatchSession(
+            connection.stub,
+            config=_config(options),
+            feed=feed,
+            listener=collector,
+            give_up_after_s=GIVE_UP_AFTER_S,
+        )
         # The signal that ended it, if one did.
         self._signal: int | None = None
         self._stop: StopError | None = None
@@ -128,6 +136,8 @@ class Job:
                 await self._session.run()
         except grpc.aio.AioRpcError as error:
             self._stop = stop_for_call(error, self._connection.target)
+        except LostError as error:
+            self._stop = self._stop_for_lost(error)
         except StopError as error:
             self._stop = error
         except OSError as error:
@@ -139,6 +149,17 @@ class Job:
         tally.duration_s = time.monotonic() - started_at
         tally.unanswered = self._session.sent - self._collector.answered
         tally.is_cut_short = not self._feed.is_ended
+
+    def _stop_for_lost(self, error: LostError) -> StopError:
+        target, batch_id = self._connection.target, self._session.batch_id
+        lines = [f"The service at {target}: the connection was lost: {printable(str(error), one_line=True)}"]
+        if batch_id:
+            after = str(self._session.last_sequence)
+            words = ["unisono-batch", "--target", target, "--resume", batch_id, "--after", after, self._options.file]
+            kept = f"The service keeps batch {batch_id} for {DETACH_GRACE_S / 60:g} minutes"
+            lines.append(f"It was tried again for {GIVE_UP_AFTER_S:g} s. {kept}.")
+            lines += ["To go on where it ended, with a program of clients/:", f"  {shlex.join(words)}"]
+        return StopError(*lines, code=ExitCode.UNREACHABLE)
 
     async def conclude(self, terminal: Terminal) -> None:
         """Draws the map and the report, and tells what went wrong."""
@@ -166,7 +187,9 @@ class Job:
     def _signals(self) -> Iterator[None]:
         """Meanwhile, an interrupt cancels the batch, and a second one gives it up."""
         loop = asyncio.get_running_loop()
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup makes it
+            numbers.append(signal.SIGHUP)
         for number in numbers:
             loop.add_signal_handler(number, self._interrupt, number)
         try:

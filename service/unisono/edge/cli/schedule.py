@@ -80,15 +80,15 @@ def _describe_memory(memory: event_pb2.MemoryEstimate) -> str:
 
 def _gain(report: event_pb2.GroupReport) -> Iterator[Figure]:
     if report.HasField("gain") and report.HasField("one_at_a_time"):
-        alone = format_duration(_seconds(report.one_at_a_time))
+        alone = format_duration(seconds_of(report.one_at_a_time))
         yield "gain", f"{report.gain:.1f} times as fast as one at a time (which would have taken about {alone})"
 
 
 def _idle(report: event_pb2.GroupReport) -> Iterator[Figure]:
     """Unused slot time, the most first; its share where the slots are known."""
-    spans = sorted(((_seconds(one.slot_time), one.reason) for one in report.idle), reverse=True)
+    spans = sorted(((seconds_of(one.slot_time), one.reason) for one in report.idle), reverse=True)
     total_s = sum(span_s for span_s, _ in spans)
-    whole_s = report.group.slots.count * _seconds(report.duration)
+    whole_s = report.group.slots.count * seconds_of(report.duration)
     if not spans or not total_s:
         return
     label = "slot time"
@@ -150,8 +150,9 @@ def _bytes(count: int) -> str:
 
 
 def _span(duration: Duration) -> str:
-    return format_duration(_seconds(duration))
+    return format_duration(seconds_of(duration))
 
 
-def _seconds(duration: Duration) -> float:
+def seconds_of(duration: Duration) -> float:
+    """The seconds of a message's duration."""
     return duration.ToNanoseconds() / 1e9

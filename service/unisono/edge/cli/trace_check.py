@@ -8,9 +8,10 @@ lengths to whole microseconds.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from itertools import pairwise
 
 from unisono.core.durations import format_duration
@@ -37,6 +38,7 @@ class Kind(StrEnum):
 
     NO_BATCH = "no_batch"
     ORPHAN = "orphan"
+    PARENT_CYCLE = "parent_cycle"
     NO_BATCH_ID = "no_batch_id"
     NO_PLAN = "no_plan"
     NO_GROUP = "no_group"
@@ -59,6 +61,7 @@ _REMEDIES = {
     Kind.NO_BATCH: "Is the batch still running? Its own span is sent at its end. Else the id is of another trace.",
     Kind.ORPHAN: "Spans were lost or are not there yet: look in the service's log for traces that cannot be "
     "delivered, and raise OTEL_BSP_MAX_QUEUE_SIZE where its queue was full.",
+    Kind.PARENT_CYCLE: "The spans of a trace form a tree: a processor on the way may have changed ids or parents.",
     Kind.NO_BATCH_ID: "What made this span is not this service, or a processor on the way removes attributes.",
     Kind.NO_PLAN: _DROPPED,
     Kind.NO_GROUP: _DROPPED,
@@ -107,6 +110,7 @@ def check(spans: Sequence[Span], *, texts: Collection[str] = ()) -> tuple[Findin
         what = "No span of a batch is in the trace." if spans else "The trace has no spans."
         findings.append(Finding(kind=Kind.NO_BATCH, what=what))
     findings += _orphans(tree)
+    findings += _gather(Kind.PARENT_CYCLE, tree.cycles, lambda names: f"{names} stand below themselves")
     for batch in tree.batches:
         findings += _check_batch(batch, tree)
     findings += _times(tree)
@@ -114,31 +118,38 @@ def check(spans: Sequence[Span], *, texts: Collection[str] = ()) -> tuple[Findin
     findings += _gather(
         Kind.NO_DESCRIPTION,
         [span for span in spans if span.is_error and not span.status_message],
-        "{} failed and say not why",
+        lambda names: f"{names} failed and say not why",
     )
     return tuple(findings)
 
 
 class Tree:
-    """Spans under their parents."""
+    """Spans under their parents, whatever these are said to be: each is found below exactly one root."""
 
     def __init__(self, spans: Sequence[Span]) -> None:
         self.spans = spans
-        self.by_id = {span.span_id: span for span in spans}
+        self._by_id = {(span.trace_id, span.span_id): span for span in spans}
         self.batches = [span for span in spans if span.is_batch]
-        # Those whose parent is not here are under None.
-        self._below: dict[str | None, list[Span]] = {}
+        # Of spans that are their own ancestors, the first of each cycle: it stands here without its parent.
+        self.cycles = _first_of_cycles(self._by_id)
+        self._cut = {(span.trace_id, span.span_id) for span in self.cycles}
+        # Spans whose parent is not here.
+        self.roots: list[Span] = []
+        self._below: dict[tuple[str, str], list[Span]] = {}
         for span in spans:
-            self._below.setdefault(span.parent_id if span.parent_id in self.by_id else None, []).append(span)
+            parent = self.parent(span)
+            below = self.roots if parent is None else self._below.setdefault((parent.trace_id, parent.span_id), [])
+            below.append(span)
 
-    @property
-    def roots(self) -> Sequence[Span]:
-        """Spans whose parent is not here."""
-        return self._below.get(None, ())
+    def parent(self, span: Span) -> Span | None:
+        """The span that one is right under; None: it is not here."""
+        if (span.trace_id, span.span_id) in self._cut:
+            return None
+        return _parent(span, self._by_id)
 
     def children(self, span: Span) -> Sequence[Span]:
         """The spans right under one, in the order of their beginning."""
-        return self._below.get(span.span_id, ())
+        return self._below.get((span.trace_id, span.span_id), ())
 
     def walk(self, span: Span) -> Iterator[Span]:
         """All spans below one, but for those of other batches."""
@@ -150,6 +161,28 @@ class Tree:
                 waiting += reversed(self.children(here))
 
 
+def _parent(span: Span, by_id: Mapping[tuple[str, str], Span]) -> Span | None:
+    return by_id.get((span.trace_id, span.parent_id)) if span.parent_id is not None else None
+
+
+def _first_of_cycles(by_id: Mapping[tuple[str, str], Span]) -> list[Span]:
+    """Of spans that are their own ancestors, one of each cycle: the one that began first."""
+    found: list[Span] = []
+    done: set[tuple[str, str]] = set()
+    for span in by_id.values():
+        path: dict[tuple[str, str], Span] = {}
+        here: Span | None = span
+        while here is not None and (key := (here.trace_id, here.span_id)) not in done:
+            if key in path:
+                cycle = list(path.values())[list(path).index(key) :]
+                found.append(min(cycle, key=lambda one: one.start_ns))
+                break
+            path[key] = here
+            here = _parent(here, by_id)
+        done |= path.keys()
+    return found
+
+
 def name_of(span: Span) -> str:
     """A span as a finding names it."""
     if span.is_item:
@@ -157,15 +190,15 @@ def name_of(span: Span) -> str:
     return span.name
 
 
-def _gather(kind: Kind, spans: Sequence[Span], what: str) -> list[Finding]:
-    """One finding for all spans with which the same is wrong."""
+def _gather(kind: Kind, spans: Sequence[Span], what: Callable[[str], str]) -> list[Finding]:
+    """One finding for all spans with which the same is wrong; `what` makes a sentence of their names."""
     if not spans:
         return []
     counted = Counter(name_of(span) for span in spans)
     names = ", ".join(name if count == 1 else f"{count} × {name}" for name, count in list(counted.items())[:3])
     more = f" and {len(counted) - 3:,} more" if len(counted) > 3 else ""
-    text = what.format(f"{names}{more}")
-    return [Finding(kind=kind, what=f"{text}.", span_ids=tuple(span.span_id for span in spans[:20]))]
+    text = f"{what(names + more)}."
+    return [Finding(kind=kind, what=text, span_ids=tuple(span.span_id for span in spans[:20]))]
 
 
 # -- Connected -------------------------------------------------------------------------------------------------
@@ -173,11 +206,13 @@ def _gather(kind: Kind, spans: Sequence[Span], what: str) -> list[Finding]:
 
 def _orphans(tree: Tree) -> list[Finding]:
     """A batch's own span may have a parent elsewhere: its caller sends traces to its own place, or to none."""
-    lost = [span for span in tree.roots if span.parent_id is not None and not span.is_batch]
-    parents = {span.parent_id for span in lost}
-    return _gather(
-        Kind.ORPHAN, lost, f"{len(parents)} parent{'s are' if len(parents) > 1 else ' is'} missing, of {{}}"
-    )
+    cut = {span.span_id for span in tree.cycles}
+    lost = [
+        span for span in tree.roots if span.parent_id is not None and not span.is_batch and span.span_id not in cut
+    ]
+    parents = len({span.parent_id for span in lost})
+    are_missing = f"{parents} parent{'s are' if parents > 1 else ' is'} missing"
+    return _gather(Kind.ORPHAN, lost, lambda names: f"{are_missing}, of {names}")
 
 
 def _check_batch(batch: Span, tree: Tree) -> Iterator[Finding]:
@@ -193,15 +228,15 @@ def _check_batch(batch: Span, tree: Tree) -> Iterator[Finding]:
     has_run = batch.count("unisono.items_completed") > 0 or any(_has_run(item) for item in items)
     if has_run and not any(span.name == "plan" for span in tree.children(batch)):
         yield Finding(kind=Kind.NO_PLAN, what="The batch has no plan span.", span_ids=(batch.span_id,))
-    strays = [item for item in items if _has_run(item) and not _is_group(tree.by_id.get(item.parent_id or "", batch))]
-    if strays or (has_run and not groups):
-        what = "{} ran outside any group" if strays else "{} has no group span"
-        yield from _gather(Kind.NO_GROUP, strays or [batch], what)
+    strays = [item for item in items if _has_run(item) and not _is_group(tree.parent(item) or batch)]
+    if strays:
+        yield from _gather(Kind.NO_GROUP, strays, lambda names: f"{names} ran outside any group")
+    elif has_run and not groups:
+        yield from _gather(Kind.NO_GROUP, [batch], lambda name: f"{name} has no group span")
     for group in groups:
         yield from _check_waves(group, tree.children(group))
-    yield from _gather(
-        Kind.NO_OUTCOME, [item for item in items if not item.text("unisono.state")], "{} have no outcome"
-    )
+    without = [item for item in items if not item.text("unisono.state")]
+    yield from _gather(Kind.NO_OUTCOME, without, lambda names: f"{names} have no outcome")
     yield from _count(batch, items, [batch, *groups])
     for item in items:
         yield from _check_attempts(item, [span for span in tree.children(item) if span.is_attempt])
@@ -259,7 +294,9 @@ def _check_waves(group: Span, children: Sequence[Span]) -> Iterator[Finding]:
         is_linked = stands is False or (stands is None and len(unlinked) < len(waves.get(wave, ())))
         if is_linked:
             yield from _gather(
-                Kind.NO_WAVE_LINK, unlinked, "{} went out with other callers' items and have no link to that wave"
+                Kind.NO_WAVE_LINK,
+                unlinked,
+                lambda names: f"{names} went out with other callers' items and have no link to that wave",
             )
 
 
@@ -281,7 +318,7 @@ def _check_attempts(item: Span, attempts: Sequence[Span]) -> Iterator[Finding]:
         one.name == later.name == "released" and one.at_ns <= later.at_ns for one, later in pairwise(turns)
     )
     if overlapping or is_twice:
-        yield from _gather(Kind.OVERLAPPING_ATTEMPTS, [item], "Attempts of {} overlap")
+        yield from _gather(Kind.OVERLAPPING_ATTEMPTS, [item], lambda name: f"Attempts of {name} overlap")
 
 
 # -- Times and texts -------------------------------------------------------------------------------------------
@@ -293,7 +330,7 @@ def _times(tree: Tree) -> Iterator[Finding]:
     skewed: dict[tuple[str, str], int] = {}
     spans_of: dict[tuple[str, str], list[Span]] = {}
     for span in tree.spans:
-        parent = tree.by_id.get(span.parent_id or "")
+        parent = tree.parent(span)
         if parent is None:
             continue
         off_ns = max(parent.start_ns - span.start_ns, span.end_ns - parent.end_ns)
@@ -305,7 +342,9 @@ def _times(tree: Tree) -> Iterator[Finding]:
             pair = (parent.service or "?", span.service or "?")
             skewed[pair] = max(skewed.get(pair, 0), early_ns)
             spans_of.setdefault(pair, []).append(span)
-    yield from _gather(Kind.OUTSIDE_PARENT, outside, "{} began before or ended after what they are part of")
+    yield from _gather(
+        Kind.OUTSIDE_PARENT, outside, lambda names: f"{names} began before or ended after what they are part of"
+    )
     for (one, other), off_ns in skewed.items():
         what = f"{other} is at least {format_duration(off_ns / 1e9)} behind {one}: what it was asked, it did before."
         ids = tuple(span.span_id for span in spans_of[one, other][:20])
@@ -321,7 +360,8 @@ def _texts(spans: Sequence[Span], texts: Collection[str]) -> Iterator[Finding]:
                 if _is_content(name, value, texts, is_ours=name.startswith(("unisono.", "gen_ai."))):
                     found.setdefault(name, []).append(span)
     for name, holders in found.items():
-        yield from _gather(Kind.CONTENT, holders, f"{name} holds text of a prompt or an answer, in {{}}")
+        where = f"{name} holds text of a prompt or an answer, in"
+        yield from _gather(Kind.CONTENT, holders, partial("{} {}".format, where))
 
 
 def _is_content(name: str, value: object, texts: Collection[str], *, is_ours: bool) -> bool:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
@@ -16,15 +16,12 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from unisono.core.durations import parse_duration
 from unisono.edge.cli.errors import ExitCode, StopError
+from unisono.edge.cli.options import Finish, seconds
 from unisono.edge.cli.terminal import Terminal, can_write, printable, write
 from unisono.edge.cli.trace_check import Finding, check
 from unisono.edge.cli.trace_spans import NotTraceError, Span, read_spans
 from unisono.edge.cli.trace_tree import ASCII, DEFAULT_ITEMS, UNICODE, Row, draw_tree
-
-# Runs a command to its end and ends the process as it says.
-Finish = Callable[[Callable[[Terminal], Coroutine[object, object, int]]], None]
 
 DEFAULT_JAEGER = "http://127.0.0.1:16686"
 # Spans are exported every five seconds, unless OTEL_BSP_SCHEDULE_DELAY says otherwise.
@@ -95,7 +92,7 @@ async def check_trace(options: TraceOptions, terminal: Terminal) -> int:
     if options.as_json:
         terminal.out.print(to_json(spans, findings), soft_wrap=True)
     else:
-        show(terminal.out, spans, findings, items=options.items)
+        show(terminal.out, spans, findings, items=options.items, jaeger=options.jaeger)
     return ExitCode.ITEMS_FAILED if findings else ExitCode.DONE
 
 
@@ -152,22 +149,21 @@ class _Looking:
         except httpx.HTTPError as error:
             why = printable(str(error), one_line=True) or type(error).__name__
             raise StopError(
-                f"No Jaeger answers at {where}: {why}", "Is it running? --jaeger URL names another.", code=_AWAY
+                f"No Jaeger answers at {where}: {why}",
+                "Is it running? --jaeger URL names another.",
+                code=ExitCode.UNREACHABLE,
             ) from error
         if answer.status_code == httpx.codes.NOT_FOUND and _is_of_api(answer):
             return ()
         if answer.status_code != httpx.codes.OK:
             said = printable(answer.text[:200], one_line=True)
             what = f"What answers at {where} is no Jaeger with /api/v3, or is in trouble: {answer.status_code} {said}"
-            raise StopError(what.rstrip(), code=_AWAY)
+            raise StopError(what.rstrip(), code=ExitCode.UNREACHABLE)
         try:
             return read_spans(answer.content)
         except NotTraceError as error:
             what = f"What answers at {where} is no Jaeger with /api/v3: {printable(str(error), one_line=True)}"
-            raise StopError(what, code=_AWAY) from error
-
-
-_AWAY = ExitCode.UNREACHABLE
+            raise StopError(what, code=ExitCode.UNREACHABLE) from error
 
 
 def _host_of(url: str) -> str:
@@ -196,8 +192,8 @@ def _rfc3339(at: datetime) -> str:
 # -- What is shown ---------------------------------------------------------------------------------------------
 
 
-def show(console: Console, spans: Sequence[Span], findings: Sequence[Finding], *, items: int) -> None:
-    """The tree and the findings."""
+def show(console: Console, spans: Sequence[Span], findings: Sequence[Finding], *, items: int, jaeger: str) -> None:
+    """The tree, where to look at it in Jaeger, and the findings."""
     marks = UNICODE if can_write(console, "█▒░│├└…µ−") else ASCII
     services = ", ".join(sorted({span.service or "?" for span in spans}))
     traces = ", ".join(sorted({span.trace_id for span in spans}))
@@ -205,6 +201,8 @@ def show(console: Console, spans: Sequence[Span], findings: Sequence[Finding], *
     wrong = {span_id for finding in findings for span_id in finding.span_ids}
     for row in draw_tree(spans, console.width, marks=marks, items=items, wrong=wrong):
         _paint(console, row)
+    for trace in sorted({span.trace_id for span in spans}):
+        write(console, f"{jaeger.rstrip('/')}/trace/{trace}", "dim")
     here = {span.span_id for span in spans}
     if any(span.is_batch and span.parent_id is not None and span.parent_id not in here for span in spans):
         write(console, "The caller's own span is not here: it is sent to another place, later, or not at all.", "dim")
@@ -266,13 +264,6 @@ def to_json(spans: Sequence[Span], findings: Collection[Finding]) -> str:
 # -- The command -----------------------------------------------------------------------------------------------
 
 
-def _seconds(text: str) -> float:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
 def add_trace_check(cli: typer.Typer, finish: Finish) -> None:
     """Adds the command."""
 
@@ -292,7 +283,7 @@ def add_trace_check(cli: typer.Typer, finish: Finish) -> None:
             typer.Option(metavar="TEXT", help="Words of a prompt or answer that must not be there; may be repeated."),
         ] = None,
         wait: Annotated[
-            float | None, typer.Option(parser=_seconds, metavar="TIME", help="For a trace that is not whole. [8s]")
+            float | None, typer.Option(parser=seconds, metavar="TIME", help="For a trace that is not whole. [8s]")
         ] = None,
         as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     ) -> None:

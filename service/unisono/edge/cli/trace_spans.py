@@ -42,6 +42,12 @@ class Event:
         """The attempt of the item that it belongs to."""
         return whole(self.attributes.get("unisono.attempt"), 1)
 
+    @property
+    def held_ns(self) -> int:
+        """Of a release: how long the request had been held before; 0 where that is not known."""
+        held_s = self.attributes.get("unisono.held_s")
+        return round(held_s * 1e9) if isinstance(held_s, int | float) else 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
@@ -112,7 +118,7 @@ def read_spans(body: str | bytes) -> tuple[Span, ...]:
         for document in _documents(body.decode() if isinstance(body, bytes) else body):
             for span in _spans(document):
                 spans[span.trace_id, span.span_id] = span
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError) as error:
         raise NotTraceError(f"the answer is no trace in OTLP JSON: {error}") from error
     return tuple(sorted(spans.values(), key=lambda span: (span.start_ns, -span.end_ns, span.span_id)))
 
@@ -143,14 +149,14 @@ def _span(span: dict[str, Any], who: Attributes) -> Span:
         trace_id=_id(span["traceId"], _TRACE_ID_BYTES),
         span_id=_id(span["spanId"], _SPAN_ID_BYTES),
         parent_id=_id(span.get("parentSpanId") or "", _SPAN_ID_BYTES) or None,
-        name=span.get("name", ""),
+        name=str(span.get("name") or ""),
         kind=_kind(span.get("kind") or 0),
         start_ns=start_ns,
         end_ns=max(start_ns, int(span.get("endTimeUnixNano") or 0)),
         attributes=_attributes(span.get("attributes")),
         events=tuple(
             Event(
-                name=event.get("name", ""),
+                name=str(event.get("name") or ""),
                 at_ns=int(event.get("timeUnixNano") or 0),
                 attributes=_attributes(event.get("attributes")),
             )
@@ -165,7 +171,7 @@ def _span(span: dict[str, Any], who: Attributes) -> Span:
             for link in span.get("links") or ()
         ),
         is_error=status.get("code") in _ERROR,
-        status_message=status.get("message") or "",
+        status_message=str(status.get("message") or ""),
         service=str(who.get("service.name") or ""),
         instance=str(who.get("service.instance.id") or ""),
     )
@@ -189,11 +195,14 @@ def _id(text: str, size: int) -> str:
 
 
 def _kind(kind: int | str) -> str:
-    return kind.removeprefix("SPAN_KIND_") if isinstance(kind, str) else _KINDS[kind]
+    """Its name; a number that is not known to us is no more than not specified."""
+    if isinstance(kind, str):
+        return kind.removeprefix("SPAN_KIND_")
+    return _KINDS[kind] if 0 <= kind < len(_KINDS) else _KINDS[0]
 
 
 def _attributes(pairs: Sequence[dict[str, Any]] | None) -> Attributes:
-    return MappingProxyType({pair["key"]: _value(pair.get("value") or {}) for pair in pairs or ()})
+    return MappingProxyType({str(pair["key"]): _value(pair.get("value") or {}) for pair in pairs or ()})
 
 
 def _value(value: dict[str, Any]) -> Value:

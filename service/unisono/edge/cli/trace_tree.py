@@ -5,11 +5,12 @@
     └─ group smol                         1.0 ms  125 ms  │ ███████████████████████████████
        ├─ load                            1.1 ms   50 ms  │ ████████████
        ├─ release  wave 0: 3               53 ms   80 µs  │             █
-       ├─ q-1  chat, 21 passes             52 ms   70 ms  │             ░▒██████████████
-       ├─ q-2  chat, 9 passes              52 ms   31 ms  │             ░▒█████
+       ├─ q-1  chat, 21 passes             53 ms   70 ms  │            ░▒██████████████
+       ├─ q-2  chat, 9 passes              53 ms   31 ms  │            ░▒█████
        └─ … and 1 more item
 
-An item's bar is light until its request was released, and half light until its first token. Where not all items are
+An item's bar is light while its request was held, which is before its span began, and half light until its first
+token. Where not all items are
 drawn, a row of the group tells how many of those with a span were at the backend at one time.
 """
 
@@ -29,8 +30,12 @@ from unisono.edge.cli.trace_spans import BATCH_PREFIX, Span
 DEFAULT_ITEMS = 40
 # Of releases, loads and plans, so many under one parent.
 _MAX_OTHERS = 8
+# Spans below one another.
+_MAX_DEPTH = 64
 _MIN_LABEL = 32
 _MIN_BAR = 20
+# The span that lasts as long as items took that have none of their own.
+LEFT_OUT = "items left out"
 _RANKS = {"plan": 0, "load": 1, "release": 2}
 
 
@@ -175,13 +180,18 @@ class _Drawing:
     def lines(self, span: Span, lead: str, below: str, depth: int) -> Iterator[_Line]:
         """A span and what is under it."""
         yield _Line(lead + self._label(span), depth, span)
+        if depth >= _MAX_DEPTH and self._tree.children(span):
+            yield _Line(f"{below}{self._marks.last}{self._marks.more} and what is below", depth + 1)
+            return
         children, left_out = self._children(span)
         items = [child for child in self._tree.children(span) if child.is_item]
-        entries: list[Span | str | None] = [child for child in children if not child.is_item]
+        # What stands for items comes after them.
+        last = [child for child in children if child.name == LEFT_OUT]
+        entries: list[Span | str | None] = [child for child in children if not child.is_item and child not in last]
         if any(item.span_id not in self._shown for item in items):
             entries.append(None)
         entries += [child for child in children if child.is_item]
-        entries += left_out
+        entries += [*last, *left_out]
         for place, entry in enumerate(entries, start=1):
             is_last = place == len(entries)
             mark = self._marks.last if is_last else self._marks.child
@@ -211,7 +221,8 @@ class _Drawing:
                 name = "item" if child.is_item else child.name
                 hidden[name] = hidden.get(name, 0) + 1
         words = [f"and {count:,} more {name}{'s' if count > 1 else ''}" for name, count in hidden.items()]
-        if left_out := span.count("unisono.items_left_out"):
+        is_told = any(child.name == LEFT_OUT for child in children)
+        if (left_out := span.count("unisono.items_left_out")) and not is_told and span.name != LEFT_OUT:
             words.append(f"and {left_out:,} item{'s' if left_out > 1 else ''} without a span of their own")
         if left_out := span.count("unisono.waves_left_out"):
             words.append(f"and {left_out:,} release{'s' if left_out > 1 else ''} without a span of their own")
@@ -271,7 +282,8 @@ class _Drawing:
             if event.at_ns < at_ns or event.name not in _PHASES:
                 continue
             before, after = _PHASES[event.name]
-            yield at_ns, event.at_ns, getattr(self._marks, before)
+            held_ns = event.held_ns if event.name == "released" and mark == self._marks.full else 0
+            yield min(at_ns, event.at_ns - held_ns), event.at_ns, getattr(self._marks, before)
             at_ns, mark = event.at_ns, getattr(self._marks, after)
         # A request that was staged and never went has waited all the time.
         never_went = span.is_item and span.kind == "CLIENT" and at_ns == span.start_ns and mark == self._marks.full
@@ -316,6 +328,8 @@ def _facts(span: Span) -> Iterator[str]:
             if passes := span.count("unisono.passes"):
                 yield f"{passes:,} pass{'es' if passes > 1 else ''}"
         yield span.text("unisono.state") if span.text("unisono.state") != "completed" else ""
+    elif span.name == LEFT_OUT:
+        yield f"{span.count('unisono.items_left_out'):,} without a span"
     elif span.name == "release":
         yield f"wave {span.count('unisono.wave')}: {span.count('unisono.items'):,}"
         if others := span.count("unisono.others"):

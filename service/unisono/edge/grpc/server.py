@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import errno
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -31,6 +34,13 @@ _OPTIONS = [
     ("grpc.keepalive_timeout_ms", 20_000),
 ]
 
+# What a system says of an address, and what to do about it.
+_WHY_NOT: Final = {
+    errno.EADDRINUSE: "another program listens there: end it, or choose another port",
+    errno.EADDRNOTAVAIL: "it is not an address of this machine: choose one that is, or 0.0.0.0 for all of them",
+    errno.EACCES: "this user may not: choose another one, as a rule with a port above 1023",
+}
+
 
 class GrpcServer:
     """Serves on one address."""
@@ -47,10 +57,11 @@ class GrpcServer:
         """Begins to serve on HOST:PORT (port 0: any that is free); answers with the port. Raises OSError."""
         try:
             port = self._server.add_insecure_port(listen)
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {listen}: is another service there? ({error})") from None
+        except RuntimeError:
+            # gRPC says no more than that it could not.
+            port = 0
         if port == 0:
-            raise OSError(f"cannot listen on {listen}")
+            raise OSError(f"cannot listen on {listen}: {_why_not(listen)} (UNISONO_LISTEN, or --listen)")
         await self._server.start()
         for name in ("", SERVICE):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -63,3 +74,25 @@ class GrpcServer:
     async def stop(self, grace_s: float) -> None:
         """Ends: calls have so long to end by themselves."""
         await self._server.stop(grace_s)
+
+
+def _why_not(listen: str) -> str:
+    """Why nobody can listen there, found by trying, and what to do."""
+    path = listen.removeprefix("unix:")
+    try:
+        if path != listen:
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.bind(path)
+            Path(path).unlink()
+        else:
+            host, _, port = listen.rpartition(":")
+            for family, _, _, _, where in socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM):
+                with socket.socket(family, socket.SOCK_STREAM) as probe:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    probe.bind(where)
+                    probe.listen()
+    except socket.gaierror as error:
+        return f"{error.strerror}: choose an address of this machine"
+    except OSError as error:
+        return _WHY_NOT.get(error.errno or 0) or f"{error.strerror or error}: choose another one"
+    return "another program had it just now: try again"

@@ -130,6 +130,10 @@ public final class Main {
       tell("the connection was lost: " + problem.getMessage());
       System.err.println("To go on where it ended:\n  " + session.resumeCommand());
       code = LOST;
+    } else if (!session.cutShort().isEmpty() && !session.isInterrupted()) {
+      // Somebody else cancelled it, say; there may be lines that it never took.
+      tell("the batch ended before its time: " + session.cutShort());
+      code = SOME_FAILED;
     }
     System.err.println(session.tally());
     return session.isInterrupted() ? INTERRUPTED : code;

@@ -6,9 +6,12 @@ import dev.unisono.v1.AddItems;
 import dev.unisono.v1.BatchConfig;
 import dev.unisono.v1.BatchEvent;
 import dev.unisono.v1.BatchInferenceGrpc.BatchInferenceStub;
+import dev.unisono.v1.BatchState;
 import dev.unisono.v1.CancelBatchRequest;
 import dev.unisono.v1.CancelBatchResponse;
 import dev.unisono.v1.CancelItems;
+import dev.unisono.v1.GetServerInfoRequest;
+import dev.unisono.v1.GetServerInfoResponse;
 import dev.unisono.v1.Item;
 import dev.unisono.v1.ItemAcknowledged;
 import dev.unisono.v1.OnDisconnect;
@@ -61,8 +64,8 @@ final class Session implements ClientResponseObserver<StreamBatchRequest, Stream
   private long sequence;
   /** Parts of the result that comes next. */
   private final StringBuilder parts = new StringBuilder();
-  /** Whether the batch's end was heard. */
-  private boolean hasEnded;
+  /** How the batch ended; unspecified until that was heard. */
+  private BatchState end = BatchState.BATCH_STATE_UNSPECIFIED;
 
   // Guarded by the monitor.
 
@@ -74,8 +77,9 @@ final class Session implements ClientResponseObserver<StreamBatchRequest, Stream
   /** Items that may be sent in all, and those that were, refused ones not counted. */
   private long credit;
   private long sent;
-  /** Of those that were sent, so many have ended for certain, in this stream or a former one. */
-  private long settled;
+  /** The most items that a batch may have, as far as that was asked and answered. */
+  private long mostItems = Long.MAX_VALUE;
+  private boolean hasAsked;
   private boolean isInterrupted;
   private boolean isOver;
   /** Why the stream ended; null where the batch did. */
@@ -127,6 +131,11 @@ final class Session implements ClientResponseObserver<StreamBatchRequest, Stream
 
   synchronized String batchId() {
     return batchId;
+  }
+
+  /** How the batch was ended before its time, once the stream has ended; empty where it was not. */
+  String cutShort() {
+    return end == BatchState.BATCH_STATE_COMPLETED ? "" : end.name().replace("BATCH_STATE_", "");
   }
 
   /** The command that goes on with the batch. */
@@ -208,6 +217,9 @@ final class Session implements ClientResponseObserver<StreamBatchRequest, Stream
   private synchronized void writeItems() throws InterruptedException {
     while (true) {
       while (!isOver && !isInterrupted && !isAllSent() && !canSend()) {
+        if (isCreditUsedUp() && !items.isEmpty()) {
+          askMostItems();
+        }
         wait();
       }
       if (isOver || isInterrupted || isAllSent()) {
@@ -240,13 +252,24 @@ final class Session implements ClientResponseObserver<StreamBatchRequest, Stream
    * How many more items may be sent.
    *
    * <p>Items that wait for nothing but a release cannot use up the credit for good: without another word they are
-   * released when they have waited for 50 ms, and items that end bring new credit. Where all have ended and brought
-   * none, one more may be sent: the batch is as large as a batch may be, and the service refuses it with its own
-   * reason. Results that came on a former stream are not seen on this one, so they cannot be counted for that.
+   * released when they have waited for 50 ms, and items that end bring new credit. Only a batch that is as large as a
+   * batch may be gets no more, and the service refuses the rest, each with its reason. How large that is, the service
+   * is asked: that all items have ended cannot be seen here where some did so before the batch was resumed.
    */
   private long room() {
-    long room = credit - sent;
-    return room <= 0 && sent > 0 && settled >= sent ? 1 : Math.max(room, 0);
+    return isCreditUsedUp() && credit >= mostItems ? MAX_ITEMS : Math.max(credit - sent, 0);
+  }
+
+  private boolean isCreditUsedUp() {
+    return sent > 0 && sent >= credit;
+  }
+
+  /** Asks for the most items that a batch may have, once; the answer wakes the writer. */
+  private void askMostItems() {
+    if (!hasAsked) {
+      hasAsked = true;
+      stub.getServerInfo(GetServerInfoRequest.getDefaultInstance(), new LimitsAnswer());
+    }
   }
 
   /** Half-closes, which also releases what was added; when interrupted, cancels all of it first. */
@@ -285,6 +308,25 @@ final class Session implements ClientResponseObserver<StreamBatchRequest, Stream
     @Override
     public void onError(Throwable error) {
       System.err.println("unisono-batch: cancelling: " + Main.inWords(error));
+    }
+
+    @Override
+    public void onCompleted() {}
+  }
+
+  /** What the service says of its limits. */
+  private final class LimitsAnswer implements StreamObserver<GetServerInfoResponse> {
+    @Override
+    public void onNext(GetServerInfoResponse answer) {
+      long most = Integer.toUnsignedLong(answer.getLimits().getMaxItems());
+      if (most > 0) {
+        change(() -> mostItems = most);
+      }
+    }
+
+    @Override
+    public void onError(Throwable error) {
+      System.err.println("unisono-batch: asking for the service's limits: " + Main.inWords(error));
     }
 
     @Override
@@ -336,6 +378,7 @@ final class Session implements ClientResponseObserver<StreamBatchRequest, Stream
 
   @Override
   public void onCompleted() {
+    boolean hasEnded = end != BatchState.BATCH_STATE_UNSPECIFIED;
     over(hasEnded ? null : new IOException("the stream ended before the batch"));
   }
 
@@ -354,21 +397,12 @@ final class Session implements ClientResponseObserver<StreamBatchRequest, Stream
         put(ResultLine.of(event.getResult(), parts.toString()));
         parts.setLength(0);
       }
-      case PROGRESS -> change(() -> hear(event.getProgress()));
-      // It stands for silence: while an item runs, there is progress to hear of.
-      case HEARTBEAT -> change(() -> settled = sent);
-      case SUMMARY -> hasEnded = true;
+      case PROGRESS -> change(() -> progress = event.getProgress());
+      case SUMMARY -> end = event.getSummary().getState();
       default -> { }
     }
     if (event.hasSequence()) {
       sequence = event.getSequence();
-    }
-  }
-
-  private void hear(Progress news) {
-    progress = news;
-    if (news.getQueued() + news.getInFlight() == 0) {
-      settled = news.getAccepted();
     }
   }
 
