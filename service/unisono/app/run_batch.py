@@ -101,6 +101,8 @@ class RunningBatch:
         self._waiting: list[ItemRun] = []
         self._is_input_closed = False
         self._is_resting = False
+        # Whether another run of it will tell what becomes of it.
+        self.is_left = False
         self._is_kept = stored is not None
         self._counts: Counter[ItemState] = Counter()
         # Why the batch ends before all its items have ended by themselves; None while it does not.
@@ -235,6 +237,7 @@ class RunningBatch:
 
     def leave(self) -> None:
         """Another process runs it, or will: what happens here counts no more, and backends are left alone."""
+        self.is_left = True
         self.journal.close()
         _ = self.cancel(error=ShuttingDownError("the batch is left to another process"))
 

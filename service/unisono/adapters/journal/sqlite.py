@@ -394,6 +394,12 @@ class SqliteJournal:
         """A connection to read, within one transaction."""
         try:
             with self._reader.connect() as connection:
-                yield connection
+                try:
+                    yield connection
+                except BaseException:
+                    # A statement that was not read to its end stays open, and whoever gets the connection next would
+                    # see the file as it was then, for ever.
+                    connection.invalidate()
+                    raise
         except (DBAPIError, MsgspecError) as error:
             raise translated(error) from error
