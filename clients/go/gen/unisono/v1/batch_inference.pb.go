@@ -1039,7 +1039,13 @@ type StreamBatchOpen struct {
 	//
 	//	*StreamBatchOpen_Config
 	//	*StreamBatchOpen_Reopen
-	Batch         isStreamBatchOpen_Batch `protobuf_oneof:"batch"`
+	Batch isStreamBatchOpen_Batch `protobuf_oneof:"batch"`
+	// With `config`: the batch is kept, as by SubmitBatch. An item is acknowledged
+	// when it is on the disk. The batch outlives this call and the service; without
+	// a stream for `detach_grace`, its input is closed. Waits for no turn.
+	Durable bool `protobuf:"varint,3,opt,name=durable,proto3" json:"durable,omitempty"`
+	// With `durable`: as in SubmitBatchRequest.
+	Metadata      map[string]string `protobuf:"bytes,4,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1099,6 +1105,20 @@ func (x *StreamBatchOpen) GetReopen() *ReopenBatch {
 	return nil
 }
 
+func (x *StreamBatchOpen) GetDurable() bool {
+	if x != nil {
+		return x.Durable
+	}
+	return false
+}
+
+func (x *StreamBatchOpen) GetMetadata() map[string]string {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
 type isStreamBatchOpen_Batch interface {
 	isStreamBatchOpen_Batch()
 }
@@ -1112,6 +1132,7 @@ type StreamBatchOpen_Reopen struct {
 	// A batch that this service knows. Its former stream, if any, ends with
 	// ABORTED. If its input is closed, its events are sent, and items are
 	// refused with INPUT_CLOSED.
+	// Of a kept batch that has ended, the events are sent and nothing is read.
 	Reopen *ReopenBatch `protobuf:"bytes,2,opt,name=reopen,proto3,oneof"`
 }
 
@@ -3247,10 +3268,15 @@ const file_unisono_v1_batch_inference_proto_rawDesc = "" +
 	"\tadd_items\x18\x02 \x01(\v2\x14.unisono.v1.AddItemsH\x00R\baddItems\x12/\n" +
 	"\arelease\x18\x03 \x01(\v2\x13.unisono.v1.ReleaseH\x00R\arelease\x12<\n" +
 	"\fcancel_items\x18\x04 \x01(\v2\x17.unisono.v1.CancelItemsH\x00R\vcancelItemsB\t\n" +
-	"\amessage\"\x80\x01\n" +
+	"\amessage\"\x9e\x02\n" +
 	"\x0fStreamBatchOpen\x121\n" +
 	"\x06config\x18\x01 \x01(\v2\x17.unisono.v1.BatchConfigH\x00R\x06config\x121\n" +
-	"\x06reopen\x18\x02 \x01(\v2\x17.unisono.v1.ReopenBatchH\x00R\x06reopenB\a\n" +
+	"\x06reopen\x18\x02 \x01(\v2\x17.unisono.v1.ReopenBatchH\x00R\x06reopen\x12\x18\n" +
+	"\adurable\x18\x03 \x01(\bR\adurable\x12E\n" +
+	"\bmetadata\x18\x04 \x03(\v2).unisono.v1.StreamBatchOpen.MetadataEntryR\bmetadata\x1a;\n" +
+	"\rMetadataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\a\n" +
 	"\x05batch\"\x80\x01\n" +
 	"\vReopenBatch\x12\x19\n" +
 	"\bbatch_id\x18\x01 \x01(\tR\abatchId\x12%\n" +
@@ -3435,7 +3461,7 @@ func file_unisono_v1_batch_inference_proto_rawDescGZIP() []byte {
 }
 
 var file_unisono_v1_batch_inference_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_unisono_v1_batch_inference_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_unisono_v1_batch_inference_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_unisono_v1_batch_inference_proto_goTypes = []any{
 	(CoScheduling)(0),             // 0: unisono.v1.CoScheduling
 	(Priority)(0),                 // 1: unisono.v1.Priority
@@ -3487,127 +3513,129 @@ var file_unisono_v1_batch_inference_proto_goTypes = []any{
 	(*BenchmarkResponse)(nil),     // 47: unisono.v1.BenchmarkResponse
 	(*ListModelsRequest)(nil),     // 48: unisono.v1.ListModelsRequest
 	(*ListModelsResponse)(nil),    // 49: unisono.v1.ListModelsResponse
-	nil,                           // 50: unisono.v1.SubmitBatchRequest.MetadataEntry
-	(*Options)(nil),               // 51: unisono.v1.Options
-	(*durationpb.Duration)(nil),   // 52: google.protobuf.Duration
-	(*Message)(nil),               // 53: unisono.v1.Message
-	(*Item)(nil),                  // 54: unisono.v1.Item
-	(*BatchEvent)(nil),            // 55: unisono.v1.BatchEvent
-	(*status.Status)(nil),         // 56: google.rpc.Status
-	(*KeptBatch)(nil),             // 57: unisono.v1.KeptBatch
-	(BatchState)(0),               // 58: unisono.v1.BatchState
-	(ItemState)(0),                // 59: unisono.v1.ItemState
-	(*GroupPlan)(nil),             // 60: unisono.v1.GroupPlan
-	(*PlanWarning)(nil),           // 61: unisono.v1.PlanWarning
-	(*PlanRefusal)(nil),           // 62: unisono.v1.PlanRefusal
-	(*timestamppb.Timestamp)(nil), // 63: google.protobuf.Timestamp
-	(*ServerLimits)(nil),          // 64: unisono.v1.ServerLimits
-	(*BackendStatus)(nil),         // 65: unisono.v1.BackendStatus
-	(*BenchmarkRun)(nil),          // 66: unisono.v1.BenchmarkRun
-	(*BenchmarkVerdict)(nil),      // 67: unisono.v1.BenchmarkVerdict
-	(*Model)(nil),                 // 68: unisono.v1.Model
+	nil,                           // 50: unisono.v1.StreamBatchOpen.MetadataEntry
+	nil,                           // 51: unisono.v1.SubmitBatchRequest.MetadataEntry
+	(*Options)(nil),               // 52: unisono.v1.Options
+	(*durationpb.Duration)(nil),   // 53: google.protobuf.Duration
+	(*Message)(nil),               // 54: unisono.v1.Message
+	(*Item)(nil),                  // 55: unisono.v1.Item
+	(*BatchEvent)(nil),            // 56: unisono.v1.BatchEvent
+	(*status.Status)(nil),         // 57: google.rpc.Status
+	(*KeptBatch)(nil),             // 58: unisono.v1.KeptBatch
+	(BatchState)(0),               // 59: unisono.v1.BatchState
+	(ItemState)(0),                // 60: unisono.v1.ItemState
+	(*GroupPlan)(nil),             // 61: unisono.v1.GroupPlan
+	(*PlanWarning)(nil),           // 62: unisono.v1.PlanWarning
+	(*PlanRefusal)(nil),           // 63: unisono.v1.PlanRefusal
+	(*timestamppb.Timestamp)(nil), // 64: google.protobuf.Timestamp
+	(*ServerLimits)(nil),          // 65: unisono.v1.ServerLimits
+	(*BackendStatus)(nil),         // 66: unisono.v1.BackendStatus
+	(*BenchmarkRun)(nil),          // 67: unisono.v1.BenchmarkRun
+	(*BenchmarkVerdict)(nil),      // 68: unisono.v1.BenchmarkVerdict
+	(*Model)(nil),                 // 69: unisono.v1.Model
 }
 var file_unisono_v1_batch_inference_proto_depIdxs = []int32{
-	51, // 0: unisono.v1.BatchConfig.options:type_name -> unisono.v1.Options
-	52, // 1: unisono.v1.BatchConfig.keep_alive:type_name -> google.protobuf.Duration
+	52, // 0: unisono.v1.BatchConfig.options:type_name -> unisono.v1.Options
+	53, // 1: unisono.v1.BatchConfig.keep_alive:type_name -> google.protobuf.Duration
 	3,  // 2: unisono.v1.BatchConfig.validation:type_name -> unisono.v1.ValidationMode
-	52, // 3: unisono.v1.BatchConfig.queue_timeout:type_name -> google.protobuf.Duration
-	52, // 4: unisono.v1.BatchConfig.item_timeout:type_name -> google.protobuf.Duration
-	52, // 5: unisono.v1.BatchConfig.batch_deadline:type_name -> google.protobuf.Duration
+	53, // 3: unisono.v1.BatchConfig.queue_timeout:type_name -> google.protobuf.Duration
+	53, // 4: unisono.v1.BatchConfig.item_timeout:type_name -> google.protobuf.Duration
+	53, // 5: unisono.v1.BatchConfig.batch_deadline:type_name -> google.protobuf.Duration
 	4,  // 6: unisono.v1.BatchConfig.on_disconnect:type_name -> unisono.v1.OnDisconnect
-	52, // 7: unisono.v1.BatchConfig.detach_grace:type_name -> google.protobuf.Duration
+	53, // 7: unisono.v1.BatchConfig.detach_grace:type_name -> google.protobuf.Duration
 	7,  // 8: unisono.v1.BatchConfig.deltas:type_name -> unisono.v1.DeltaConfig
 	8,  // 9: unisono.v1.BatchConfig.release:type_name -> unisono.v1.ReleasePolicy
 	0,  // 10: unisono.v1.BatchConfig.co_scheduling:type_name -> unisono.v1.CoScheduling
 	1,  // 11: unisono.v1.BatchConfig.priority:type_name -> unisono.v1.Priority
 	6,  // 12: unisono.v1.BatchConfig.shared_context:type_name -> unisono.v1.SharedContext
 	2,  // 13: unisono.v1.BatchConfig.context_policy:type_name -> unisono.v1.ContextPolicy
-	53, // 14: unisono.v1.SharedContext.messages:type_name -> unisono.v1.Message
-	52, // 15: unisono.v1.DeltaConfig.flush_interval:type_name -> google.protobuf.Duration
-	52, // 16: unisono.v1.ReleasePolicy.interval:type_name -> google.protobuf.Duration
+	54, // 14: unisono.v1.SharedContext.messages:type_name -> unisono.v1.Message
+	53, // 15: unisono.v1.DeltaConfig.flush_interval:type_name -> google.protobuf.Duration
+	53, // 16: unisono.v1.ReleasePolicy.interval:type_name -> google.protobuf.Duration
 	5,  // 17: unisono.v1.RunBatchRequest.config:type_name -> unisono.v1.BatchConfig
-	54, // 18: unisono.v1.RunBatchRequest.items:type_name -> unisono.v1.Item
-	55, // 19: unisono.v1.RunBatchResponse.event:type_name -> unisono.v1.BatchEvent
-	54, // 20: unisono.v1.InferRequest.item:type_name -> unisono.v1.Item
+	55, // 18: unisono.v1.RunBatchRequest.items:type_name -> unisono.v1.Item
+	56, // 19: unisono.v1.RunBatchResponse.event:type_name -> unisono.v1.BatchEvent
+	55, // 20: unisono.v1.InferRequest.item:type_name -> unisono.v1.Item
 	5,  // 21: unisono.v1.InferRequest.config:type_name -> unisono.v1.BatchConfig
-	55, // 22: unisono.v1.InferResponse.event:type_name -> unisono.v1.BatchEvent
+	56, // 22: unisono.v1.InferResponse.event:type_name -> unisono.v1.BatchEvent
 	14, // 23: unisono.v1.StreamBatchRequest.open:type_name -> unisono.v1.StreamBatchOpen
 	16, // 24: unisono.v1.StreamBatchRequest.add_items:type_name -> unisono.v1.AddItems
 	17, // 25: unisono.v1.StreamBatchRequest.release:type_name -> unisono.v1.Release
 	18, // 26: unisono.v1.StreamBatchRequest.cancel_items:type_name -> unisono.v1.CancelItems
 	5,  // 27: unisono.v1.StreamBatchOpen.config:type_name -> unisono.v1.BatchConfig
 	15, // 28: unisono.v1.StreamBatchOpen.reopen:type_name -> unisono.v1.ReopenBatch
-	7,  // 29: unisono.v1.ReopenBatch.deltas:type_name -> unisono.v1.DeltaConfig
-	54, // 30: unisono.v1.AddItems.items:type_name -> unisono.v1.Item
-	55, // 31: unisono.v1.StreamBatchResponse.event:type_name -> unisono.v1.BatchEvent
-	20, // 32: unisono.v1.StreamBatchResponse.items_acknowledged:type_name -> unisono.v1.ItemsAcknowledged
-	22, // 33: unisono.v1.StreamBatchResponse.credit:type_name -> unisono.v1.Credit
-	21, // 34: unisono.v1.ItemsAcknowledged.items:type_name -> unisono.v1.ItemAcknowledged
-	56, // 35: unisono.v1.ItemAcknowledged.refusal:type_name -> google.rpc.Status
-	7,  // 36: unisono.v1.AttachBatchRequest.deltas:type_name -> unisono.v1.DeltaConfig
-	55, // 37: unisono.v1.AttachBatchResponse.event:type_name -> unisono.v1.BatchEvent
-	5,  // 38: unisono.v1.SubmitBatchRequest.config:type_name -> unisono.v1.BatchConfig
-	54, // 39: unisono.v1.SubmitBatchRequest.items:type_name -> unisono.v1.Item
-	50, // 40: unisono.v1.SubmitBatchRequest.metadata:type_name -> unisono.v1.SubmitBatchRequest.MetadataEntry
-	57, // 41: unisono.v1.SubmitBatchResponse.batch:type_name -> unisono.v1.KeptBatch
-	57, // 42: unisono.v1.GetBatchResponse.batch:type_name -> unisono.v1.KeptBatch
-	58, // 43: unisono.v1.ListBatchesRequest.states:type_name -> unisono.v1.BatchState
-	57, // 44: unisono.v1.ListBatchesResponse.batches:type_name -> unisono.v1.KeptBatch
-	59, // 45: unisono.v1.ListResultsRequest.states:type_name -> unisono.v1.ItemState
-	55, // 46: unisono.v1.ListResultsResponse.events:type_name -> unisono.v1.BatchEvent
-	57, // 47: unisono.v1.RetryBatchResponse.batch:type_name -> unisono.v1.KeptBatch
-	5,  // 48: unisono.v1.PlanBatchRequest.config:type_name -> unisono.v1.BatchConfig
-	54, // 49: unisono.v1.PlanBatchRequest.items:type_name -> unisono.v1.Item
-	60, // 50: unisono.v1.PlanBatchResponse.groups:type_name -> unisono.v1.GroupPlan
-	61, // 51: unisono.v1.PlanBatchResponse.warnings:type_name -> unisono.v1.PlanWarning
-	62, // 52: unisono.v1.PlanBatchResponse.refusals:type_name -> unisono.v1.PlanRefusal
-	43, // 53: unisono.v1.ListPassesResponse.passes:type_name -> unisono.v1.ForwardPass
-	63, // 54: unisono.v1.ForwardPass.time:type_name -> google.protobuf.Timestamp
-	63, // 55: unisono.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
-	64, // 56: unisono.v1.GetServerInfoResponse.limits:type_name -> unisono.v1.ServerLimits
-	65, // 57: unisono.v1.GetServerInfoResponse.backends:type_name -> unisono.v1.BackendStatus
-	51, // 58: unisono.v1.BenchmarkRequest.options:type_name -> unisono.v1.Options
-	66, // 59: unisono.v1.BenchmarkResponse.run:type_name -> unisono.v1.BenchmarkRun
-	67, // 60: unisono.v1.BenchmarkResponse.verdict:type_name -> unisono.v1.BenchmarkVerdict
-	68, // 61: unisono.v1.ListModelsResponse.models:type_name -> unisono.v1.Model
-	65, // 62: unisono.v1.ListModelsResponse.unreachable:type_name -> unisono.v1.BackendStatus
-	9,  // 63: unisono.v1.BatchInference.RunBatch:input_type -> unisono.v1.RunBatchRequest
-	13, // 64: unisono.v1.BatchInference.StreamBatch:input_type -> unisono.v1.StreamBatchRequest
-	11, // 65: unisono.v1.BatchInference.Infer:input_type -> unisono.v1.InferRequest
-	27, // 66: unisono.v1.BatchInference.SubmitBatch:input_type -> unisono.v1.SubmitBatchRequest
-	29, // 67: unisono.v1.BatchInference.GetBatch:input_type -> unisono.v1.GetBatchRequest
-	31, // 68: unisono.v1.BatchInference.ListBatches:input_type -> unisono.v1.ListBatchesRequest
-	33, // 69: unisono.v1.BatchInference.ListResults:input_type -> unisono.v1.ListResultsRequest
-	35, // 70: unisono.v1.BatchInference.RetryBatch:input_type -> unisono.v1.RetryBatchRequest
-	37, // 71: unisono.v1.BatchInference.DeleteBatch:input_type -> unisono.v1.DeleteBatchRequest
-	23, // 72: unisono.v1.BatchInference.AttachBatch:input_type -> unisono.v1.AttachBatchRequest
-	25, // 73: unisono.v1.BatchInference.CancelBatch:input_type -> unisono.v1.CancelBatchRequest
-	39, // 74: unisono.v1.BatchInference.PlanBatch:input_type -> unisono.v1.PlanBatchRequest
-	41, // 75: unisono.v1.BatchInference.ListPasses:input_type -> unisono.v1.ListPassesRequest
-	44, // 76: unisono.v1.BatchInference.GetServerInfo:input_type -> unisono.v1.GetServerInfoRequest
-	46, // 77: unisono.v1.BatchInference.Benchmark:input_type -> unisono.v1.BenchmarkRequest
-	48, // 78: unisono.v1.BatchInference.ListModels:input_type -> unisono.v1.ListModelsRequest
-	10, // 79: unisono.v1.BatchInference.RunBatch:output_type -> unisono.v1.RunBatchResponse
-	19, // 80: unisono.v1.BatchInference.StreamBatch:output_type -> unisono.v1.StreamBatchResponse
-	12, // 81: unisono.v1.BatchInference.Infer:output_type -> unisono.v1.InferResponse
-	28, // 82: unisono.v1.BatchInference.SubmitBatch:output_type -> unisono.v1.SubmitBatchResponse
-	30, // 83: unisono.v1.BatchInference.GetBatch:output_type -> unisono.v1.GetBatchResponse
-	32, // 84: unisono.v1.BatchInference.ListBatches:output_type -> unisono.v1.ListBatchesResponse
-	34, // 85: unisono.v1.BatchInference.ListResults:output_type -> unisono.v1.ListResultsResponse
-	36, // 86: unisono.v1.BatchInference.RetryBatch:output_type -> unisono.v1.RetryBatchResponse
-	38, // 87: unisono.v1.BatchInference.DeleteBatch:output_type -> unisono.v1.DeleteBatchResponse
-	24, // 88: unisono.v1.BatchInference.AttachBatch:output_type -> unisono.v1.AttachBatchResponse
-	26, // 89: unisono.v1.BatchInference.CancelBatch:output_type -> unisono.v1.CancelBatchResponse
-	40, // 90: unisono.v1.BatchInference.PlanBatch:output_type -> unisono.v1.PlanBatchResponse
-	42, // 91: unisono.v1.BatchInference.ListPasses:output_type -> unisono.v1.ListPassesResponse
-	45, // 92: unisono.v1.BatchInference.GetServerInfo:output_type -> unisono.v1.GetServerInfoResponse
-	47, // 93: unisono.v1.BatchInference.Benchmark:output_type -> unisono.v1.BenchmarkResponse
-	49, // 94: unisono.v1.BatchInference.ListModels:output_type -> unisono.v1.ListModelsResponse
-	79, // [79:95] is the sub-list for method output_type
-	63, // [63:79] is the sub-list for method input_type
-	63, // [63:63] is the sub-list for extension type_name
-	63, // [63:63] is the sub-list for extension extendee
-	0,  // [0:63] is the sub-list for field type_name
+	50, // 29: unisono.v1.StreamBatchOpen.metadata:type_name -> unisono.v1.StreamBatchOpen.MetadataEntry
+	7,  // 30: unisono.v1.ReopenBatch.deltas:type_name -> unisono.v1.DeltaConfig
+	55, // 31: unisono.v1.AddItems.items:type_name -> unisono.v1.Item
+	56, // 32: unisono.v1.StreamBatchResponse.event:type_name -> unisono.v1.BatchEvent
+	20, // 33: unisono.v1.StreamBatchResponse.items_acknowledged:type_name -> unisono.v1.ItemsAcknowledged
+	22, // 34: unisono.v1.StreamBatchResponse.credit:type_name -> unisono.v1.Credit
+	21, // 35: unisono.v1.ItemsAcknowledged.items:type_name -> unisono.v1.ItemAcknowledged
+	57, // 36: unisono.v1.ItemAcknowledged.refusal:type_name -> google.rpc.Status
+	7,  // 37: unisono.v1.AttachBatchRequest.deltas:type_name -> unisono.v1.DeltaConfig
+	56, // 38: unisono.v1.AttachBatchResponse.event:type_name -> unisono.v1.BatchEvent
+	5,  // 39: unisono.v1.SubmitBatchRequest.config:type_name -> unisono.v1.BatchConfig
+	55, // 40: unisono.v1.SubmitBatchRequest.items:type_name -> unisono.v1.Item
+	51, // 41: unisono.v1.SubmitBatchRequest.metadata:type_name -> unisono.v1.SubmitBatchRequest.MetadataEntry
+	58, // 42: unisono.v1.SubmitBatchResponse.batch:type_name -> unisono.v1.KeptBatch
+	58, // 43: unisono.v1.GetBatchResponse.batch:type_name -> unisono.v1.KeptBatch
+	59, // 44: unisono.v1.ListBatchesRequest.states:type_name -> unisono.v1.BatchState
+	58, // 45: unisono.v1.ListBatchesResponse.batches:type_name -> unisono.v1.KeptBatch
+	60, // 46: unisono.v1.ListResultsRequest.states:type_name -> unisono.v1.ItemState
+	56, // 47: unisono.v1.ListResultsResponse.events:type_name -> unisono.v1.BatchEvent
+	58, // 48: unisono.v1.RetryBatchResponse.batch:type_name -> unisono.v1.KeptBatch
+	5,  // 49: unisono.v1.PlanBatchRequest.config:type_name -> unisono.v1.BatchConfig
+	55, // 50: unisono.v1.PlanBatchRequest.items:type_name -> unisono.v1.Item
+	61, // 51: unisono.v1.PlanBatchResponse.groups:type_name -> unisono.v1.GroupPlan
+	62, // 52: unisono.v1.PlanBatchResponse.warnings:type_name -> unisono.v1.PlanWarning
+	63, // 53: unisono.v1.PlanBatchResponse.refusals:type_name -> unisono.v1.PlanRefusal
+	43, // 54: unisono.v1.ListPassesResponse.passes:type_name -> unisono.v1.ForwardPass
+	64, // 55: unisono.v1.ForwardPass.time:type_name -> google.protobuf.Timestamp
+	64, // 56: unisono.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	65, // 57: unisono.v1.GetServerInfoResponse.limits:type_name -> unisono.v1.ServerLimits
+	66, // 58: unisono.v1.GetServerInfoResponse.backends:type_name -> unisono.v1.BackendStatus
+	52, // 59: unisono.v1.BenchmarkRequest.options:type_name -> unisono.v1.Options
+	67, // 60: unisono.v1.BenchmarkResponse.run:type_name -> unisono.v1.BenchmarkRun
+	68, // 61: unisono.v1.BenchmarkResponse.verdict:type_name -> unisono.v1.BenchmarkVerdict
+	69, // 62: unisono.v1.ListModelsResponse.models:type_name -> unisono.v1.Model
+	66, // 63: unisono.v1.ListModelsResponse.unreachable:type_name -> unisono.v1.BackendStatus
+	9,  // 64: unisono.v1.BatchInference.RunBatch:input_type -> unisono.v1.RunBatchRequest
+	13, // 65: unisono.v1.BatchInference.StreamBatch:input_type -> unisono.v1.StreamBatchRequest
+	11, // 66: unisono.v1.BatchInference.Infer:input_type -> unisono.v1.InferRequest
+	27, // 67: unisono.v1.BatchInference.SubmitBatch:input_type -> unisono.v1.SubmitBatchRequest
+	29, // 68: unisono.v1.BatchInference.GetBatch:input_type -> unisono.v1.GetBatchRequest
+	31, // 69: unisono.v1.BatchInference.ListBatches:input_type -> unisono.v1.ListBatchesRequest
+	33, // 70: unisono.v1.BatchInference.ListResults:input_type -> unisono.v1.ListResultsRequest
+	35, // 71: unisono.v1.BatchInference.RetryBatch:input_type -> unisono.v1.RetryBatchRequest
+	37, // 72: unisono.v1.BatchInference.DeleteBatch:input_type -> unisono.v1.DeleteBatchRequest
+	23, // 73: unisono.v1.BatchInference.AttachBatch:input_type -> unisono.v1.AttachBatchRequest
+	25, // 74: unisono.v1.BatchInference.CancelBatch:input_type -> unisono.v1.CancelBatchRequest
+	39, // 75: unisono.v1.BatchInference.PlanBatch:input_type -> unisono.v1.PlanBatchRequest
+	41, // 76: unisono.v1.BatchInference.ListPasses:input_type -> unisono.v1.ListPassesRequest
+	44, // 77: unisono.v1.BatchInference.GetServerInfo:input_type -> unisono.v1.GetServerInfoRequest
+	46, // 78: unisono.v1.BatchInference.Benchmark:input_type -> unisono.v1.BenchmarkRequest
+	48, // 79: unisono.v1.BatchInference.ListModels:input_type -> unisono.v1.ListModelsRequest
+	10, // 80: unisono.v1.BatchInference.RunBatch:output_type -> unisono.v1.RunBatchResponse
+	19, // 81: unisono.v1.BatchInference.StreamBatch:output_type -> unisono.v1.StreamBatchResponse
+	12, // 82: unisono.v1.BatchInference.Infer:output_type -> unisono.v1.InferResponse
+	28, // 83: unisono.v1.BatchInference.SubmitBatch:output_type -> unisono.v1.SubmitBatchResponse
+	30, // 84: unisono.v1.BatchInference.GetBatch:output_type -> unisono.v1.GetBatchResponse
+	32, // 85: unisono.v1.BatchInference.ListBatches:output_type -> unisono.v1.ListBatchesResponse
+	34, // 86: unisono.v1.BatchInference.ListResults:output_type -> unisono.v1.ListResultsResponse
+	36, // 87: unisono.v1.BatchInference.RetryBatch:output_type -> unisono.v1.RetryBatchResponse
+	38, // 88: unisono.v1.BatchInference.DeleteBatch:output_type -> unisono.v1.DeleteBatchResponse
+	24, // 89: unisono.v1.BatchInference.AttachBatch:output_type -> unisono.v1.AttachBatchResponse
+	26, // 90: unisono.v1.BatchInference.CancelBatch:output_type -> unisono.v1.CancelBatchResponse
+	40, // 91: unisono.v1.BatchInference.PlanBatch:output_type -> unisono.v1.PlanBatchResponse
+	42, // 92: unisono.v1.BatchInference.ListPasses:output_type -> unisono.v1.ListPassesResponse
+	45, // 93: unisono.v1.BatchInference.GetServerInfo:output_type -> unisono.v1.GetServerInfoResponse
+	47, // 94: unisono.v1.BatchInference.Benchmark:output_type -> unisono.v1.BenchmarkResponse
+	49, // 95: unisono.v1.BatchInference.ListModels:output_type -> unisono.v1.ListModelsResponse
+	80, // [80:96] is the sub-list for method output_type
+	64, // [64:80] is the sub-list for method input_type
+	64, // [64:64] is the sub-list for extension type_name
+	64, // [64:64] is the sub-list for extension extendee
+	0,  // [0:64] is the sub-list for field type_name
 }
 
 func init() { file_unisono_v1_batch_inference_proto_init() }
@@ -3648,7 +3676,7 @@ func file_unisono_v1_batch_inference_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_unisono_v1_batch_inference_proto_rawDesc), len(file_unisono_v1_batch_inference_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   46,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

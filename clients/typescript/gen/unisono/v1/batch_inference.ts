@@ -327,9 +327,23 @@ export interface StreamBatchOpen {
      * A batch that this service knows. Its former stream, if any, ends with
      * ABORTED. If its input is closed, its events are sent, and items are
      * refused with INPUT_CLOSED.
+     * Of a kept batch that has ended, the events are sent and nothing is read.
      */
     { $case: "reopen"; value: ReopenBatch }
     | undefined;
+  /**
+   * With `config`: the batch is kept, as by SubmitBatch. An item is acknowledged
+   * when it is on the disk. The batch outlives this call and the service; without
+   * a stream for `detach_grace`, its input is closed. Waits for no turn.
+   */
+  durable: boolean;
+  /** With `durable`: as in SubmitBatchRequest. */
+  metadata: { [key: string]: string };
+}
+
+export interface StreamBatchOpen_MetadataEntry {
+  key: string;
+  value: string;
 }
 
 /** Goes on with a batch after a lost connection. */
@@ -1580,7 +1594,7 @@ export const StreamBatchRequest: MessageFns<StreamBatchRequest> = {
 };
 
 function createBaseStreamBatchOpen(): StreamBatchOpen {
-  return { batch: undefined };
+  return { batch: undefined, durable: false, metadata: {} };
 }
 
 export const StreamBatchOpen: MessageFns<StreamBatchOpen> = {
@@ -1593,6 +1607,12 @@ export const StreamBatchOpen: MessageFns<StreamBatchOpen> = {
         ReopenBatch.encode(message.batch.value, writer.uint32(18).fork()).join();
         break;
     }
+    if (message.durable !== false) {
+      writer.uint32(24).bool(message.durable);
+    }
+    globalThis.Object.entries(message.metadata).forEach(([key, value]: [string, string]) => {
+      StreamBatchOpen_MetadataEntry.encode({ key: key as any, value }, writer.uint32(34).fork()).join();
+    });
     return writer;
   },
 
@@ -1623,6 +1643,25 @@ export const StreamBatchOpen: MessageFns<StreamBatchOpen> = {
             }
 
             message.batch = { $case: "reopen", value: ReopenBatch.decode(reader, reader.uint32()) };
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.durable = reader.bool();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            const entry4 = StreamBatchOpen_MetadataEntry.decode(reader, reader.uint32());
+            if (entry4.value !== undefined) {
+              message.metadata[entry4.key] = entry4.value;
+            }
             continue;
           }
         }
@@ -1656,6 +1695,83 @@ export const StreamBatchOpen: MessageFns<StreamBatchOpen> = {
         break;
       }
     }
+    message.durable = object.durable ?? false;
+    message.metadata = (globalThis.Object.entries(object.metadata ?? {}) as [string, string][]).reduce(
+      (acc: { [key: string]: string }, [key, value]: [string, string]) => {
+        if (value !== undefined) {
+          acc[key] = globalThis.String(value);
+        }
+        return acc;
+      },
+      {},
+    );
+    return message;
+  },
+};
+
+function createBaseStreamBatchOpen_MetadataEntry(): StreamBatchOpen_MetadataEntry {
+  return { key: "", value: "" };
+}
+
+export const StreamBatchOpen_MetadataEntry: MessageFns<StreamBatchOpen_MetadataEntry> = {
+  encode(message: StreamBatchOpen_MetadataEntry, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.key !== "") {
+      writer.uint32(10).string(message.key);
+    }
+    if (message.value !== "") {
+      writer.uint32(18).string(message.value);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): StreamBatchOpen_MetadataEntry {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseStreamBatchOpen_MetadataEntry();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.value = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<StreamBatchOpen_MetadataEntry>): StreamBatchOpen_MetadataEntry {
+    return StreamBatchOpen_MetadataEntry.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<StreamBatchOpen_MetadataEntry>): StreamBatchOpen_MetadataEntry {
+    const message = createBaseStreamBatchOpen_MetadataEntry();
+    message.key = object.key ?? "";
+    message.value = object.value ?? "";
     return message;
   },
 };
