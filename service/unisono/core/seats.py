@@ -108,6 +108,7 @@ class Seats:
         """The item is about to sit in a lane that is free, and counts as if it did."""
         held = common_bytes(lane.holds, item.prefix)
         seat = Seat(item, lane, reason, counts=True, held_bytes=held, rate_s=self._count_in(item, now))
+        self._room.promise(item)
         self._room.take(item)
         lane.successor, lane.before = item.ticket, lane.holds
         self._lanes.hold(lane, item.prefix)
@@ -124,6 +125,7 @@ class Seats:
             lane.before = None
         self._room.put(item)
         if seat.counts:
+            self._room.unpromise(item)
             batch = self._room.batch(item.batch, item.terms)
             batch.terms.next_release_s = seat.rate_s
             self._count_out(item)
@@ -134,6 +136,8 @@ class Seats:
         """It is released: it sits, or stands at the door. Answers with the bytes of it that its lane holds."""
         item, lane = seat.item, seat.lane
         del self.decided[item.ticket]
+        if seat.counts:
+            self._room.unpromise(item)
         self._room.served(self._room.batch(item.batch, item.terms), item.length)
         item.tokens, item.is_near_end, item.is_gathered = 0, False, False
         lane.successor = None

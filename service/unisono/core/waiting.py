@@ -2,12 +2,13 @@
 
 Theory of operation. *Batches*: of those that may go at all, the highest priority goes first. Among these, a batch
 that has nothing in a slot goes before one that has; otherwise the one that has had least for its weight, in
-expected tokens. One that was idle does not save up: it begins where the others are. So a lone request beside a
-batch of 5,000 starts with the next slot that falls free, or with the one after that, where somebody stood at the
-backend's door before it came.
+expected tokens: of what was released, and of what is about to be. One that was idle does not save up: it begins
+where the others are. So a lone request beside a batch of 5,000 starts with the next slot that falls free, or with
+the one after that, where somebody stood at the backend's door before it came.
 
 *Families*: the items of a batch whose prompts begin alike stand in one line, the longest expected answer first; at
-one length, in the order in which they came. Items that share nothing stand in the line of family 0.
+one length, in the order in which they came. Of several batches' first ones, too, the longest; at one length, that of
+the batch that has had least. Items that share nothing stand in the line of family 0.
 """
 
 from __future__ import annotations
@@ -104,11 +105,17 @@ class Batch:
     # In a slot, or on the way to one that is free.
     seated: int = 0
     is_parked: bool = False
-    # Expected tokens released so far ÷ weight.
+    # Expected tokens released so far ÷ weight; and of items that are about to sit in lanes that are free.
     served: float = 0.0
+    promised: float = 0.0
     # All that waits of it, for the longest; and the families in which it has a line.
     line: _Line = field(default_factory=list)
     families: set[int] = field(default_factory=set)
+
+    @property
+    def had(self) -> float:
+        """What it has had for its weight, with what it is about to have."""
+        return self.served + self.promised
 
 
 class WaitingRoom:
@@ -185,6 +192,16 @@ class WaitingRoom:
         if not batch.waiting and not batch.seated and not batch.is_parked:
             self.batches.pop(batch.number, None)
 
+    def promise(self, item: Waiting) -> None:
+        """An item is about to sit in a lane that is free: who is next is decided as if it had gone."""
+        batch = self.batch(item.batch, item.terms)
+        batch.promised += item.length / batch.terms.weight
+
+    def unpromise(self, item: Waiting) -> None:
+        """It has gone, or waits again."""
+        batch = self.batch(item.batch, item.terms)
+        batch.promised -= item.length / batch.terms.weight
+
     def served(self, batch: Batch, length: float) -> None:
         """An item of it was released."""
         batch.served += length / batch.terms.weight
@@ -225,7 +242,7 @@ class WaitingRoom:
                 free = [least]
             else:
                 mean = self.work / len(self._items)
-                free = [each for each in free if each.served <= least.served + _AHEAD_ITEMS * mean]
+                free = [each for each in free if each.had <= least.had + _AHEAD_ITEMS * mean]
             free = [each for each in free if not each.terms.is_together]
             free = [least] if least.terms.is_together else free
         if free[0].terms.is_together and flying and not is_ahead:
@@ -249,7 +266,7 @@ class WaitingRoom:
         """
         mean = self.work / len(self._items) if self._items else 0.0
         ahead = 0.0 if batch.seated else mean / batch.terms.weight
-        return batch.served - ahead, batch.number
+        return batch.had - ahead, batch.number
 
     def next_moment(self, now: float) -> float | None:
         """When a batch's items_per_second, or another runner's items, may let one go that may not now."""
@@ -267,19 +284,18 @@ class WaitingRoom:
 
     def top(self, family: Family, allowed: list[Batch]) -> Waiting | None:
         """The first of a family, of these batches."""
-        found: _Line = []
+        found: list[tuple[Batch, _Entry]] = []
         for batch in allowed:
             line = family.lines.get(batch.number)
             if line is not None and (first := _first(line)) is not None:
-                found.append(first)
+                found.append((batch, first))
             elif line is not None:
                 del family.lines[batch.number]
-        return min(found)[-1] if found else None
+        return _foremost(found)
 
     def longest(self, allowed: list[Batch]) -> Waiting | None:
         """The longest of these batches."""
-        found = [first for batch in allowed if (first := _first(batch.line)) is not None]
-        return min(found)[-1] if found else None
+        return _foremost([(batch, first) for batch in allowed if (first := _first(batch.line)) is not None])
 
     def compared(self) -> Iterator[Family]:
         """Families with a common prefix; at most some."""
@@ -291,3 +307,11 @@ def _first(line: _Line) -> _Entry | None:
     while line and line[0][3].version != line[0][2]:
         heapq.heappop(line)
     return line[0] if line else None
+
+
+def _foremost(firsts: list[tuple[Batch, _Entry]]) -> Waiting | None:
+    """Of several batches' first ones, the longest; at one length, that of the batch that has had least."""
+    if not firsts:
+        return None
+    _, entry = min(firsts, key=lambda first: (first[1][0], first[0].had, first[1][1]))
+    return entry[-1]

@@ -276,6 +276,37 @@ def test_weights_are_shares_of_tokens() -> None:
     assert tokens[1] / tokens[0] == pytest.approx(3, rel=0.15)
 
 
+@pytest.mark.parametrize("configured", [8, None])
+@pytest.mark.parametrize("prefixes", [0, 1, 24])
+@pytest.mark.parametrize("is_equal", [True, False])
+def test_equal_batches_get_on_equally(configured: int | None, prefixes: int, is_equal: bool) -> None:  # noqa: FBT001
+    """Four batches of the same 24 items that come together: none has two average answers more than another.
+
+    Or is ahead by these and the one with which it came so far, where slots hold what some of the items begin with.
+    Answers of one length end together, so that all slots fall free at once, and are decided on at once.
+    """
+    world = Processor(conductor=Conductor(Capacity(configured=configured)), slots=8)
+    lengths = [64] * 24 if is_equal else [16, 32, 80, 128] * 6
+    works = [
+        work
+        for batch in range(4)
+        for n, tokens in enumerate(lengths)
+        for work in items(
+            [100 * batch + n],
+            batch=batch,
+            tokens=tokens,
+            prefix=family(n % prefixes, 400) if prefixes else None,
+        )
+    ]
+    world.add(works)
+    apart = 0
+    while all(sum(ticket // 100 == batch for ticket in world.order) < 24 for batch in range(4)):
+        _ = world.run(passes=1)
+        had = [sum(lengths[ticket % 100] for ticket in world.order if ticket // 100 == batch) for batch in range(4)]
+        apart = max(apart, max(had) - min(had))
+    assert apart <= 2 * 64 + (0 if is_equal or prefixes < 2 else max(lengths))
+
+
 def test_one_item_beside_five_thousand_goes_with_the_next_slot() -> None:
     """It need not wait for more than one of them to end."""
     world = runner(4)

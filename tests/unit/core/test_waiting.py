@@ -152,6 +152,28 @@ def test_batches_may_be_ahead_by_two_items() -> None:
     assert may_go(room) == {1}
 
 
+def test_what_is_about_to_go_counts() -> None:
+    """A batch has had what it was promised; what is taken back, it has not had."""
+    room, items = room_of(10.0, 10.0)
+    others = put(room, 10.0, 10.0, batch=1)
+    for item in (items[0], others[0]):
+        batch = room.batch(item.batch)
+        batch.seated += 1
+    room.promise(items[0])
+    both = list(room.batches.values())
+    # At one length, who has had least, though the other came before.
+    assert room.longest(both) is others[0]
+    assert room.top(room.families[ALONE], both) is others[0]
+    room.promise(items[1])
+    assert may_go(room) == {0, 1}
+    room.promise(items[1])
+    assert may_go(room) == {1}
+    for item in (items[0], items[1], items[1]):
+        room.unpromise(item)
+    assert may_go(room) == {0, 1}
+    assert room.longest(both) is items[0]
+
+
 def test_one_that_was_idle_does_not_save_up() -> None:
     """It begins where the others are."""
     room, items = room_of(*[10.0] * 50)
