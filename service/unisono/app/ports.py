@@ -268,8 +268,8 @@ class BackendStanding(Protocol):
     """How a backend stands at a moment, for whoever shows it: only read, and from the event loop's thread."""
 
     @property
-    def is_away(self) -> bool:
-        """Whether it was last found not to answer."""
+    def is_silent(self) -> bool:
+        """Whether it was last found not to answer: an item, a load, a probe, or who asked for its models."""
         ...
 
     @property
