@@ -238,7 +238,7 @@ class BatchWatch(Protocol):
     def item_retried(
         self, *, index: int, attempt: int, error: UnisonoError, again_in_s: float, is_free: bool, at_ns: int
     ) -> None:
-        """The attempt failed, and there will be another.
+        """The attempt failed, at that time, and there will be another.
 
         `is_free`: another item's attempt ended the runner, as far as is known, and this one was broken off with it.
         """
