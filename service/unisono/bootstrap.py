@@ -53,7 +53,7 @@ from unisono.folders import data_folder, slots_path
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
-    from unisono.app.ports import Backend, BackendStanding, Listener
+    from unisono.app.ports import Backend, Listener
     from unisono.config import BackendSettings, Settings
     from unisono.core.arbiter import Back
     from unisono.core.model import ModelInfo
@@ -141,9 +141,6 @@ async def running(
             _warn_of_state(path.parent)
             stack.push_async_callback(memory.close)
         drivers: dict[str, BackendDriver] = {}
-        metrics = await _start_metrics(settings, drivers, stack) if with_metrics else None
-        if metrics is not None:
-            listener = BothListeners(listener, metrics.listener)
         for one, backend in zip(configured, backends, strict=True):
             driver = drivers[one.name] = BackendDriver(
                 backend,
@@ -157,6 +154,9 @@ async def running(
                 report_outage=partial(report_outage, one.name),
             )
             await _start_driver(driver, stack)
+        series = Series(version=__version__) if with_metrics and parse_address(settings.metrics_listen) else None
+        if series is not None:
+            listener = BothListeners(listener, MetricsListener(series, tuple(drivers)))
         resolver = Resolver(drivers, clock, patience_s=settings.backend_patience)
         stack.push_async_callback(resolver.close)
         batches = Batches(
@@ -177,6 +177,10 @@ async def running(
                 window=_window(settings),
             ),
         )
+        metrics_url = ""
+        if series is not None:
+            series.registry.register(StandingCollector(drivers, unplanned=lambda: batches.unplanned))
+            metrics_url = await _serve_metrics(series, settings, stack)
         durable = await _start_store(settings, batches, clock, stack) if with_store else None
         servicer = BatchInferenceServicer(
             batches=batches,
@@ -201,7 +205,7 @@ async def running(
                 backend_description=await describe_all(backends),
                 backends=tuple(backends),
                 batches=batches,
-                metrics_url=metrics.url if metrics is not None else "",
+                metrics_url=metrics_url,
             )
         finally:
             await server.drain()
@@ -416,21 +420,11 @@ def _arbiter_settings(settings: Settings, backend: BackendSettings) -> ArbiterSe
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Metrics:
-    listener: MetricsListener
-    url: str
-
-
-async def _start_metrics(
-    settings: Settings, backends: Mapping[str, BackendStanding], stack: AsyncExitStack
-) -> _Metrics | None:
-    """Serves metrics until the stack is left; None where there are to be none, or somebody else has the port."""
+async def _serve_metrics(series: Series, settings: Settings, stack: AsyncExitStack) -> str:
+    """Serves metrics until the stack is left, and says where; nowhere (empty) if somebody else has the port."""
     address = parse_address(settings.metrics_listen)
     if address is None:
-        return None
-    series = Series(version=__version__)
-    series.registry.register(StandingCollector(backends))
+        return ""
     try:
         endpoint = await MetricsEndpoint.start(series.registry, *address, report_defect=report_defect)
     except OSError as error:
@@ -441,9 +435,9 @@ async def _start_metrics(
             error=os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error),
             remedy="set UNISONO_METRICS_LISTEN to another address, or to none",
         )
-        return None
+        return ""
     stack.push_async_callback(endpoint.close)
-    return _Metrics(listener=MetricsListener(series), url=endpoint.url)
+    return endpoint.url
 
 
 async def _start_driver(driver: BackendDriver, stack: AsyncExitStack) -> None:

@@ -146,6 +146,7 @@ def completed(item: Item, *, group: int = 0, attempts: int = 1, disturbed: int =
         passes=13,
         group=group,
         disturbed=disturbed,
+        waited_s=0.25,
     )
 
 

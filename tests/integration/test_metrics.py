@@ -92,6 +92,27 @@ async def test_failures_are_told_by_reason() -> None:
         assert "nobody-has-this" not in seen.text
 
 
+async def test_an_outage_shows_while_nothing_could_be_planned() -> None:
+    """The backend was stopped while it had nothing to do: it is not up, items queue, and their errors are its own."""
+    async with house(with_metrics=True, starts_away=True, settings={"backend_patience": "1s"}) as h:
+        assert (await scrape(h.metrics_url)).value("unisono_backend_up", backend="ollama") == 1
+        reading = h.run_batch(chats(6))
+        async with asyncio.timeout(LIMIT_S):
+            # Each scrape is a moment in which the service goes on.
+            while (seen := await scrape(h.metrics_url)).value("unisono_backend_up", backend="ollama"):
+                pass
+        assert seen.value("unisono_queue_depth", backend="ollama") == 6
+        assert 'unisono_item_errors_total{backend="ollama",model="",reason="BACKEND_UNAVAILABLE"} 0.0' in seen.text
+        _ = await reading.to_end()
+        seen = await scrape(h.metrics_url)
+        assert seen.value("unisono_item_errors_total", backend="ollama", reason="BACKEND_UNAVAILABLE") == 6
+        assert seen.value("unisono_queue_depth") == 0
+        assert seen.value("unisono_backend_up") == 0
+        await h.fake.come_back()
+        assert (await h.run([chat("a")])).states() == {"a": "COMPLETED"}
+        assert (await scrape(h.metrics_url)).value("unisono_backend_up") == 1
+
+
 # -- HTTP --------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tests.fakes.otlp import Kind, OtlpReceiver, Status
 from tests.fakes.scripted_batch import (
     METHOD,
@@ -20,7 +22,8 @@ from tests.fakes.scripted_batch import (
     stopped,
     tracing,
 )
-from unisono.app.ports import LoadOutcome
+from unisono.adapters.telemetry.spans import SHORTEST_NS
+from unisono.app.ports import LoadOutcome, ReleaseTimes
 from unisono.core.commands import ReleaseReason
 from unisono.core.errors import (
     BatchDeadlineError,
@@ -90,24 +93,41 @@ def test_an_item_begins_when_it_goes(otlp: OtlpReceiver) -> None:
     assert [context_of(header)[1] for header in headers] == [first.span_id, second.span_id]
 
 
-def test_what_never_went_made_no_call_unless_it_failed(otlp: OtlpReceiver) -> None:
-    """Cancelled while it was held: `item`, without length. Refused while it was staged: a call, from then on."""
+def test_what_never_went_made_no_call(otlp: OtlpReceiver) -> None:
+    """Cancelled while it was held, refused while it was staged, never staged: `item`, with how long it waited."""
     telemetry = tracing(otlp)
     batch = ScriptedBatch(telemetry.listener([Place()]))
     batch.plan("smol")
-    items = [chat_item(0), chat_item(1), chat_item(2)]
-    batch.stage(*items)
-    staging_ns = [START_NS + count * MS for count in (2, 3, 4)]
-    batch.finish(stopped(items[0], CancelledItemError(""), ItemState.CANCELLED))
+    items = [chat_item(index) for index in range(4)]
+    batch.stage(*items[:3])
     batch.retry(items[1], ConnectionLostError(""))
-    batch.finish(stopped(items[1], ConnectionLostError("")), stopped(items[2], ConnectionLostError("")))
+    batch.finish(replace(stopped(items[0], CancelledItemError(""), ItemState.CANCELLED), waited_s=1.5))
+    batch.finish(*(replace(stopped(item, ConnectionLostError("")), waited_s=1.5) for item in items[1:]))
     batch.end()
     spans = arrived(telemetry, otlp)
-    held, retried, refused = (of_item(spans, index) for index in range(3))
-    assert (held.name, held.kind, held.end_ns - held.start_ns) == ("item", Kind.INTERNAL, 0)
-    assert (retried.name, retried.kind, retried.start_ns) == ("chat smol", Kind.CLIENT, staging_ns[1])
-    assert (refused.name, refused.kind, refused.start_ns) == ("chat smol", Kind.CLIENT, staging_ns[2])
-    assert named(spans, "attempt 1").start_ns == staging_ns[1]
+    for index in range(4):
+        span = of_item(spans, index)
+        assert (span.name, span.kind, span.end_ns - span.start_ns) == ("item", Kind.INTERNAL, SHORTEST_NS)
+        assert span.attributes["unisono.queued_s"] == 1.5
+    assert not [span for span in spans if span.name.startswith("attempt")]
+
+
+def test_no_span_ends_as_it_begins(otlp: OtlpReceiver) -> None:
+    """Not even that of a release of one item: Jaeger takes that for a clock that went back, and warns."""
+    telemetry = tracing(otlp)
+    batch = ScriptedBatch(telemetry.listener([Place()]))
+    batch.plan("smol")
+    item = chat_item(0)
+    batch.stage(item)
+    now_ns = batch.tick()
+    times = ReleaseTimes(first_ns=now_ns, last_ns=now_ns)
+    batch.watch.wave_released(group=0, wave=0, wave_key=1, item_count=1, others=0, times=times)
+    batch.watch.group_loaded(group=0, started_ns=now_ns, ended_ns=now_ns, outcome=None, error=LoadFailedError(""))
+    batch.finish(stopped(item, ConnectionLostError("")))
+    batch.end()
+    spans = arrived(telemetry, otlp)
+    assert {"release", "load", "item"} < {span.name for span in spans}
+    assert all(span.end_ns - span.start_ns >= SHORTEST_NS for span in spans)
 
 
 def test_what_is_broken_off_while_it_is_held_was_no_attempt(otlp: OtlpReceiver) -> None:

@@ -148,6 +148,7 @@ def test_batches_at_the_same_time_stay_apart(otlp: OtlpReceiver) -> None:
     for batch in (one, two):
         batch.plan("smol")
         batch.stage(chat_item(0))
+        batch.release(chat_item(0))
     two.finish(completed(chat_item(0)))
     one.finish(completed(chat_item(0)))
     two.end()
@@ -155,7 +156,7 @@ def test_batches_at_the_same_time_stay_apart(otlp: OtlpReceiver) -> None:
     trees = tree_of(arrived(telemetry, otlp))
     assert {root.span.attributes["unisono.batch_id"] for root in trees} == {"one", "two"}
     for root in trees:
-        assert root.lines() == [METHOD, "  plan", "  group smol", "    chat smol"]
+        assert root.lines() == [METHOD, "  plan", "  group smol", "    release", "    chat smol"]
         assert {node.span.trace_id for node in root.walk()} == {root.span.trace_id}
 
 

@@ -114,6 +114,11 @@ class Batches:
         """Batches that have not ended, but for those that are kept."""
         return len(self._batches) - len(self._ended) - len(self._kept)
 
+    @property
+    def unplanned(self) -> int:
+        """Items that were released and wait for their model to be found: many, while a backend is away."""
+        return sum(batch.unplanned for batch in self._batches.values() if not batch.is_over)
+
     async def check(
         self, items: Sequence[Item | BadItem], config: BatchConfig, *, path: str = "items[{}]"
     ) -> list[intake.Checked]:

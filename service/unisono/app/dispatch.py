@@ -92,6 +92,8 @@ class Dispatch:
         self._coalescers: dict[int, Coalescer] = {}
         # Releases that were not planned yet.
         self._to_plan: deque[list[ItemRun]] = deque()
+        # The one that is being planned: it may wait long for a backend that is away.
+        self._in_plan: list[ItemRun] = []
         self._planner: asyncio.Task[None] | None = None
         self._is_paused = False
         # Elsewhere they might not all run at one time, as REQUIRED was promised.
@@ -107,6 +109,11 @@ class Dispatch:
             self._to_plan.append(waiting)
             if self._planner is None or self._planner.done():
                 self._planner = asyncio.get_running_loop().create_task(self._plan_all())
+
+    @property
+    def unplanned(self) -> int:
+        """Items that were released and are at no driver yet."""
+        return sum(run.item.index in self._runs for runs in (self._in_plan, *self._to_plan) for run in runs)
 
     def end(self, indexes: Iterable[int], state: ItemState, error: UnisonoError) -> None:
         """Ends items wherever they are: those at a driver by the driver, the others here."""
@@ -178,13 +185,15 @@ class Dispatch:
 
     async def _plan_all(self) -> None:
         while self._to_plan:
-            runs = self._to_plan.popleft()
+            runs = self._in_plan = self._to_plan.popleft()
             try:
                 await self._plan(runs)
             except Exception as defect:  # noqa: BLE001 - a defect must cost these items, not leave them forever
                 self._report_defect("planning items of a batch", defect)
                 error = InternalError(f"a defect of this service: {type(defect).__name__}: {defect}")
                 self.end([run.item.index for run in runs], ItemState.FAILED, error)
+            finally:
+                self._in_plan = []
 
     async def _plan(self, runs: list[ItemRun]) -> None:
         """Finds the models of items, groups them, and submits the groups in order."""

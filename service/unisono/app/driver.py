@@ -115,6 +115,8 @@ class BackendDriver:
         # Loads, unloads and probes under way.
         self._under_way: set[asyncio.Task[None]] = set()
         self._is_over = asyncio.Event()
+        # Whether it did not answer when it was last asked for a model, beside what the arbiter knows.
+        self._was_silent = False
 
     # -- For the application -------------------------------------------------------------------------------
 
@@ -212,6 +214,15 @@ class BackendDriver:
     def is_away(self) -> bool:
         """Whether the backend was last found not to answer."""
         return self._arbiter.is_away
+
+    @property
+    def is_silent(self) -> bool:
+        """See BackendStanding. While it has no items its arbiter does not ask, and knows of nothing."""
+        return self._was_silent or self.is_away
+
+    def found(self, *, is_silent: bool) -> None:
+        """Somebody else asked the backend, and it answered or not: only for those who look at it from outside."""
+        self._was_silent = is_silent
 
     @property
     def queued(self) -> int:
@@ -355,6 +366,7 @@ class BackendDriver:
         headers = ticket.sink.item_staging(number, stage.attempt)
         call = attempt.call = await self.backend.stage(ticket.item, ticket.runner, headers)
         try:
+            self.found(is_silent=False)
             ticket.sink.item_staged(number)
             self._carry_out(self._arbiter.staged(number, serial, self._clock.monotonic_s()))
             await call.wait_closed()
@@ -433,6 +445,8 @@ class BackendDriver:
 
     async def _probe(self) -> None:
         error = await self._errands.probe()
+        if error is None:
+            self.found(is_silent=False)
         self._carry_out(self._arbiter.probed(self._clock.monotonic_s(), error))
 
     # -- Time ----------------------------------------------------------------------------------------------

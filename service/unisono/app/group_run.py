@@ -236,7 +236,6 @@ class GroupRun:
     def item_retried(self, word: Retry) -> None:
         """See Sink."""
         run = self._runs[word.ticket]
-        now_ns = self._clock.time_ns()
         self._break_off(run)
         run.released_ns = None
         self._watch.item_retried(
@@ -245,7 +244,7 @@ class GroupRun:
             error=word.error,
             again_in_s=word.again_in_s,
             is_free=word.is_free,
-            at_ns=now_ns,
+            at_ns=self._clock.time_ns() - round(word.ago_s * 1e9),
         )
 
     def item_ended(self, end: End) -> None:

@@ -114,6 +114,7 @@ class ItemRun:
             release_reason=self.release_reason,
             disturbed=disturbed + self.earlier_disturbed,
             bundle_size=self.bundle_size,
+            waited_s=_between(self.accepted_ns, at_ns if self.released_ns is None else self.released_ns),
         )
 
     def _completion(self, answer: Finished) -> Completion:

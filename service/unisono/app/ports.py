@@ -241,7 +241,7 @@ class BatchWatch(Protocol):
     def item_retried(
         self, *, index: int, attempt: int, error: UnisonoError, again_in_s: float, is_free: bool, at_ns: int
     ) -> None:
-        """The attempt failed, and there will be another.
+        """The attempt failed, at that time, and there will be another.
 
         `is_free`: another item's attempt ended the runner, as far as is known, and this one was broken off with it.
         """
@@ -271,8 +271,8 @@ class BackendStanding(Protocol):
     """How a backend stands at a moment, for whoever shows it: only read, and from the event loop's thread."""
 
     @property
-    def is_away(self) -> bool:
-        """Whether it was last found not to answer."""
+    def is_silent(self) -> bool:
+        """Whether it was last found not to answer: an item, a load, a probe, or who asked for its models."""
         ...
 
     @property

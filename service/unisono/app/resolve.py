@@ -228,10 +228,12 @@ class Resolver:
             answer = await self._look(backend, name)
         except BackendUnavailableError as error:
             self._silent.add(backend)
+            self._drivers[backend].found(is_silent=True)
             return error
         except UnisonoError as error:
             answer = error
         self._silent.discard(backend)
+        self._drivers[backend].found(is_silent=False)
         if len(self._models) >= MOST_REMEMBERED:
             self._models.clear()
         self._models[backend, name] = _Known(answer, self._clock.monotonic_s() + MODEL_TTL_S)

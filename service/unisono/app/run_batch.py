@@ -190,6 +190,11 @@ class RunningBatch:
             passes=sum(group.counter.so_far for group in self._dispatch.groups),
         )
 
+    @property
+    def unplanned(self) -> int:
+        """Items that were released and wait for their model to be found."""
+        return self._dispatch.unplanned
+
     def running_items(self) -> Iterable[ItemRun]:
         """Items that have not ended, for those who want to hear them speak."""
         return self._runs.values()

@@ -124,6 +124,8 @@ class Retry:
     again_in_s: float
     # Another item's attempt ended the runner, as far as is known: this one is not charged.
     is_free: bool = False
+    # How long ago its connection broke: who fell is judged when it is known who else did.
+    ago_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,6 +52,15 @@ class UnisonoError(Exception):
         self.retry_after_s = retry_after_s
 
 
+def reasons(*parents: type[UnisonoError]) -> tuple[str, ...]:
+    """The reasons of these classes and of all below them, each once."""
+    found: dict[str, None] = {}
+    for parent in parents:
+        below = [kind for kind in parent.__subclasses__() if kind.__module__ == __name__]
+        found |= dict.fromkeys(reasons(*below) if below else (parent.reason,))
+    return tuple(found)
+
+
 class InternalError(UnisonoError):
     """A defect of this service. It costs the item or the call that met it, and nothing else."""
 

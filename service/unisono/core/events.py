@@ -111,6 +111,9 @@ class Result:
     disturbed: int = 0
     # Items that went in one request with it, itself included.
     bundle_size: int = 1
+    # From its acceptance to its last release, in seconds; to its end where it was not released or had come back. For
+    # those who watch: what callers are told is in `timings`.
+    waited_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -126,7 +126,14 @@ class Exits:
             error = fallen[entry.work.ticket]
             entry.disturbed += 1
             commands.append(
-                Retry(ticket=entry.work.ticket, attempt=entry.releases, error=error, again_in_s=0.0, is_free=True)
+                Retry(
+                    ticket=entry.work.ticket,
+                    attempt=entry.releases,
+                    error=error,
+                    again_in_s=0.0,
+                    is_free=True,
+                    ago_s=now - entry.fell_at_s,
+                )
             )
             # It left when it fell.
             self._roster.move(entry, Step.REQUEUE)
@@ -140,6 +147,7 @@ class Exits:
         entry.item.fell_at = entry.item.tokens
         self._leave(entry, Step.BACK_OFF, now)
         entry.has_fallen = True
+        entry.fell_at_s = now
 
     def _charge(self, entry: Entry, error: UnisonoError, now: float) -> list[Command]:
         """An attempt is used up."""
@@ -153,12 +161,15 @@ class Exits:
 
     def _back_off(self, entry: Entry, error: UnisonoError, pause_s: float, now: float) -> Retry:
         ticket = entry.work.ticket
-        # One that fell waits already.
-        if entry.phase is not Phase.WAITING:
+        ago_s = 0.0
+        if entry.phase is Phase.WAITING:
+            # One that fell waits already.
+            ago_s = now - entry.fell_at_s
+        else:
             self._leave(entry, Step.BACK_OFF, now)
         self._roster.set_alarm(now + pause_s, ticket)
         entry.heard_at_s = now + pause_s
-        return Retry(ticket=ticket, attempt=max(1, entry.releases), error=error, again_in_s=pause_s)
+        return Retry(ticket=ticket, attempt=max(1, entry.releases), error=error, again_in_s=pause_s, ago_s=ago_s)
 
     def _leave(self, entry: Entry, step: Step, now: float) -> None:
         """Takes an item out of wherever it is."""

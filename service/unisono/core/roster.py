@@ -39,8 +39,9 @@ class Entry:
     heard_at_s: float = 0.0
     # Whether it has ever spoken: then its queue_timeout is met.
     has_spoken: bool = False
-    # It fell, and it is not yet known whether alone.
+    # It fell, and it is not yet known whether alone; when that was.
     has_fallen: bool = False
+    fell_at_s: float = 0.0
     # It ended the runner by itself: its next attempt runs apart.
     is_culprit: bool = False
 

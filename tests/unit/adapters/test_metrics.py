@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from opentelemetry.trace import NoOpTracerProvider
@@ -19,7 +20,13 @@ from unisono.adapters.telemetry.trace import TraceListener
 from unisono.app.listeners import BothListeners
 from unisono.app.ports import Listener, LoadOutcome, ReleaseTimes
 from unisono.core.commands import ReleaseReason
-from unisono.core.errors import ConnectionLostError, LoadFailedError, ModelNotFoundError, RunnerDiedError
+from unisono.core.errors import (
+    BackendUnavailableError,
+    ConnectionLostError,
+    LoadFailedError,
+    ModelNotFoundError,
+    RunnerDiedError,
+)
 from unisono.core.events import BatchState
 from unisono.core.idle import IdleReason
 from unisono.core.model import RunnerOptions, RunnerSpec, Slots, SlotSource, SlotState
@@ -183,6 +190,49 @@ def test_models_beyond_a_number_are_counted_together(counted: Counted) -> None:
     assert seen.value("unisono_prompt_tokens_total", model=OTHER) == 50
 
 
+def test_a_load_that_only_items_tell_of_is_counted_once(counted: Counted) -> None:
+    """The backend loads for a request by itself, and tells all that waited; a load that was asked for is told too."""
+    batch = counted.batch()
+    batch.plan("smol")
+    items = [chat_item(index) for index in range(3)]
+    for item in items:
+        batch.stage(item)
+    for item in items:
+        batch.finish(stopped(item, LoadFailedError("no memory")))
+    assert counted.scrape().by("unisono_loads_total", "outcome") == {"failed": 1.0}
+    other = Counted()
+    batch = other.batch()
+    batch.plan("smol")
+    error = LoadFailedError("no memory")
+    batch.load(error=error)
+    batch.stage(items[0])
+    batch.finish(stopped(items[0], error))
+    assert other.scrape().by("unisono_loads_total", "outcome") == {"failed": 1.0}
+
+
+def test_an_item_without_a_model_belongs_to_the_only_backend_or_to_the_one_that_its_error_names() -> None:
+    """And nothing is at 0 for it that no item without a model can have."""
+    for backends, error, where in (
+        (("desk",), BackendUnavailableError("away"), "desk"),
+        (("desk", "shed"), BackendUnavailableError("away", metadata={"backend": "shed"}), "shed"),
+        (("desk", "shed"), ModelNotFoundError("none has it", metadata={"backend": "else"}), ""),
+    ):
+        series = Series(version="1")
+        batch = ScriptedBatch(MetricsListener(series, backends))
+        before = Scraped(generate_latest(series.registry).decode())
+        assert [b for b in backends if has_sample(before, b, error.reason)] == list(backends)
+        batch.finish(replace(stopped(chat_item(0), error), group=None))
+        seen = Scraped(generate_latest(series.registry).decode())
+        assert seen.by("unisono_item_errors_total", "backend") == {where: 1.0}
+        assert seen.by("unisono_items_total", "model") == {"": 1.0}
+        assert not [s for s in seen.samples if s.labels.get("model") == "" and "item" not in s.name]
+
+
+def has_sample(seen: Scraped, backend: str, reason: str) -> bool:
+    """Whether failures for this reason are counted there, from 0 on."""
+    return any(s.labels.get("backend") == backend and s.labels.get("reason") == reason for s in seen.samples)
+
+
 # -- How backends stand ------------------------------------------------------------------------------------------
 
 
@@ -190,7 +240,7 @@ class Standing:
     """A backend as it is shown."""
 
     def __init__(self) -> None:
-        self.is_away = False
+        self.is_silent = False
         self.queued, self.in_flight = 5, 3
         self.idle: dict[RunnerSpec, float] = {}
         self.slots: dict[RunnerSpec, SlotState] = {}
@@ -229,8 +279,18 @@ def test_backends_are_shown_as_they_stand(counted: Counted) -> None:
     assert seen.value("unisono_slots", **SMOL) == 8
     assert seen.value("unisono_slots_limit", **SMOL) == 6
     assert seen.value("unisono_idle_slot_seconds_total", reason="refill", **SMOL) == 2.5
-    backend.is_away = True
+    backend.is_silent = True
     assert counted.scrape().value("unisono_backend_up", backend="desk") == 0
+
+
+def test_items_that_wait_for_their_model_are_in_the_queue(counted: Counted) -> None:
+    """In that of the only backend; where there are several, in one of their own."""
+    counted.series.registry.register(StandingCollector({"desk": Standing()}, unplanned=lambda: 7))
+    assert counted.scrape().by("unisono_queue_depth", "backend") == {"desk": 12.0}
+    other = Counted()
+    both = {"desk": Standing(), "shed": Standing()}
+    other.series.registry.register(StandingCollector(both, unplanned=lambda: 7))
+    assert other.scrape().by("unisono_queue_depth", "backend") == {"": 7.0, "desk": 5.0, "shed": 5.0}
 
 
 def test_idle_time_never_falls(counted: Counted) -> None:
@@ -299,6 +359,11 @@ def test_what_may_end_badly_is_there_before(counted: Counted) -> None:
         assert f'unisono_items_total{{backend="desk",model="smol",state="{ended}"}} 0.0' in text
     assert 'unisono_batches_total{state="expired"} 0.0' in text
     assert 'unisono_loads_total{backend="desk",model="smol",outcome="failed"} 0.0' in text
+    for reason in ("BACKEND_UNAVAILABLE", "OUT_OF_MEMORY", "INTERNAL", "CANCELLED", "PROMPT_TOO_LONG"):
+        assert f'unisono_item_errors_total{{backend="desk",model="smol",reason="{reason}"}} 0.0' in text
+    assert 'unisono_item_retries_total{backend="desk",model="smol",reason="CONNECTION_LOST"} 0.0' in text
+    assert 'unisono_item_broken_off_total{backend="desk",model="smol",reason="RUNNER_DIED"} 0.0' in text
+    assert 'backend=""' not in text
 
 
 def test_a_batch_that_runs_is_seen(counted: Counted) -> None:

@@ -76,6 +76,11 @@ def test_nothing_is_wrong_with_a_shared_wave() -> None:
         (changed("a", attributes={"gen_ai.input.messages": "[]"}), [Kind.CONTENT]),
         (changed("a", attributes={"unisono.slots_reason": "word " * 200}), [Kind.CONTENT]),
         (changed("plan", attributes={"unisono.context_reason": "one\ntwo"}), [Kind.CONTENT]),
+        (
+            changed("plan", attributes={"@jaeger@warnings": ("Negative duration detected, 1", 2)}),
+            [Kind.STORE_WARNING],
+        ),
+        (changed("plan", attributes={"@jaeger@warnings": "odd, one", "x": 1}), [Kind.STORE_WARNING]),
         (changed("plan", attributes={"gen_ai.response.finish_reasons": ("stop", "a\nb")}), [Kind.CONTENT]),
         (changed("caller", start_ns=20 * MS, end_ns=300 * MS), [Kind.CLOCK_SKEW]),
         (changed("a", is_error=True), [Kind.NO_DESCRIPTION]),
@@ -161,6 +166,16 @@ def test_words_that_must_not_be_there() -> None:
     assert kinds(spans, texts=("moonlight",)) == []
     spans["a"] = replace(spans["a"], events=(*spans["a"].events, event("note", 40, seen=("the moonlight",))))
     assert kinds(spans, texts=("moonlight",)) == [Kind.CONTENT]
+
+
+def test_words_in_ids_are_no_content() -> None:
+    """An id is what its caller calls it; the same word elsewhere is found."""
+    spans = whole_trace()
+    attributes = {**spans["a"].attributes, "unisono.item_id": "cup-of-tea"}
+    spans["a"] = replace(spans["a"], attributes=attributes)
+    assert kinds(spans, texts=("cup",)) == []
+    spans["a"] = replace(spans["a"], attributes={**attributes, "other": "a cup of"})
+    assert kinds(spans, texts=("cup",)) == [Kind.CONTENT]
 
 
 def test_items_above_the_limit_are_no_loss() -> None:

@@ -41,6 +41,15 @@ def test_every_error_says_what_it_is(kind: type[UnisonoError]) -> None:
     assert not (error.is_retryable and issubclass(kind, (CallerError, ItemStoppedError)))
 
 
+def test_reasons_are_listed() -> None:
+    """Of a class that has others below it, theirs; each once."""
+    assert errors.reasons(errors.InternalError) == ("INTERNAL",)
+    listed = errors.reasons(UnisonoError)
+    assert sorted(listed) == sorted({kind.reason for kind in LEAVES})
+    assert errors.reasons(BackendError, errors.LoadFailedError) == errors.reasons(BackendError)
+    assert "CANCELLED" in errors.reasons(ItemStoppedError)
+
+
 def test_only_an_absent_backend_costs_no_attempt() -> None:
     """Every failure but one counts against an item's attempts."""
     assert [kind for kind in LEAVES if not kind.costs_attempt] == [errors.BackendUnavailableError]

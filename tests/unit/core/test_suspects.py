@@ -209,5 +209,7 @@ def test_a_lone_death_is_judged_when_a_second_has_passed() -> None:
     world.audit.check_finished()
     fell_s = world.times(Release)[0] + 0.05 + 2 * 0.02
     assert world.times(Retry)[0] == pytest.approx(fell_s + WAKE_S, abs=0.03)
+    # Its attempt was over when it fell, and not with the judgement.
+    assert [retry.ago_s for retry in world.said(Retry)] == [pytest.approx(WAKE_S, abs=0.03)]
     assert world.ends[0].attempts == 2
     assert world.ends[1].attempts == 1

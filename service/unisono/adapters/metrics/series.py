@@ -10,6 +10,16 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
+from unisono.core.errors import (
+    BackendError,
+    CallerError,
+    ConnectionLostError,
+    InternalError,
+    InvalidRequestError,
+    ItemStoppedError,
+    RunnerDiedError,
+    reasons,
+)
 from unisono.core.events import BatchState
 from unisono.core.model import ItemState
 
@@ -22,6 +32,11 @@ OTHER = "other"
 # How a load ended.
 LOADED, FAILED = "loaded", "failed"
 _PLACE = ("backend", "model")
+# Why items end without an answer, why attempts are followed by another, and why they are broken off, as a rule. Any
+# other reason begins its series when it comes.
+_ERRORS = reasons(InternalError, InvalidRequestError, CallerError, BackendError, ItemStoppedError)
+_RETRIES = reasons(BackendError)
+_BROKEN_OFF = reasons(RunnerDiedError, ConnectionLostError)
 
 # Upper bounds. The spread of a release is below a millisecond for 64 requests, and some milliseconds for 256.
 _SPREAD_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
@@ -41,6 +56,7 @@ class Series:
         # Processor time, memory and open files of this process, by the names that dashboards know.
         _ = ProcessCollector(registry=self.registry)
         self._places: dict[tuple[str, str], Place] = {}
+        self._nowhere: dict[str, Ends] = {}
 
         build = Gauge(
             "unisono_build_info", "1, with the version of the service.", ("version",), registry=self.registry
@@ -54,7 +70,9 @@ class Series:
 
         self.items = self._counter("unisono_items_total", "Items that ended, by how.", (*_PLACE, "state"))
         self.errors = self._counter(
-            "unisono_item_errors_total", "Items that ended without an answer, by reason.", (*_PLACE, "reason")
+            "unisono_item_errors_total",
+            "Items that ended without an answer, by reason; model is empty where none was found for them.",
+            (*_PLACE, "reason"),
         )
         self.retries = self._counter(
             "unisono_item_retries_total",
@@ -63,7 +81,7 @@ class Series:
         )
         self.broken_off = self._counter(
             "unisono_item_broken_off_total",
-            "Attempts of items that another item's ended, by reason; they run again and are not charged.",
+            "Attempts that another item's ended, or the backend's going away, by reason; not charged.",
             (*_PLACE, "reason"),
         )
         self.prompt_tokens = self._counter(
@@ -105,7 +123,11 @@ class Series:
             "Items per forward pass, once for each group of an ended batch that had two items or more.",
             _SHARED,
         )
-        self.loads = self._counter("unisono_loads_total", "Loads of models: loaded, or failed.", (*_PLACE, "outcome"))
+        self.loads = self._counter(
+            "unisono_loads_total",
+            "Loads of models: loaded, or failed, also where only the answer to an item told that.",
+            (*_PLACE, "outcome"),
+        )
         self.load_duration = self._histogram("unisono_load_duration_seconds", "Of a load that succeeded.", _LOAD_S)
 
     def place(self, backend: str, model: str) -> Place:
@@ -117,6 +139,13 @@ class Series:
             place = self._places[backend, model] = Place(self, backend, model)
         return place
 
+    def nowhere(self, backend: str) -> Ends:
+        """What is counted of items for which no model was found; `backend`: where that was looked for, or empty."""
+        ends = self._nowhere.get(backend)
+        if ends is None:
+            ends = self._nowhere[backend] = Ends(self, backend, "")
+        return ends
+
     def _counter(self, name: str, meaning: str, labels: Sequence[str]) -> Counter:
         return Counter(name, meaning, labels, registry=self.registry)
 
@@ -127,11 +156,38 @@ class Series:
         return Histogram(name, meaning, _PLACE, buckets=buckets, registry=self.registry)
 
 
-class Place:
-    """The series of one model on one backend, found once: looking them up costs more than counting."""
+class Ends:
+    """How items end at one place: the series are found once, since looking them up costs more than counting.
+
+    Where the backend is known all are there at 0 from the beginning: to Prometheus the increase from nothing to the
+    first failure is none.
+    """
 
     def __init__(self, series: Series, backend: str, model: str) -> None:
         self.labels = backend, model
+        self._series = series
+        if backend:
+            for reason in _ERRORS:
+                _ = series.errors.labels(*self.labels, reason)
+            for state in ItemState:
+                _ = series.items.labels(*self.labels, state.value)
+
+    def count(self, state: ItemState, reason: str | None) -> None:
+        """An item ended; `reason`: why it has no answer."""
+        self._series.items.labels(*self.labels, state.value).inc()
+        if reason is not None:
+            self._series.errors.labels(*self.labels, reason).inc()
+
+
+class Place(Ends):
+    """The series of one model on one backend."""
+
+    def __init__(self, series: Series, backend: str, model: str) -> None:
+        super().__init__(series, backend, model)
+        for reason in _RETRIES:
+            _ = series.retries.labels(*self.labels, reason)
+        for reason in _BROKEN_OFF:
+            _ = series.broken_off.labels(*self.labels, reason)
         self.prompt_tokens = series.prompt_tokens.labels(*self.labels)
         self.cached_prompt_tokens = series.cached_prompt_tokens.labels(*self.labels)
         self.completion_tokens = series.completion_tokens.labels(*self.labels)
@@ -143,6 +199,4 @@ class Place:
         self.pass_items = series.pass_items.labels(*self.labels)
         self.items_per_pass = series.items_per_pass.labels(*self.labels)
         self.load_duration = series.load_duration.labels(*self.labels)
-        # All of them now, at 0: a rate does not see what a series begins with.
-        self.items = {state: series.items.labels(*self.labels, state.value) for state in ItemState}
         self.loads = {outcome: series.loads.labels(*self.labels, outcome) for outcome in (LOADED, FAILED)}

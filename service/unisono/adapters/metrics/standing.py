@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from prometheus_client.core import Metric
 
@@ -24,9 +24,10 @@ class StandingCollector:
     Where a model has several runners, which take turns, the larger number of slots stands for it.
     """
 
-    def __init__(self, backends: Mapping[str, BackendStanding]) -> None:
-        """`backends`: by name; more may come until the first scrape."""
+    def __init__(self, backends: Mapping[str, BackendStanding], *, unplanned: Callable[[], int] = lambda: 0) -> None:
+        """`backends`: by name. `unplanned`: how many items wait for their model to be found."""
         self._backends = backends
+        self._unplanned = unplanned
         # What each runner had at the last scrape, and the sum of all that was added: a runner that is forgotten and
         # comes back begins at 0, and a counter that fell would be taken for a restart of the service.
         self._seen: dict[RunnerSpec, Mapping[IdleReason, float]] = {}
@@ -40,25 +41,33 @@ class StandingCollector:
         """The figures of this moment."""
         up = GaugeMetricFamily(
             "unisono_backend_up",
-            "0: the backend was last found not to answer; it is asked while it has work.",
+            "0: the backend was last found not to answer; it is asked while items are to go there.",
             labels=("backend",),
         )
         queue = GaugeMetricFamily(
             "unisono_queue_depth",
-            "Items that were released to a backend's schedule and are not at the backend.",
+            "Items that were released and are not at a backend; backend is empty while several may get them.",
             labels=("backend",),
         )
         in_flight = GaugeMetricFamily("unisono_in_flight", "Items that are at the backend.", labels=("backend",))
         known = GaugeMetricFamily(
-            "unisono_slots", "Requests that the backend computes side by side; 0 while unknown.", labels=_PLACE
+            "unisono_slots",
+            "Requests that the backend computes side by side; 0 while unknown; there from a model's first work on.",
+            labels=_PLACE,
         )
         limit = GaugeMetricFamily(
-            "unisono_slots_limit", "Of these, how many requests of ours may hold one now.", labels=_PLACE
+            "unisono_slots_limit",
+            "Requests of ours that may be at the backend now: its slots, fewer after trouble, or what is tried.",
+            labels=_PLACE,
         )
         before, self._seen = self._seen, {}
+        # While the only backend is away nothing is released to it, and all that comes waits here.
+        unplanned, is_only = self._unplanned(), len(self._backends) == 1
+        if not is_only:
+            queue.add_metric(("",), unplanned)
         for name, backend in self._backends.items():
-            up.add_metric((name,), 0 if backend.is_away else 1)
-            queue.add_metric((name,), backend.queued)
+            up.add_metric((name,), 0 if backend.is_silent else 1)
+            queue.add_metric((name,), backend.queued + (unplanned if is_only else 0))
             in_flight.add_metric((name,), backend.in_flight)
             most: dict[str, tuple[int, int]] = {}
             for runner, state in backend.known_slots.items():

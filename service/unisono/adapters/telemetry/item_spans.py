@@ -13,7 +13,7 @@ from opentelemetry.trace import Link, SpanKind, StatusCode
 from unisono.adapters.telemetry import conventions as names
 from unisono.adapters.telemetry.content import encodable
 from unisono.adapters.telemetry.items import failure_of, operation, request_attributes, result_attributes, tidy
-from unisono.adapters.telemetry.spans import Parent, fail
+from unisono.adapters.telemetry.spans import SHORTEST_NS, Parent, fail, finish
 from unisono.core.errors import UnisonoError
 from unisono.core.model import ItemState
 
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 MAX_REMEMBERED_EVENTS = 128
 MAX_REMEMBERED_ATTEMPTS = 32
 _MAX_REMEMBERED_LINKS = 32
-# What was stopped while it was held, and never went, has made no call.
-_STOPPED = frozenset({ItemState.CANCELLED, ItemState.EXPIRED})
 
 
 class Attempt(NamedTuple):
@@ -54,6 +52,7 @@ class ItemTrace:
         "attempt",
         "began_ns",
         "events",
+        "has_gone",
         "headers",
         "is_kept",
         "item",
@@ -73,8 +72,10 @@ class ItemTrace:
         self.is_kept = False
         self.span_id = 0
         self.headers: dict[str, str] = {}
-        # When it went for the first time; None: not yet.
+        # When its first attempt began: when it went, or was staged where that failed; None: there was none yet.
         self.began_ns: int | None = None
+        # Whether any of its attempts went: else it has made no call.
+        self.has_gone = False
         self.attempt = 1
         # When its present attempt was staged, and when that went; None: it has none, or it has not gone.
         self.staged_ns: int | None = None
@@ -95,12 +96,13 @@ class ItemTrace:
     def go(self, at_ns: int) -> float:
         """It is released; how long it was held, in seconds."""
         self.released_ns = at_ns
+        self.has_gone = True
         if self.began_ns is None:
             self.began_ns = at_ns
         return (at_ns - (at_ns if self.staged_ns is None else self.staged_ns)) / 1e9
 
     def start_ns(self, at_ns: int) -> int:
-        """When its span begins, where it ends now: when it went, or with its staging where it failed before."""
+        """When its span begins, where it ends now: when its first attempt did."""
         known = self.began_ns if self.began_ns is not None else self.staged_ns
         return at_ns if known is None else known
 
@@ -221,8 +223,8 @@ class ItemSpans:
         reason = failure_of(result)
         if known is not None and known.over:
             known.end_attempt(at_ns, {}, reason)
-        if known is None or (known.began_ns is None and result.state in _STOPPED):
-            start_ns, began_ns = at_ns, None
+        if known is None or not known.has_gone:
+            start_ns, began_ns = at_ns - SHORTEST_NS, None
         else:
             start_ns = began_ns = known.start_ns(at_ns)
         parent.covers(start_ns, at_ns)
@@ -230,15 +232,15 @@ class ItemSpans:
             parent.leaves_out(began_ns, at_ns)
             return
         if known is None or began_ns is None:
-            span = self._idle(parent, result, at_ns, 0 if known is None else known.span_id)
+            span = self._idle(parent, result, start_ns, 0 if known is None else known.span_id)
         else:
             span = self._make(known, start_ns)
         span.set_attributes(result_attributes(result, capture_content=self._capture_content))
         if reason is not None:
             span.set_status(StatusCode.ERROR, reason)
-        if known is not None:
+        if known is not None and began_ns is not None:
             self._tell_attempts(known, span, start_ns)
-        span.end(at_ns)
+        finish(span, start_ns, at_ns)
 
     def close(self, at_ns: int) -> None:
         """The batch ends: nobody has told how these ended, which the application promises to do."""
@@ -248,7 +250,7 @@ class ItemSpans:
                 known.parent.covers(start_ns, at_ns)
                 span = self._make(known, start_ns)
                 fail(span, UnisonoError.reason)
-                span.end(at_ns)
+                finish(span, start_ns, at_ns)
         self._items.clear()
         self._going = []
 
@@ -277,11 +279,11 @@ class ItemSpans:
             span.add_event(event, said, event_ns)
         return span
 
-    def _idle(self, parent: Parent, result: Result, at_ns: int, span_id: int) -> Span:
+    def _idle(self, parent: Parent, result: Result, start_ns: int, span_id: int) -> Span:
         attributes: Attributes = {names.ITEM_ID: encodable(result.item_id), names.INDEX: result.index}
         if parent.model:
             attributes[names.MODEL] = parent.model
-        return self._maker.begin(parent, "item", attributes, at_ns, span_id=span_id)
+        return self._maker.begin(parent, "item", attributes, start_ns, span_id=span_id)
 
     def _tell_attempts(self, known: ItemTrace, span: Span, start_ns: int) -> None:
         self._attempts_left -= len(known.over)
@@ -293,7 +295,7 @@ class ItemSpans:
             child = self._maker.begin(parent, f"attempt {over.number}", over.attributes, over.start_ns)
             if over.error is not None:
                 fail(child, over.error)
-            child.end(over.end_ns)
+            finish(child, over.start_ns, over.end_ns)
 
 
 def _is_always_kept(result: Result) -> bool:

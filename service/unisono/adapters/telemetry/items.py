@@ -101,9 +101,10 @@ def result_attributes(result: Result, *, capture_content: bool) -> Attributes:
         attributes[names.USAGE_OUTPUT_TOKENS] = result.usage.completion_tokens
         if result.usage.cached_prompt_tokens is not None:
             attributes[names.USAGE_CACHE_READ_INPUT_TOKENS] = result.usage.cached_prompt_tokens
+    if result.waited_s is not None:
+        attributes[names.QUEUED_S] = tidy(result.waited_s)
     if result.timings is not None:
         for name, value in (
-            (names.QUEUED_S, result.timings.queued_s),
             (names.SLOT_WAIT_S, result.timings.slot_wait_s),
             (names.RESPONSE_TIME_TO_FIRST_CHUNK, result.timings.first_token_s),
         ):

@@ -21,14 +21,15 @@ Nine decisions:
 2. Spans are bounded: the first `item_limit` items have one, and the first `item_limit` waves; of later items only
    those that failed. How many were left out stands on the group, and one span, `items left out`, lasts as long as
    they took. The backend is told that such an item is not sampled, with the group as its parent.
-3. An item that never ran made no call: its span is `item`, INTERNAL and without length.
+3. An item that never went made no call, also where its request could not be sent: its span is `item`, INTERNAL, and
+   as short as a span can be (`SHORTEST_NS`), at its end.
 4. Where the trace is not sampled (the caller's word, or OTEL_TRACES_SAMPLER), nothing is kept of any item; the
    context still goes on to the backend.
 5. A wave that crosses batches has a `release` span in the trace of each. That of the batch which is told first stands
    for the wave, and the items of the others link to it, so that each leads to the wave that it went out with. The
    link stands on the item's side: its span is still open when the wave's has ended.
-6. An attempt that another item's ended (its runner died) is an event `broken_off`, without an error type: it is not
-   charged to the item, and whoever searches for errors should find the one that caused it.
+6. An attempt that another item's ended (its runner died), or the backend's going away, is an event `broken_off`,
+   without an error type: it is not charged to the item, and whoever searches for errors should find what caused it.
 7. Attempts are events of the item's span, and spans below it where there were several: an attempt has a length, and
    the pause after it is seen. They are made when the item ends, so an item of one attempt costs nothing; there are
    as many as waves at most.
@@ -70,6 +71,7 @@ from unisono.adapters.telemetry.spans import (
     SharedWaves,
     SpanMaker,
     fail,
+    finish,
 )
 from unisono.core.errors import BatchDeadlineError, CancelledItemError
 from unisono.core.events import BatchState
@@ -177,7 +179,8 @@ class BatchTrace:
             return
         self._plans_left -= 1
         if self._plans_left >= 0:
-            self._maker.begin(self._root, "plan", plan_attributes(groups, families), started_ns).end(ended_ns)
+            span = self._maker.begin(self._root, "plan", plan_attributes(groups, families), started_ns)
+            finish(span, started_ns, ended_ns)
         for planned in groups:
             parent = self._groups.get(planned.group)
             if parent is None:
@@ -206,7 +209,7 @@ class BatchTrace:
         attributes = {**parent.attributes, **figures}
         span_id = parent.span.get_span_context().span_id
         span = self._maker.begin(self._root, f"group {parent.model}", attributes, start_ns, span_id=span_id)
-        span.end(max(start_ns, min(parent.last_ns, at_ns)))
+        finish(span, start_ns, min(parent.last_ns, at_ns))
 
     def group_loaded(
         self,
@@ -234,7 +237,7 @@ class BatchTrace:
             fail(span, error.reason)
             if self._capture_content:
                 span.set_attribute(names.ERROR_MESSAGE, encodable(error.message))
-        span.end(ended_ns)
+        finish(span, began_ns, ended_ns)
         parent.covers(began_ns, ended_ns)
 
     def wave_released(
@@ -259,7 +262,7 @@ class BatchTrace:
         span = self._maker.begin(parent, "release", attributes, times.first_ns)
         if others:
             span.set_attribute(names.STANDS_FOR_WAVE, self._shared_waves.begin(wave_key, span))
-        span.end(times.last_ns)
+        finish(span, times.first_ns, times.last_ns)
         parent.covers(times.first_ns, times.last_ns)
 
     def ended(self, *, summary: Summary, at_ns: int) -> None:
@@ -338,7 +341,7 @@ class BatchTrace:
         if parent.left_out_ns is not None:
             start_ns, end_ns = parent.left_out_ns
             said: Attributes = {names.ITEMS_LEFT_OUT: parent.items_left_out}
-            self._maker.begin(parent, "items left out", said, start_ns).end(end_ns)
+            finish(self._maker.begin(parent, "items left out", said, start_ns), start_ns, end_ns)
 
 
 # How a batch that was stopped is marked where nothing else is said.

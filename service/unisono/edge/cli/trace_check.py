@@ -7,6 +7,7 @@ lengths to whole microseconds.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ _SKEW_NS = 1_000_000
 # A text that stands for a setting or a reason is shorter; an item's id may be as long as its caller likes.
 _LONG_TEXT = 512
 _MAY_BE_LONG = ("unisono.item_id", "gen_ai.request.stop_sequences", "exception.stacktrace")
+# Where Jaeger puts what it has to say of a span.
+_WARNINGS = "@jaeger@warnings"
+# Ids are their callers': what is in them was put there for all to see.
+_IDS = frozenset({"unisono.item_id", "unisono.batch_id"})
 _CONTENT = (
     "gen_ai.input.messages",
     "gen_ai.output.messages",
@@ -51,6 +56,7 @@ class Kind(StrEnum):
     CONTENT = "content"
     CLOCK_SKEW = "clock_skew"
     NO_DESCRIPTION = "no_description"
+    STORE_WARNING = "store_warning"
 
 
 # What spans that are still on their way would mend.
@@ -74,6 +80,7 @@ _REMEDIES = {
     "way told to remove links?",
     Kind.CONTENT: "Unset OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT unless texts are meant to be stored.",
     Kind.CLOCK_SKEW: "The machines' clocks differ: let both keep time by NTP.",
+    Kind.STORE_WARNING: "Jaeger changed what it was sent, or doubts it: its page shows this beside the span.",
     Kind.NO_DESCRIPTION: "A span that failed must say why: a processor on the way may remove it.",
 }
 
@@ -115,6 +122,7 @@ def check(spans: Sequence[Span], *, texts: Collection[str] = ()) -> tuple[Findin
         findings += _check_batch(batch, tree)
     findings += _times(tree)
     findings += _texts(spans, texts)
+    findings += _warnings(spans)
     findings += _gather(
         Kind.NO_DESCRIPTION,
         [span for span in spans if span.is_error and not span.status_message],
@@ -351,6 +359,18 @@ def _times(tree: Tree) -> Iterator[Finding]:
         yield Finding(kind=Kind.CLOCK_SKEW, what=what, span_ids=ids)
 
 
+def _warnings(spans: Sequence[Span]) -> Iterator[Finding]:
+    """What Jaeger itself says of a span; one finding for all that begin alike, up to their first figure."""
+    found: dict[str, list[Span]] = {}
+    for span in spans:
+        said = span.attributes.get(_WARNINGS)
+        for warning in said if isinstance(said, tuple) else (said,):
+            if isinstance(warning, str):
+                found.setdefault(re.split(r"[:,.\d]", warning, maxsplit=1)[0].strip(), []).append(span)
+    for warning, holders in found.items():
+        yield from _gather(Kind.STORE_WARNING, holders, partial("Jaeger warns of {1}: {0}".format, warning))
+
+
 def _texts(spans: Sequence[Span], texts: Collection[str]) -> Iterator[Finding]:
     """Texts of prompts and answers: by the attribute's name, by the words, or because nothing else is that long."""
     found: dict[str, list[Span]] = {}
@@ -370,6 +390,7 @@ def _is_content(name: str, value: object, texts: Collection[str], *, is_ours: bo
     may_be_long = not is_ours or name in _MAY_BE_LONG
     strings = [one for one in (value if isinstance(value, tuple) else (value,)) if isinstance(one, str)]
     return any(
-        any(text in one for text in texts) or (not may_be_long and (len(one) > _LONG_TEXT or "\n" in one))
+        (name not in _IDS and any(text in one for text in texts))
+        or (not may_be_long and (len(one) > _LONG_TEXT or "\n" in one))
         for one in strings
     )

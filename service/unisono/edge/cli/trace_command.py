@@ -280,7 +280,10 @@ def add_trace_check(cli: typer.Typer, finish: Finish) -> None:
         ] = DEFAULT_ITEMS,
         absent: Annotated[
             list[str] | None,
-            typer.Option(metavar="TEXT", help="Words of a prompt or answer that must not be there; may be repeated."),
+            typer.Option(
+                metavar="TEXT",
+                help="Words of a prompt or answer that must not be there, but in ids; may be repeated.",
+            ),
         ] = None,
         wait: Annotated[
             float | None, typer.Option(parser=seconds, metavar="TIME", help="For a trace that is not whole. [8s]")
