@@ -16,6 +16,7 @@ from unisono.edge.cli.connect import DEFAULT_SERVER, Wish
 from unisono.edge.cli.doctor import diagnose
 from unisono.edge.cli.errors import ExitCode, StopError
 from unisono.edge.cli.eval import ANSWER, EXPECTED, EvalOptions, evaluate
+from unisono.edge.cli.kept_command import add_kept
 from unisono.edge.cli.options import (
     BatchTimeout,
     Ca,
@@ -92,7 +93,8 @@ Examples:
 
 A lost connection is opened again for up to a minute, and the batch goes on.
 A run that was broken off goes on with the same command and --resume: items
-whose id has an answer in the output are not asked again.
+whose id has an answer in the output are not asked again. For hours of work,
+and to leave meanwhile: unisono submit.
 
 Exit codes: 0 every item answered; 1 some were not; 2 wrong usage or a bad
 file; 3 no service, or none any more; 130 interrupted.
@@ -321,6 +323,7 @@ def build_cli(
         wish = Wish(server=server, tls=tls, ca=ca, embedded=embedded, ollama_url=ollama)
         finish(lambda terminal: diagnose(wish, start, terminal, as_json=as_json))
 
+    add_kept(cli, finish)
     add_trace_check(cli, finish)
     return cli
 
