@@ -89,7 +89,9 @@ class _Watching:
             display=self._display,
             batch_id=options.batch_id,
         )
+        # Events after this one are read; progress is shown once the last that there was at the beginning is among them.
         self._after = 0
+        self._shown_from = 0
         # Names of groups, by their number.
         self._headings: dict[int, str] = {}
         # The map as it was drawn last.
@@ -104,6 +106,7 @@ class _Watching:
             meter.began(max(0.0, until_s - batch.started_at.ToNanoseconds() / 1e9))
         elif state_of(batch) == "waiting":
             meter.phase = "waiting for its turn"
+        self._shown_from = batch.last_sequence
         if batch.last_sequence > _REPLAYED_EVENTS:
             # An ended batch's last event is its summary, which is not to be missed.
             self._after = batch.last_sequence - batch.HasField("ended_at")
@@ -118,11 +121,16 @@ class _Watching:
             on_connection=self._collector.on_connection,
             give_up_after_s=GIVE_UP_AFTER_S,
         )
-        self._display.start()
+        is_shown = self._after >= self._shown_from
+        if is_shown:
+            self._display.start()
         drawing = asyncio.create_task(self._draw()) if self._is_moving and self._options.draw_map else None
         try:
             async with aclosing(follower.events()) as events:
                 async for event in events:
+                    if not is_shown and event.sequence >= self._shown_from:
+                        is_shown = True
+                        self._display.start()
                     if event.HasField("group_planned"):
                         group = event.group_planned
                         self._headings[group.group] = f"{group.model or 'the default model'} on {group.backend}"
