@@ -11,7 +11,7 @@ import msgspec
 from unisono.edge.cli.errors import ExitCode, StopError
 
 # How each line of results begins.
-_BEGINNING = b'{"id":'
+_BEGINNING = b'{"id":"'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -89,7 +89,7 @@ class _Watching:
             display=self._display,
             batch_id=options.batch_id,
         )
-        # Events after this one are read; progress is shown once the last that there was at the beginning is among them.
+        # Events after this one are read; progress is shown from the last one on that there was at the beginning.
         self._after = 0
         self._shown_from = 0
         # Names of groups, by their number.
@@ -138,7 +138,8 @@ class _Watching:
         finally:
             if drawing is not None:
                 _ = drawing.cancel()
-                _ = await asyncio.gather(drawing, return_exceptions=True)
+                with suppress(asyncio.CancelledError):
+                    await drawing
             self._drawn = None
             self._display.stop()
 
