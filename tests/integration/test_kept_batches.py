@@ -67,6 +67,34 @@ async def test_it_can_be_followed_while_it_runs(tmp_path: Path) -> None:
     assert len(readers[2].results) == 4
 
 
+async def test_its_passes_can_be_asked_for_after_its_end(tmp_path: Path) -> None:
+    """For a moment: whoever has followed it to its summary asks then. With the batch, they are gone."""
+    async with house(keeps_in=tmp_path) as h:
+        batch = await h.submit(chats(4, num_predict=5))
+        _ = await h.attach(batch.batch_id)
+        await asyncio.sleep(0.1)  # readers are looked for every fiftieth of a second
+        request = pb.ListPassesRequest(batch_id=batch.batch_id)
+        passes = (await h.stub.ListPasses(request)).passes
+        assert {index for each in passes for index in each.item_indexes} == set(range(4))
+        seen = await h.attach(batch.batch_id)
+        assert len(seen.results) == 4
+        assert await h.cancel(batch.batch_id) == (0, 4)
+        _ = await h.stub.DeleteBatch(pb.DeleteBatchRequest(batch_id=batch.batch_id))
+        assert (await refused(h.stub.ListPasses(request))).reason == "BATCH_NOT_FOUND"
+
+
+async def test_who_reads_an_ended_batch_keeps_no_other_waiting(tmp_path: Path) -> None:
+    """A reader that does not take the last of it, or takes its time."""
+    async with house(keeps_in=tmp_path, settings={"max_kept_running": 1}) as h:
+        h.fake.answer("the book", Answer(content=("x" * 600_000,) * 8))
+        first = await h.submit([chat("large", "the book")])
+        reading = h.attach_batch(first.batch_id)
+        _ = await reading.until("accepted")
+        second = await h.submit(chats(1, num_predict=1))
+        assert (await until_over(h, second.batch_id)).counts.completed == 1
+        assert "large" in (await reading.to_end()).results
+
+
 async def test_the_highest_priority_goes_first(tmp_path: Path) -> None:
     """Of those that wait; then the first that came."""
     async with house(keeps_in=tmp_path, settings={"max_kept_running": 1}, pass_s=0.005) as h:

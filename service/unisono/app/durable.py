@@ -57,6 +57,8 @@ _AGAIN_S = 60.0
 _MOST_ENDED = 10_000
 # How often it is seen whether all is answered, while the service is being stopped.
 _LOOK_S = 0.02
+# So long the passes of a batch that has ended, and that nobody reads, can be asked for.
+_STAYS_S = 10.0
 # States of items that are worth another try.
 RETRIED = (ItemState.FAILED, ItemState.CANCELLED, ItemState.EXPIRED)
 
@@ -324,6 +326,8 @@ class DurableBatches:
             raise BatchRunningError(
                 f"batch {batch_id} has not ended: cancel it first", metadata={"batch_id": batch_id}
             )
+        if (batch := self._batches.find(batch_id)) is not None:
+            self._let_go(batch)
         await self._store.delete(batch_id)
 
     async def follow(
@@ -431,11 +435,17 @@ class DurableBatches:
         _ = self._running.pop(batch.batch_id, None)
         _ = self._began.pop(batch.batch_id, None)
         self._tell()
+        self._go_on()
         while batch.journal.has_readers:  # noqa: ASYNC110 - readers come and go
             await asyncio.sleep(_LOOK_S)
+        # Whoever has read its summary asks for its passes next, and they are not in the store.
+        await asyncio.sleep(_STAYS_S)
+        self._let_go(batch)
+
+    def _let_go(self, batch: RunningBatch) -> None:
+        """What is in memory of a batch that has ended is not needed any more."""
         self._batches.forget(batch)
         self._store.forget(batch.batch_id)
-        self._go_on()
 
     # -- Small things ------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -20,7 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
 from unisono._generated.unisono.v1 import batch_inference_pb2 as rpc
-from unisono._generated.unisono.v1 import batch_inference_pb2_grpc, event_pb2, item_pb2
+from unisono._generated.unisono.v1 import batch_inference_pb2_grpc, event_pb2, item_pb2, kept_pb2
 
 BATCH_ID = "b-1"
 CREATED_S = 1_700_000_000
@@ -69,6 +70,10 @@ class Script:
     abort_after: int = 0
     # An answer to CancelBatch never comes.
     ignores_cancel: bool = False
+    # So many calls of SubmitBatch do what they are asked, and are lost before their answer.
+    lost_submits: int = 0
+    # After how many events the next AttachBatch is cut.
+    cut_after: int | None = None
     info: rpc.GetServerInfoResponse = field(default_factory=rpc.GetServerInfoResponse)
     models: rpc.ListModelsResponse = field(default_factory=rpc.ListModelsResponse)
 
@@ -83,6 +88,9 @@ class FakeServer(batch_inference_pb2_grpc.BatchInferenceServicer):
         # What was received, in order.
         self.requests: list[rpc.StreamBatchRequest] = []
         self.items: list[item_pb2.Item] = []
+        # Batches that are kept with their events, by id, the oldest first; and all requests to keep one.
+        self.kept: dict[str, tuple[kept_pb2.KeptBatch, list[event_pb2.BatchEvent]]] = {}
+        self.submitted: list[rpc.SubmitBatchRequest] = []
         self.config = rpc.BatchConfig()
         self.most_over_credit = 0
         self.was_cancelled = False
@@ -142,37 +150,113 @@ class FakeServer(batch_inference_pb2_grpc.BatchInferenceServicer):
         """Not asked for by the command line."""
         raise NotImplementedError
 
-    def AttachBatch(self, request: object, context: object) -> AsyncIterator[rpc.AttachBatchResponse]:
-        """Not used by the command line."""
-        raise NotImplementedError
+    async def AttachBatch(self, request: rpc.AttachBatchRequest, context: Any) -> None:  # type: ignore[override]
+        """The events of a kept batch; the first call may be cut."""
+        _, events = await self._find(request.batch_id, context)
+        cut, self.script.cut_after = self.script.cut_after, None
+        for event in events[request.after_sequence :][:cut]:
+            await context.write(rpc.AttachBatchResponse(event=event))
+        if cut is not None:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "cut")
 
     async def PlanBatch(self, request: object, context: object) -> rpc.PlanBatchResponse:
         """Not used by the command line."""
         raise NotImplementedError
 
-    async def SubmitBatch(self, request: object, context: object) -> rpc.SubmitBatchResponse:
-        """Not used by the command line."""
-        raise NotImplementedError
+    async def SubmitBatch(self, request: rpc.SubmitBatchRequest, context: Any) -> rpc.SubmitBatchResponse:
+        """Keeps a batch that has ended already; the first calls may be cut off after that."""
+        self.submitted.append(request)
+        if request.config.request_id not in {batch.request_id for batch, _ in self.kept.values()}:
+            await self._keep(request)
+        if self.script.lost_submits:
+            self.script.lost_submits -= 1
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "lost")
+        return rpc.SubmitBatchResponse(batch=list(self.kept.values())[-1][0])
 
-    async def GetBatch(self, request: object, context: object) -> rpc.GetBatchResponse:
-        """Not used by the command line."""
-        raise NotImplementedError
+    async def _keep(self, request: rpc.SubmitBatchRequest) -> None:
+        async def messages() -> AsyncIterator[rpc.StreamBatchRequest]:
+            yield rpc.StreamBatchRequest(open=rpc.StreamBatchOpen(config=request.config))
+            yield rpc.StreamBatchRequest(add_items=rpc.AddItems(items=request.items))
 
-    async def ListBatches(self, request: object, context: object) -> rpc.ListBatchesResponse:
-        """Not used by the command line."""
-        raise NotImplementedError
+        # The map is that of the newest batch.
+        self._passes.clear()
+        self._passes_of.clear()
+        events: list[event_pb2.BatchEvent] = []
+        run = _Batch(self, messages(), _Collecting(events))  # type: ignore[arg-type]
+        await run.run()
+        batch = kept_pb2.KeptBatch(
+            batch_id=f"k-{len(self.kept) + 1}",
+            state=event_pb2.BATCH_STATE_COMPLETED,
+            counts=run.counts,
+            request_id=request.config.request_id,
+            metadata=request.metadata,
+            last_sequence=len(events),
+        )
+        for name in ("created_at", "started_at", "ended_at"):
+            getattr(batch, name).seconds = CREATED_S
+        events[0].accepted.batch_id = events[-1].summary.report.batch_id = batch.batch_id
+        self.kept[batch.batch_id] = (batch, events)
 
-    async def ListResults(self, request: object, context: object) -> rpc.ListResultsResponse:
-        """Not used by the command line."""
-        raise NotImplementedError
+    async def _find(self, batch_id: str, context: Any) -> tuple[kept_pb2.KeptBatch, list[event_pb2.BatchEvent]]:
+        if batch_id not in self.kept:
+            details = status("BATCH_NOT_FOUND", f"there is no batch {batch_id!r}", code=code_pb2.NOT_FOUND)
+            await _abort(context, grpc.StatusCode.NOT_FOUND, details)
+        return self.kept[batch_id]
+
+    async def GetBatch(self, request: rpc.GetBatchRequest, context: Any) -> rpc.GetBatchResponse:
+        """As it was kept."""
+        batch, _ = await self._find(request.batch_id, context)
+        return rpc.GetBatchResponse(batch=batch)
+
+    async def ListBatches(self, request: rpc.ListBatchesRequest, context: object) -> rpc.ListBatchesResponse:
+        """Two a page, so that there are pages."""
+        found = [batch for batch, _ in self.kept.values() if not request.states or batch.state in request.states]
+        start, size = int(request.page_token or 0), min(2, request.page_size)
+        answer = rpc.ListBatchesResponse(batches=found[::-1][start : start + size])
+        if start + size < len(found):
+            answer.next_page_token = str(start + size)
+        return answer
+
+    async def ListResults(self, request: rpc.ListResultsRequest, context: Any) -> rpc.ListResultsResponse:
+        """An event a page, so that parts stand on pages before their results."""
+        _, events = await self._find(request.batch_id, context)
+        found = [
+            event
+            for event in events
+            if (event.HasField("result") and (not request.states or event.result.state in request.states))
+            or (event.HasField("result_part") and not request.states)
+        ]
+        start = int(request.page_token or 0)
+        answer = rpc.ListResultsResponse(events=found[start : start + 1])
+        if start + 1 < len(found):
+            answer.next_page_token = str(start + 1)
+        return answer
 
     async def RetryBatch(self, request: object, context: object) -> rpc.RetryBatchResponse:
-        """Not used by the command line."""
+        """Left to the tests of the real service."""
         raise NotImplementedError
 
-    async def DeleteBatch(self, request: object, context: object) -> rpc.DeleteBatchResponse:
-        """Not used by the command line."""
-        raise NotImplementedError
+    async def DeleteBatch(self, request: rpc.DeleteBatchRequest, context: Any) -> rpc.DeleteBatchResponse:
+        """Forgets it."""
+        _ = await self._find(request.batch_id, context)
+        del self.kept[request.batch_id]
+        return rpc.DeleteBatchResponse()
+
+
+class _Collecting:
+    """Where a kept batch's events go, instead of to a caller."""
+
+    def __init__(self, events: list[event_pb2.BatchEvent]) -> None:
+        self._events = events
+
+    async def write(self, message: rpc.StreamBatchResponse) -> None:
+        if message.HasField("event"):
+            self._events.append(message.event)
+
+
+async def _abort(context: Any, code: grpc.StatusCode, details: status_pb2.Status) -> None:
+    context.set_trailing_metadata(grpc.aio.Metadata(("grpc-status-details-bin", details.SerializeToString())))
+    await context.abort(code, details.message)
 
 
 class _Batch:
@@ -302,11 +386,7 @@ class _Batch:
         await self.say(result=result)
         ended = self.counts.completed + self.counts.failed + self.counts.cancelled
         if self.script.abort is not None and ended > self.script.abort_after:
-            code, details = self.script.abort
-            self.context.set_trailing_metadata(
-                grpc.aio.Metadata(("grpc-status-details-bin", details.SerializeToString()))
-            )
-            await self.context.abort(code, details.message)
+            await _abort(self.context, *self.script.abort)
         self.credit = min(self.credit + 1, self.script.most_items)
         await self.context.write(rpc.StreamBatchResponse(credit=rpc.Credit(total_items=self.credit)))
 

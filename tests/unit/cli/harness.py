@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 from typer.testing import CliRunner, Result
 
@@ -41,3 +43,19 @@ def invoke(
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result, started
+
+
+@contextmanager
+def beside(script: Script | None = None) -> Iterator[FakeServer]:
+    """A service that runs beside the command, in a thread: one that outlives it."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    context = serving(script)
+    try:
+        yield asyncio.run_coroutine_threadsafe(context.__aenter__(), loop).result(10)
+    finally:
+        _ = asyncio.run_coroutine_threadsafe(context.__aexit__(None, None, None), loop).result(10)
+        _ = loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()

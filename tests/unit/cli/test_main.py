@@ -17,7 +17,10 @@ def test_version(runner: CliRunner) -> None:
     assert (result.exit_code, result.stdout) == (0, "unisono 1.2.3\n")
 
 
-@pytest.mark.parametrize("command", ["run", "serve", "doctor", "eval", "trace-check"])
+KEPT = ["submit", "watch", "results", "status", "list", "cancel", "retry", "delete"]
+
+
+@pytest.mark.parametrize("command", ["run", "serve", "doctor", "eval", "trace-check", *KEPT])
 def test_help_has_examples(runner: CliRunner, command: str) -> None:
     """Each command's help shows how it is used."""
     result, _ = invoke(runner, [command, "--help"])
@@ -50,6 +53,14 @@ def test_help_has_examples(runner: CliRunner, command: str) -> None:
         (["trace-check", "0" * 32, "--jaeger", "http://x:y"], "is no URL"),
         (["trace-check", "0" * 32, "--wait", "soon"], "not a duration"),
         (["trace-check", "0" * 32, "--items", "0"], "greater than or equal to 1"),
+        (["submit", "x", "--embedded"], "No such option"),
+        (["submit", "x", "--metadata", "night"], "is not KEY=VALUE"),
+        (["submit", "x", "--metadata", "a=1", "--metadata", "a=2"], "a is given twice"),
+        (["submit", "x", "--metadata", "unisono.forms=p1"], "unisono.forms is the command line's own"),
+        (["list", "--state", "waiting"], "Invalid value"),
+        (["list", "--limit", "0"], "greater than or equal to 1"),
+        (["delete"], "Missing argument"),
+        (["run", "x", "--resume"], "No such file"),
         (["dance"], "No such command"),
     ],
 )

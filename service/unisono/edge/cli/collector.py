@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 
 from google.rpc import status_pb2
 
@@ -25,12 +26,25 @@ _ITEM_PATH = re.compile(r"\bitems\[\d+\]\.")
 class Collector:
     """Hears the session and the feed."""
 
-    def __init__(self, *, reader: LineReader, outlet: Outlet, meter: Meter, display: Display) -> None:
+    def __init__(
+        self,
+        *,
+        reader: LineReader,
+        outlet: Outlet,
+        meter: Meter,
+        display: Display,
+        batch_id: str = "",
+        form_of: Callable[[event_pb2.Result], Form] = lambda _: Form.PLAIN,
+    ) -> None:
+        """`batch_id`: where no `accepted` will tell it. `form_of`: how the line of an item was written that `reader`
+        has not read.
+        """
         self._reader = reader
+        self._form_of = form_of
         self._outlet = outlet
         self._meter = meter
         self._display = display
-        self._batch_id = ""
+        self._batch_id = batch_id
         # What came of results that are too large for one message, by index.
         self._parts: dict[int, event_pb2.Result] = {}
         # Models by group, for messages.
@@ -61,6 +75,11 @@ class Collector:
     def on_connection(self, text: str) -> None:
         """The connection was lost, or is there again."""
         self._display.say(text)
+
+    def pass_over(self, result: event_pb2.Result) -> None:
+        """An item ended whose result is not shown."""
+        self._meter.count_result(result)
+        self._display.refresh()
 
     def on_event(self, event: event_pb2.BatchEvent) -> None:
         """Something happened."""
@@ -124,7 +143,7 @@ class Collector:
     def _origin(self, result: event_pb2.Result) -> Origin:
         """Where the item came from; one that we never sent is taken as it comes, rather than dropped."""
         return self._reader.origins.get(result.item_id) or Origin(
-            item_id=result.item_id, position=result.index, line=0, form=Form.PLAIN
+            item_id=result.item_id, position=result.index, line=0, form=self._form_of(result)
         )
 
     def _end(self, origin: Origin, result: event_pb2.Result, time_s: int) -> None:

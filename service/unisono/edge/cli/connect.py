@@ -66,7 +66,7 @@ async def connect(wish: Wish, start: StartServer, say: Callable[[str], None]) ->
         )
     credentials = _credentials(wish)
     if not (wish.embedded or wish.ollama_url):
-        target = wish.server or os.environ.get("UNISONO_SERVER") or DEFAULT_SERVER
+        target = _target(wish)
         is_asked_for = bool(wish.server or credentials)
         async with _open(target, credentials) as channel:
             error = await _check(channel, _PATIENT_S if is_asked_for else _QUICK_S)
@@ -79,6 +79,32 @@ async def connect(wish: Wish, start: StartServer, say: Callable[[str], None]) ->
             say(f"no service at {target} ({_why(error)}), so one is started for this command")
     async with _start(wish, start, say) as target, _open(target) as channel:
         yield Connection(target=target, stub=batch_inference_pb2_grpc.BatchInferenceStub(channel))
+
+
+@asynccontextmanager
+async def connect_to_running(wish: Wish) -> AsyncIterator[Connection]:
+    """The service that is running, until the context is left: one of our own would end with the command.
+
+    Raises StopError.
+    """
+    target = _target(wish)
+    async with _open(target, _credentials(wish)) as channel:
+        error = await _check(channel, _PATIENT_S)
+        if error is None:
+            yield Connection(target=target, stub=batch_inference_pb2_grpc.BatchInferenceStub(channel))
+        elif error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            raise StopError(
+                f"The service at {target}: {printable(problem_of_call(error).message, one_line=True)} "
+                f"({error.code().name})",
+                "Batches are kept by a service that stays: start one with `unisono serve`, or name it with --server.",
+                code=ExitCode.UNREACHABLE,
+            )
+        else:
+            raise stop_for_call(error, target)
+
+
+def _target(wish: Wish) -> str:
+    return wish.server or os.environ.get("UNISONO_SERVER") or DEFAULT_SERVER
 
 
 @asynccontextmanager

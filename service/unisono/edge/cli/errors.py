@@ -123,11 +123,11 @@ def stop_for_call(error: grpc.aio.AioRpcError, target: str) -> StopError:
     return StopError(*describe(problem, f"The service at {target}"), code=code)
 
 
-def describe(problem: Problem, who: str) -> list[str]:
-    """A problem for the terminal: what, the fields one a line, what to do."""
+def describe(problem: Problem, who: str, remedy: str | None = None) -> list[str]:
+    """A problem for the terminal: what, the fields one a line, what to do; by default what usually helps."""
     lines = [f"{who}: {printable(problem.message, one_line=True)} ({problem.reason})"]
     lines += [f"  {printable(violation, one_line=True)}" for violation in problem.violations]
-    if remedy := _REMEDIES.get(problem.reason):
+    if remedy := remedy or _REMEDIES.get(problem.reason):
         lines.append(remedy)
     if problem.retry_after_s:
         lines.append(f"Trying again may help after {problem.retry_after_s:g} s.")

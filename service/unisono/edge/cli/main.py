@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import re
 from collections.abc import Callable, Coroutine
 from enum import StrEnum
@@ -17,7 +16,29 @@ from unisono.edge.cli.connect import DEFAULT_SERVER, Wish
 from unisono.edge.cli.doctor import diagnose
 from unisono.edge.cli.errors import ExitCode, StopError
 from unisono.edge.cli.eval import ANSWER, EXPECTED, EvalOptions, evaluate
-from unisono.edge.cli.options import seconds
+from unisono.edge.cli.kept_command import add_kept
+from unisono.edge.cli.options import (
+    BatchTimeout,
+    Ca,
+    CoScheduling,
+    Embedded,
+    ItemsPerSecond,
+    ItemTimeout,
+    MaxConcurrency,
+    Model,
+    NoMap,
+    NumPredict,
+    Ollama,
+    Passes,
+    Priority,
+    Seed,
+    Server,
+    Temperature,
+    Tls,
+    Weight,
+    rows_of,
+    within,
+)
 from unisono.edge.cli.passmap import DEFAULT_ROWS
 from unisono.edge.cli.ports import Serve, StartEngine, StartServer
 from unisono.edge.cli.run import RunOptions, run
@@ -30,21 +51,6 @@ class Order(StrEnum):
 
     FINISHED = "finished"
     INPUT = "input"
-
-
-class Togetherness(StrEnum):
-    """How closely together items run. A file is read as it is sent, so nobody can promise one wave for all."""
-
-    FASTEST = "fastest"
-    TOGETHER = "together"
-
-
-class Rank(StrEnum):
-    """Which batches go first."""
-
-    LOW = "low"
-    NORMAL = "normal"
-    HIGH = "high"
 
 
 class LogLevel(StrEnum):
@@ -82,9 +88,13 @@ Examples:
 
     unisono run questions.jsonl --model llama3.2
     unisono run questions.jsonl --output answers.jsonl --num-predict 200
+    unisono run questions.jsonl --output answers.jsonl --resume
     unisono run - --order input < questions.jsonl | jq -r .content
 
 A lost connection is opened again for up to a minute, and the batch goes on.
+A run that was broken off goes on with the same command and --resume: items
+whose id has an answer in the output are not asked again. For hours of work,
+and to leave meanwhile: unisono submit.
 
 Exit codes: 0 every item answered; 1 some were not; 2 wrong usage or a bad
 file; 3 no service, or none any more; 130 interrupted.
@@ -139,40 +149,6 @@ def _regex(text: str) -> re.Pattern[str]:
         raise typer.BadParameter(f"{text!r} is no regular expression: {error}") from None
 
 
-def _rate(text: str) -> float:
-    try:
-        rate = float(text)
-    except ValueError:
-        rate = math.nan
-    if not 0 < rate < math.inf:
-        raise typer.BadParameter(f"{text!r} is no number above 0")
-    return rate
-
-
-def _rows(text: str) -> str:
-    if text != "all" and not (text.isascii() and text.isdigit() and int(text[:9]) > 0):
-        raise typer.BadParameter(f"{text!r} is neither a number of rows nor the word all")
-    return text
-
-
-_Server = Annotated[
-    str | None,
-    typer.Option("--server", metavar="HOST:PORT", help=f"The service to use. [UNISONO_SERVER, or {DEFAULT_SERVER}]"),
-]
-_Tls = Annotated[bool, typer.Option("--tls", help="Speak to the service over TLS.")]
-_Ca = Annotated[
-    str | None,
-    typer.Option("--ca", metavar="FILE", help="Over TLS, trusting the certificates (PEM) of this file."),
-]
-_Ollama = Annotated[
-    str | None,
-    typer.Option("--ollama", metavar="URL", help="Start a service of one's own that uses this Ollama."),
-]
-_Embedded = Annotated[
-    bool, typer.Option("--embedded", help="Start a service of one's own that uses the embedded engine.")
-]
-
-
 def build_cli(
     start: StartServer, serve: Serve, *, version: str, start_engine: StartEngine | None = None
 ) -> typer.Typer:
@@ -200,50 +176,34 @@ def build_cli(
     def run_command(
         file: Annotated[str, typer.Argument(metavar="FILE", help="A JSONL file, or - for standard input.")],
         *,
-        server: _Server = None,
-        tls: _Tls = False,
-        ca: _Ca = None,
-        model: Annotated[str | None, typer.Option(help="The model of items that name none.")] = None,
+        server: Server = None,
+        tls: Tls = False,
+        ca: Ca = None,
+        model: Model = None,
         output: Annotated[
             str | None,
             typer.Option("--output", "-o", metavar="FILE", help="Where results go as JSONL; - is standard output."),
         ] = None,
-        embedded: _Embedded = False,
-        ollama: _Ollama = None,
-        num_predict: Annotated[int | None, typer.Option(help="The most tokens of an answer; -1: no limit.")] = None,
-        temperature: Annotated[float | None, typer.Option(help="Randomness; 0: always the likeliest token.")] = None,
-        seed: Annotated[int | None, typer.Option(help="The seed of items that name none.")] = None,
-        timeout: Annotated[
-            float | None,
-            typer.Option(parser=seconds, metavar="TIME", help="For the whole batch: 90s, 10m, 1h30m."),
-        ] = None,
-        item_timeout: Annotated[
-            float | None,
-            typer.Option(parser=seconds, metavar="TIME", help="For the silence of an item that has begun to speak."),
-        ] = None,
-        co_scheduling: Annotated[
-            Togetherness | None,
-            typer.Option(help="As fast as possible, or in waves that fill all slots at once. [fastest]"),
-        ] = None,
-        max_concurrency: Annotated[
-            int | None, typer.Option(min=1, max=2**32 - 1, metavar="N", help="At most so many items at a time.")
-        ] = None,
-        items_per_second: Annotated[
-            float | None,
-            typer.Option(parser=_rate, metavar="N", help="At most so many items released in a second."),
-        ] = None,
-        priority: Annotated[Rank | None, typer.Option(help="Which batches go first. [normal]")] = None,
-        weight: Annotated[
-            int | None,
-            typer.Option(min=1, max=100, metavar="N", help="The share beside other batches of the priority. [1]"),
-        ] = None,
+        resume: Annotated[
+            bool, typer.Option("--resume", help="Ask only what has no answer in the output yet, and append to it.")
+        ] = False,
+        embedded: Embedded = False,
+        ollama: Ollama = None,
+        num_predict: NumPredict = None,
+        temperature: Temperature = None,
+        seed: Seed = None,
+        timeout: BatchTimeout = None,
+        item_timeout: ItemTimeout = None,
+        co_scheduling: CoScheduling = None,
+        max_concurrency: MaxConcurrency = None,
+        items_per_second: ItemsPerSecond = None,
+        priority: Priority = None,
+        weight: Weight = None,
         order: Annotated[
             Order, typer.Option(help="Results as they finish, or in the order of the file.")
         ] = Order.FINISHED,
-        no_map: Annotated[bool, typer.Option("--no-map", help="Draw no pass map.")] = False,
-        passes: Annotated[
-            str, typer.Option(parser=_rows, metavar="N|all", help="Rows of the pass map in each group.")
-        ] = str(DEFAULT_ROWS),
+        no_map: NoMap = False,
+        passes: Passes = str(DEFAULT_ROWS),
         strict: Annotated[bool, typer.Option("--strict", help="Run nothing if any line is bad.")] = False,
     ) -> None:
         options = RunOptions(
@@ -251,9 +211,10 @@ def build_cli(
             wish=Wish(server=server, tls=tls, ca=ca, embedded=embedded, ollama_url=ollama),
             model=model,
             output=output,
-            num_predict=_within("--num-predict", num_predict, 31),
+            resumes=resume,
+            num_predict=within("--num-predict", num_predict, 31),
             temperature=temperature,
-            seed=_within("--seed", seed, 63),
+            seed=within("--seed", seed, 63),
             timeout_s=timeout,
             item_timeout_s=item_timeout,
             co_scheduling=co_scheduling.value if co_scheduling else None,
@@ -263,7 +224,7 @@ def build_cli(
             weight=weight,
             is_in_order=order is Order.INPUT,
             draw_map=not no_map,
-            map_rows=None if passes == "all" else int(passes),
+            map_rows=rows_of(passes),
             is_strict=strict,
         )
         finish(lambda terminal: run(options, start, terminal))
@@ -301,9 +262,9 @@ def build_cli(
     def eval_command(
         file: Annotated[str, typer.Argument(metavar="FILE", help="A JSONL file, or - for standard input.")],
         *,
-        server: _Server = None,
-        tls: _Tls = False,
-        ca: _Ca = None,
+        server: Server = None,
+        tls: Tls = False,
+        ca: Ca = None,
         answer_regex: Annotated[
             re.Pattern[str] | None,
             typer.Option(
@@ -331,8 +292,8 @@ def build_cli(
             str | None,
             typer.Option("--output", "-o", metavar="FILE", help="Where each line's verdict goes, as JSONL."),
         ] = None,
-        embedded: _Embedded = False,
-        ollama: _Ollama = None,
+        embedded: Embedded = False,
+        ollama: Ollama = None,
     ) -> None:
         options = EvalOptions(
             file=file,
@@ -344,7 +305,7 @@ def build_cli(
             system=system,
             model=model,
             limit=limit,
-            num_predict=_within("--num-predict", num_predict, 31),
+            num_predict=within("--num-predict", num_predict, 31),
             output=output,
         )
         finish(lambda terminal: evaluate(options, start, terminal))
@@ -352,16 +313,17 @@ def build_cli(
     @cli.command("doctor", help=_DOCTOR_HELP)
     def doctor_command(
         *,
-        server: _Server = None,
-        tls: _Tls = False,
-        ca: _Ca = None,
-        ollama: _Ollama = None,
-        embedded: _Embedded = False,
+        server: Server = None,
+        tls: Tls = False,
+        ca: Ca = None,
+        ollama: Ollama = None,
+        embedded: Embedded = False,
         as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     ) -> None:
         wish = Wish(server=server, tls=tls, ca=ca, embedded=embedded, ollama_url=ollama)
         finish(lambda terminal: diagnose(wish, start, terminal, as_json=as_json))
 
+    add_kept(cli, finish)
     add_trace_check(cli, finish)
     return cli
 
@@ -383,10 +345,3 @@ def finish(command: Callable[[Terminal], Coroutine[object, object, int]]) -> Non
 def _stop(terminal: Terminal, error: StopError) -> None:
     terminal.say(error.lines, "red")
     raise typer.Exit(error.code)
-
-
-def _within(name: str, value: int | None, bits: int) -> int | None:
-    """A number that the contract's field can hold."""
-    if value is not None and not -(2**bits) <= value < 2**bits:
-        raise typer.BadParameter(f"{value} is too large for {name}")
-    return value

@@ -118,6 +118,8 @@ class InOrder:
         self._next = 0
         # Where each waiting result is: its origin, place in the spool, length, and the rest of `Ended`.
         self._held: dict[int, tuple[Origin, int, int, str, int]] = {}
+        # Places further on of which no result comes.
+        self._passed_over: set[int] = set()
         self._spool = tempfile.SpooledTemporaryFile(max_size=_HELD_IN_MEMORY_BYTES)  # noqa: SIM115 - `close` ends it
 
     def put(self, ended: Ended) -> None:
@@ -125,9 +127,7 @@ class InOrder:
         if ended.origin.position == self._next:
             self._outlet.put(ended)
             self._next += 1
-            while self._next in self._held:
-                self._outlet.put(self._take(self._next))
-                self._next += 1
+            self._go_on()
             return
         data = ended.result.SerializeToString()
         if not self._held:
@@ -136,6 +136,22 @@ class InOrder:
         place = self._spool.seek(0, 2)
         self._spool.write(data)
         self._held[ended.origin.position] = (ended.origin, place, len(data), ended.batch_id, ended.time_s)
+
+    def pass_over(self, position: int) -> None:
+        """No result of this place will come: those behind it do not wait for one. Raises what `put` does."""
+        self._passed_over.add(position)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Writes those whose turn it is."""
+        while True:
+            if self._next in self._held:
+                self._outlet.put(self._take(self._next))
+            elif self._next in self._passed_over:
+                self._passed_over.remove(self._next)
+            else:
+                return
+            self._next += 1
 
     def close(self) -> None:
         """Writes what waits for results that will not come any more."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     Progress,
@@ -42,6 +42,10 @@ class Meter:
         self._tokens_of_results = 0
         self._passes = 0
         self._started_at: float | None = None
+
+    def began(self, ago_s: float) -> None:
+        """The first release was so long ago."""
+        self._started_at = self.clock() - ago_s
 
     @property
     def done(self) -> int:
@@ -186,14 +190,29 @@ class _FiguresColumn(ProgressColumn):
         return Text(printable(self._meter.phase or self._meter.figures(), one_line=True), style="cyan")
 
 
+class _BarBelow(Progress):
+    """A bar, and what stands above it."""
+
+    # Set before the bar is drawn for the first time.
+    above: Callable[[], RenderableType | None] | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        if self.above is not None and (drawn := self.above()) is not None:
+            yield drawn
+        yield from super().get_renderables()
+
+
 class Bar:
     """A moving bar at the terminal's last line."""
 
-    def __init__(self, meter: Meter, console: Console) -> None:
+    def __init__(
+        self, meter: Meter, console: Console, *, above: Callable[[], RenderableType | None] | None = None
+    ) -> None:
+        """`above` gives what is drawn above the bar, and with it goes away."""
         self._meter = meter
         self._console = console
         spinner = "dots" if can_write(console, "⠋") else "line"
-        self._progress = Progress(
+        self._progress = _BarBelow(
             SpinnerColumn(spinner),
             TextColumn("items"),
             BarColumn(bar_width=30),
@@ -205,6 +224,7 @@ class Bar:
             redirect_stdout=False,
             redirect_stderr=False,
         )
+        self._progress.above = above
         self._task: TaskID | None = None
 
     def start(self) -> None:

@@ -90,13 +90,13 @@ def _draw_batch(tally: Tally, report: event_pb2.Report | None) -> list[str]:
         for state in ("completed", "failed", "expired", "cancelled")
         if tally.states.get(state)
     )
-    lines = [_line("items", states or "none ended")]
+    lines = [labelled("items", states or "none ended")]
     if tally.unanswered:
-        lines.append(_line("no result", f"{tally.unanswered:,} that had been sent"))
+        lines.append(labelled("no result", f"{tally.unanswered:,} that had been sent"))
     if tally.is_cut_short:
-        lines.append(_line("not sent", "the rest of the file"))
+        lines.append(labelled("not sent", "the rest of the file"))
     duration_s = seconds_of(report.duration) if report and report.HasField("duration") else tally.duration_s
-    lines.append(_line("time", format_duration(duration_s)))
+    lines.append(labelled("time", format_duration(duration_s)))
     answered = report.completion_tokens if report else tally.completion_tokens
     tokens = f"{answered:,} answered"
     if answered and duration_s:
@@ -105,47 +105,49 @@ def _draw_batch(tally: Tally, report: event_pb2.Report | None) -> list[str]:
         tokens += f", {report.prompt_tokens:,} of prompts"
         if report.HasField("cached_prompt_tokens"):
             tokens += f" (of these, {report.cached_prompt_tokens:,} found in a cache)"
-    lines.append(_line("tokens", tokens))
+    lines.append(labelled("tokens", tokens))
     if report:
-        lines.append(_line("retries", f"{report.retries:,}" if report.retries else "none"))
-        lines.append(_line("batch", report.batch_id))
+        lines.append(labelled("retries", f"{report.retries:,}" if report.retries else "none"))
+        lines.append(labelled("batch", report.batch_id))
     return lines
 
 
 def draw_group(report: event_pb2.GroupReport) -> list[str]:
     """A group's figures under its heading."""
     lines = [name_group(report.group)]
-    lines.append(_line("items", f"{report.group.item_count:,}"))
-    lines.append(_line("slots", describe_slots(report.group.slots)))
-    lines += [_line(label, printable(text, one_line=True)) for label, text in explain_slots(report.group.slots)]
+    lines.append(labelled("items", f"{report.group.item_count:,}"))
+    lines.append(labelled("slots", describe_slots(report.group.slots)))
+    lines += [labelled(label, printable(text, one_line=True)) for label, text in explain_slots(report.group.slots)]
     if runner := describe_runner(report.group):
-        lines.append(_line("loaded with", runner))
-    lines += [_line(label, printable(text, one_line=True)) for label, text in explain_runner(report.group)]
+        lines.append(labelled("loaded with", runner))
+    lines += [labelled(label, printable(text, one_line=True)) for label, text in explain_runner(report.group)]
     if report.HasField("passes") and report.passes.count:
-        lines.append(_line("passes", f"{report.passes.count:,}, {_METHODS.get(report.passes.method, 'estimated')}"))
-        lines.append(_line("", _describe_certainty(report.passes)))
+        lines.append(
+            labelled("passes", f"{report.passes.count:,}, {_METHODS.get(report.passes.method, 'estimated')}")
+        )
+        lines.append(labelled("", _describe_certainty(report.passes)))
     else:
-        lines.append(_line("passes", "none counted"))
+        lines.append(labelled("passes", "none counted"))
     if report.HasField("fewest_passes"):
-        lines.append(_line("fewest possible", f"{report.fewest_passes:,} passes, on so many slots"))
+        lines.append(labelled("fewest possible", f"{report.fewest_passes:,} passes, on so many slots"))
     elif report.passes.count and not report.group.slots.count:
-        lines.append(_line("fewest possible", "not known until the slots are"))
+        lines.append(labelled("fewest possible", "not known until the slots are"))
     if report.items_per_pass:
-        lines.append(_line("items per pass", f"{report.items_per_pass:.1f}"))
-    lines += [_line(label, text) for label, text in draw_schedule(report)]
+        lines.append(labelled("items per pass", f"{report.items_per_pass:.1f}"))
+    lines += [labelled(label, text) for label, text in draw_schedule(report)]
     lines += _draw_waves(report)
     if report.loads:
         times = "once" if report.loads == 1 else f"{report.loads:,} times"
-        lines.append(_line("model loaded", f"{times}, in {format_duration(seconds_of(report.load_duration))}"))
+        lines.append(labelled("model loaded", f"{times}, in {format_duration(seconds_of(report.load_duration))}"))
     elif report.group.loaded:
-        lines.append(_line("model loaded", "already"))
+        lines.append(labelled("model loaded", "already"))
     return lines
 
 
 def _draw_waves(report: event_pb2.GroupReport) -> list[str]:
     if not report.waves:
         return []
-    lines = [_line("releases", f"{report.waves:,}")]
+    lines = [labelled("releases", f"{report.waves:,}")]
     if report.HasField("first_wave"):
         first = report.first_wave
         text = f"{first.item_count:,} request{'' if first.item_count == 1 else 's'}"
@@ -153,7 +155,7 @@ def _draw_waves(report: event_pb2.GroupReport) -> list[str]:
             text += f" within {format_duration(seconds_of(first.release_spread))}"
         if first.HasField("first_token_spread"):
             text += f", their first tokens within {format_duration(seconds_of(first.first_token_spread))}"
-        lines.append(_line("first release", text))
+        lines.append(labelled("first release", text))
     return lines
 
 
@@ -198,7 +200,8 @@ def _draw_failures(tally: Tally) -> list[str]:
     return lines
 
 
-def _line(label: str, text: str) -> str:
+def labelled(label: str, text: str) -> str:
+    """A line of a report."""
     return f"  {label:<{_LABEL_WIDTH}}  {text}"
 
 

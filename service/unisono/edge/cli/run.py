@@ -3,68 +3,52 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shlex
 import signal
-import sys
 import time
-from array import array
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
 
 import grpc.aio
 
 from unisono._generated.unisono.v1 import batch_inference_pb2 as rpc
-from unisono._generated.unisono.v1 import item_pb2
+from unisono._generated.unisono.v1 import event_pb2
 from unisono.edge.cli.collector import Collector
 from unisono.edge.cli.connect import Connection, Wish, connect
 from unisono.edge.cli.errors import ExitCode, StopError, problem_of_call, problem_of_status, stop_for_call
-from unisono.edge.cli.feed import LineFeed, open_checked
-from unisono.edge.cli.lines_in import LineReader
-from unisono.edge.cli.outlets import Answers, InOrder, JsonLines, Outlet
-from unisono.edge.cli.passmap import DEFAULT_ROWS, MapPass, draw_pass_map
+from unisono.edge.cli.feed import LineFeed, open_source
+from unisono.edge.cli.lines_in import LineReader, Origin
+from unisono.edge.cli.outlets import InOrder, Outlet
+from unisono.edge.cli.output import open_output
+from unisono.edge.cli.passes import ask_passes, draw_passes
+from unisono.edge.cli.passmap import DEFAULT_ROWS
 from unisono.edge.cli.patience import DETACH_GRACE_S, GIVE_UP_AFTER_S
 from unisono.edge.cli.ports import StartServer
-from unisono.edge.cli.progress import Bar, Display, Lines, Meter
+from unisono.edge.cli.progress import Display
 from unisono.edge.cli.report import draw_report, headings
+from unisono.edge.cli.resume import take_up
 from unisono.edge.cli.session import BatchSession, LostError
-from unisono.edge.cli.source import LineSource
-from unisono.edge.cli.terminal import Terminal, can_write, is_animated, paint, printable
+from unisono.edge.cli.terminal import Terminal, paint, printable
+from unisono.edge.cli.terms import BatchTerms, config_of
 
 # Items wait this long for others before they go: longer than it takes to read on, shorter than a person notices.
 # A file that is read whole, or to the end of the credit, goes at once: by an explicit release.
 _RELEASE_INTERVAL_MS = 250
 _RELEASE_SIZE = 50_000
-_PASSES_A_PAGE = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunOptions:
+class RunOptions(BatchTerms):
     """What `unisono run` was asked for."""
 
     # A path, or "-" for standard input.
     file: str
     wish: Wish
-    # The model of items that name none; None: the service's.
-    model: str | None = None
     # A path, or "-" for lines on standard output; None: lines there too, or answers where it is a terminal.
     output: str | None = None
-    num_predict: int | None = None
-    temperature: float | None = None
-    seed: int | None = None
-    # For the whole batch, and for the silence of an item that has begun to speak.
-    timeout_s: float | None = None
-    item_timeout_s: float | None = None
-    # How the batch is run: names of the contract's enums without their beginnings, in small letters; None: as usual.
-    co_scheduling: str | None = None
-    priority: str | None = None
-    # At the backends at one time, released in a second, and the share beside other batches.
-    max_concurrency: int | None = None
-    items_per_second: float | None = None
-    weight: int | None = None
+    # The output is that of a run that was broken off: what it has an answer of is not asked again, the rest appended.
+    resumes: bool = False
     # Results in the order of the file instead of as they finish.
     is_in_order: bool = False
     draw_map: bool = True
@@ -78,12 +62,31 @@ async def run(options: RunOptions, start: StartServer, terminal: Terminal) -> in
     """Runs the file; returns the exit code. Raises StopError where there is no more to tell."""
     code: int = ExitCode.ITEMS_FAILED
     with ExitStack() as stack:
-        source = await _open_source(options)
+        source = await open_source(options.file, is_strict=options.is_strict)
         stack.callback(source.close)
-        outlet, display, meter = _open_output(options, terminal, stack)
+        answered = await _take_up(options, terminal)
+        outlet, display, meter = open_output(
+            options.output, terminal, stack, source=options.file, appends=options.resumes
+        )
+        ordered = InOrder(outlet) if options.is_in_order else None
+        outlet = ordered or outlet
         reader = LineReader()
         collector = Collector(reader=reader, outlet=outlet, meter=meter, display=display)
-        feed = LineFeed(source, reader, on_bad_line=collector.on_bad_line, on_lines=collector.on_lines)
+
+        def passes_over(origin: Origin) -> bool:
+            if origin.item_id not in answered:
+                return False
+            if ordered is not None:
+                ordered.pass_over(origin.position)
+            return True
+
+        feed = LineFeed(
+            source,
+            reader,
+            on_bad_line=collector.on_bad_line,
+            on_lines=collector.on_lines,
+            passes_over=passes_over if answered else None,
+        )
         try:
             has_items = await feed.look_ahead()
         except OSError as error:
@@ -91,11 +94,7 @@ async def run(options: RunOptions, start: StartServer, terminal: Terminal) -> in
         if not feed.count:
             raise StopError(f"{options.file} holds no items.", code=ExitCode.USAGE)
         if not has_items:
-            # Nothing to ask a service for; what there is to tell is known.
-            outlet.close()
-            terminal.say("")
-            paint(terminal.err, draw_report(collector.tally, None))
-            return ExitCode.ITEMS_FAILED
+            return _conclude_unasked(collector, outlet, feed, terminal)
         async with connect(options.wish, start, display.say) as connection:
             job = Job(options, connection, feed=feed, collector=collector, display=display)
             await job.run()
@@ -166,7 +165,7 @@ class Job:
         summary = self._collector.summary
         terminal.say("")
         if self._options.draw_map and summary is not None and self._stop is None:
-            await self._draw_map(terminal)
+            await self._draw_map(terminal, summary.report)
         paint(terminal.err, draw_report(self._collector.tally, summary.report if summary else None))
         if summary is not None and summary.HasField("error"):
             terminal.say(f"The batch was cut short: {problem_of_status(summary.error).text}", "red")
@@ -206,106 +205,43 @@ class Job:
         else:
             self._session.give_up()
 
-    async def _draw_map(self, terminal: Terminal) -> None:
-        passes: list[MapPass] = []
-        unmapped, token = 0, ""
+    async def _draw_map(self, terminal: Terminal, report: event_pb2.Report) -> None:
         try:
-            while True:
-                request = rpc.ListPassesRequest(
-                    batch_id=self._session.batch_id, page_size=_PASSES_A_PAGE, page_token=token
-                )
-                page = await self._connection.stub.ListPasses(request, timeout=30)
-                # Arrays of numbers: a long batch has millions of participations.
-                passes += [MapPass(group=each.group, items=array("L", each.item_indexes)) for each in page.passes]
-                unmapped, token = page.unmapped_passes, page.next_page_token
-                if not token:
-                    break
+            found = await ask_passes(self._connection.stub, self._session.batch_id)
         except grpc.aio.AioRpcError as error:
             terminal.say(f"There is no pass map: {problem_of_call(error).text}", "yellow")
             return
-        console, summary = terminal.err, self._collector.summary
-        lines = draw_pass_map(
-            passes,
-            self._collector.names,
-            console.width,
-            unicode=can_write(console, "█▓▒░·│└─…¾½¼"),
-            headings=headings(summary.report.groups) if summary else None,
-            rows=self._options.map_rows,
-        )
-        if unmapped:
-            lines.append(f"{unmapped:,} more passes were counted, but are too many to be drawn.")
-        if lines:
-            paint(console, ["Forward passes", *lines, ""])
+        names = self._collector.names
+        groups, rows = headings(report.groups), self._options.map_rows
+        paint(terminal.err, draw_passes(found, names, terminal.err, headings=groups, rows=rows))
 
 
 def _config(options: RunOptions) -> rpc.BatchConfig:
-    config = rpc.BatchConfig(model=options.model or "", validation=rpc.VALIDATION_MODE_PER_ITEM)
+    config = config_of(options)
     config.release.size = _RELEASE_SIZE
     config.release.interval.FromMilliseconds(_RELEASE_INTERVAL_MS)
-    defaults = item_pb2.Options(num_predict=options.num_predict, temperature=options.temperature, seed=options.seed)
-    if defaults.ByteSize():
-        config.options.CopyFrom(defaults)
-    if options.co_scheduling is not None:
-        config.co_scheduling = rpc.CoScheduling.Value(f"CO_SCHEDULING_{options.co_scheduling.upper()}")
-    if options.priority is not None:
-        config.priority = rpc.Priority.Value(f"PRIORITY_{options.priority.upper()}")
-    for name in ("max_concurrency", "items_per_second", "weight"):
-        if (value := getattr(options, name)) is not None:
-            setattr(config, name, value)
-    if options.timeout_s is not None:
-        config.batch_deadline.FromNanoseconds(round(options.timeout_s * 1e9))
-    if options.item_timeout_s is not None:
-        config.item_timeout.FromNanoseconds(round(options.item_timeout_s * 1e9))
     return config
 
 
-async def _open_source(options: RunOptions) -> LineSource:
-    try:
-        return await open_checked(options.file) if options.is_strict else LineSource.open(options.file)
-    except OSError as error:
-        raise StopError(f"{options.file} cannot be read: {error.strerror or error}", code=ExitCode.USAGE) from error
+def _conclude_unasked(collector: Collector, outlet: Outlet, feed: LineFeed, terminal: Terminal) -> int:
+    """Nothing is to be asked of a service; what there is to tell is known."""
+    outlet.close()
+    if not collector.tally.total:
+        terminal.say(f"unisono: nothing is left to do: {feed.passed_over:,} of {feed.count:,} items are answered")
+        return ExitCode.DONE
+    terminal.say("")
+    paint(terminal.err, draw_report(collector.tally, None))
+    return ExitCode.ITEMS_FAILED
 
 
-def _open_output(options: RunOptions, terminal: Terminal, stack: ExitStack) -> tuple[Outlet, Display, Meter]:
-    """Where results go, and where progress is shown so that the two do not meet.
-
-    1. Answers on a terminal: the bar moves below them, on the same console, which keeps them apart.
-    2. Lines that go to a terminal: nothing may move among them, so progress is lines too.
-    3. Lines that go elsewhere: the bar has standard error for itself.
-    """
-    meter = Meter()
-    shows_answers = options.output is None and terminal.out.is_terminal
-    outlet: Outlet
-    if shows_answers:
-        outlet = Answers(terminal.out)
-    elif options.output in (None, "-"):
-        outlet = JsonLines(sys.stdout.buffer)
-        stack.callback(_drop_output)
-    else:
-        outlet = JsonLines(stack.enter_context(_create(options)), replaces=True)
-    console = terminal.out if shows_answers else terminal.err
-    is_still = options.output == "-" and terminal.out.is_terminal
-    display: Display = Lines(meter, terminal.err)
-    if terminal.err.is_terminal and is_animated(console) and not is_still:
-        display = Bar(meter, console)
-    return (InOrder(outlet) if options.is_in_order else outlet), display, meter
-
-
-def _create(options: RunOptions) -> BinaryIO:
-    """The output file, as it is; never the input. It is emptied when there is a result to write, and not before."""
-    path = Path(options.output or "")
-    with suppress(OSError):
-        if path.samefile(options.file):
-            raise StopError(f"{path} is the file that is read; name another for the results.", code=ExitCode.USAGE)
-    try:
-        return path.open("ab")
-    except OSError as error:
-        raise StopError(f"{path} cannot be written: {error.strerror}", code=ExitCode.USAGE) from error
-
-
-def _drop_output() -> None:
-    """Writes what standard output still holds; where its reader is gone, keeps Python from complaining at its end."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+async def _take_up(options: RunOptions, terminal: Terminal) -> frozenset[str]:
+    """Ids of items that are not asked again. Raises StopError."""
+    if not options.resumes:
+        return frozenset()
+    if options.output in (None, "-"):
+        what = "--resume goes on with the output of a run that was broken off: name that file with --output."
+        raise StopError(what, code=ExitCode.USAGE)
+    former = await asyncio.to_thread(take_up, options.output)
+    told = f"unisono: {len(former.answered):,} items are answered in {printable(options.output, one_line=True)}"
+    terminal.say(told + ("; its last line, which was broken off, is left out" if former.was_torn else ""))
+    return former.answered

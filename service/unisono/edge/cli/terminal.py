@@ -49,15 +49,26 @@ def write(console: Console, line: str, style: str = "") -> None:
 def paint(console: Console, lines: Iterable[str]) -> None:
     """Writes a drawing or a report: headings bold, what stands right of a map's rule in colour."""
     for line in lines:
-        is_heading = bool(line) and not line.startswith(" ")
-        name, rule, cells = line.partition("│")
-        if rule:
-            text = Text(name)
-            text.append(rule, style="dim")
-            text.append(cells, style="cyan")
-            console.print(text, soft_wrap=True)
+        if "│" in line:
+            console.print(painted(line), soft_wrap=True)
         else:
-            write(console, line, "bold" if is_heading else "")
+            write(console, line, _style_of(line))
+
+
+def painted(line: str) -> Text:
+    """A line of a drawing or a report in its colours."""
+    name, rule, cells = line.partition("│")
+    if not rule:
+        return Text(line, style=_style_of(line))
+    text = Text(name)
+    text.append(rule, style="dim")
+    text.append(cells, style="cyan")
+    return text
+
+
+def _style_of(line: str) -> str:
+    """Bold for a heading, which does not begin with a space."""
+    return "bold" if line and not line.startswith(" ") else ""
 
 
 def can_write(console: Console, text: str) -> bool:

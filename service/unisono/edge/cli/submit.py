@@ -1,0 +1,172 @@
+"""`unisono submit`: a file of items to a service that keeps and runs them; and `retry`: what failed of a batch."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import grpc
+import grpc.aio
+
+from unisono._generated.unisono.v1 import batch_inference_pb2 as rpc
+from unisono._generated.unisono.v1 import item_pb2, kept_pb2
+from unisono.edge.cli.connect import Connection, Wish, connect_to_running
+from unisono.edge.cli.errors import ExitCode, StopError
+from unisono.edge.cli.feed import BAD_LINES_TOLD, LineFeed, open_source
+from unisono.edge.cli.forms import FORMS_KEY, TooMixedError, write_forms
+from unisono.edge.cli.kept import stop_for_kept
+from unisono.edge.cli.lines_in import BadLine, LineReader
+from unisono.edge.cli.passmap import DEFAULT_ROWS
+from unisono.edge.cli.patience import GIVE_UP_AFTER_S, Patience, is_lost
+from unisono.edge.cli.terminal import Terminal, write
+from unisono.edge.cli.terms import BatchTerms, config_of
+from unisono.edge.cli.watch import WatchOptions, watch_batch
+
+T = TypeVar("T")
+
+# What the service receives in one message.
+MAX_MESSAGE_BYTES = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmitOptions(BatchTerms):
+    """What `unisono submit` was asked for."""
+
+    # A path, or "-" for standard input.
+    file: str
+    wish: Wish
+    # The caller's name for the request: the same file under it is the same batch. None: one is made up.
+    request_id: str | None = None
+    # The caller's own words.
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    # The batch is followed to its end.
+    waits: bool = False
+    draw_map: bool = True
+    # Rows of the map in each group; None: all.
+    map_rows: int | None = DEFAULT_ROWS
+    # A bad line keeps all others from being submitted.
+    is_strict: bool = False
+
+
+async def submit(options: SubmitOptions, terminal: Terminal) -> int:
+    """Submits the file, and prints the batch's id; returns the exit code. Raises StopError."""
+    request, bad = await _read(options)
+    for message in bad[:BAD_LINES_TOLD]:
+        terminal.say(message, "red")
+    if len(bad) > BAD_LINES_TOLD:
+        terminal.say(f"… and {len(bad) - BAD_LINES_TOLD:,} more bad lines", "red")
+    if not request.items:
+        what = f"{options.file} holds no items" + (" that can be read: nothing was submitted." if bad else ".")
+        raise StopError(what, code=ExitCode.ITEMS_FAILED if bad else ExitCode.USAGE)
+    async with connect_to_running(options.wish) as connection:
+        answer = await _until_answered(connection, lambda: connection.stub.SubmitBatch(request))
+        if bad:
+            lines = "1 line is" if len(bad) == 1 else f"{len(bad):,} lines are"
+            terminal.say(f"unisono: {lines} not among the items of the batch, as told above", "yellow")
+        watching = WatchOptions(
+            wish=options.wish,
+            batch_id=answer.batch.batch_id,
+            draw_map=options.draw_map,
+            map_rows=options.map_rows,
+        )
+        code = await _go_on(answer.batch, connection, terminal, watching if options.waits else None)
+    return ExitCode.ITEMS_FAILED if bad and code == ExitCode.DONE else code
+
+
+async def retry(options: WatchOptions, terminal: Terminal, *, waits: bool) -> int:
+    """Submits what failed of a batch, and prints the new batch's id; returns the exit code. Raises StopError."""
+    request = rpc.RetryBatchRequest(batch_id=options.batch_id, request_id=_new_id())
+    async with connect_to_running(options.wish) as connection:
+        answer = await _until_answered(connection, lambda: connection.stub.RetryBatch(request))
+        watching = WatchOptions(
+            wish=options.wish,
+            batch_id=answer.batch.batch_id,
+            draw_map=options.draw_map,
+            map_rows=options.map_rows,
+        )
+        return await _go_on(answer.batch, connection, terminal, watching if waits else None)
+
+
+async def _go_on(
+    batch: kept_pb2.KeptBatch, connection: Connection, terminal: Terminal, watching: WatchOptions | None
+) -> int:
+    """Prints the id of a batch that is kept, and follows it where that is asked for."""
+    write(terminal.out, batch.batch_id)
+    terminal.out.file.flush()
+    items = "1 item" if batch.counts.accepted == 1 else f"{batch.counts.accepted:,} items"
+    terminal.say(f"unisono: {items} kept by the service at {connection.target}")
+    if watching is None:
+        return ExitCode.DONE
+    return await watch_batch(watching, connection, terminal)
+
+
+async def _read(options: SubmitOptions) -> tuple[rpc.SubmitBatchRequest, list[str]]:
+    """The whole file as one request, and what is wrong with lines that are no items. Raises StopError."""
+    bad: list[str] = []
+
+    def on_bad_line(line: BadLine) -> None:
+        bad.append(line.message)
+
+    source = await open_source(options.file, is_strict=options.is_strict)
+    reader = LineReader()
+    feed = LineFeed(source, reader, on_bad_line=on_bad_line, on_lines=lambda _: None)
+    request = rpc.SubmitBatchRequest(config=config_of(options), metadata=options.metadata)
+    request.config.request_id = options.request_id or _new_id()
+    size = request.ByteSize()
+    try:
+        while (items := await feed.next_items()) is not None:
+            size += sum(map(item_pb2.Item.ByteSize, items))
+            _check_size(size, options.file)
+            request.items.extend(items)
+    except OSError as error:
+        raise StopError(f"{options.file} cannot be read: {error.strerror}", code=ExitCode.USAGE) from error
+    finally:
+        feed.close()
+    try:
+        forms = write_forms(reader.origins[item.item_id].form for item in request.items)
+    except TooMixedError:
+        raise StopError(
+            f"{options.file} changes too often between OpenAI's form of line and the plain one, or between OpenAI's "
+            "urls: a kept batch remembers a hundred changes or so, to write its results in the same forms.",
+            "Sort its lines by form, or write them all in one.",
+            code=ExitCode.USAGE,
+        ) from None
+    if forms:
+        request.metadata[FORMS_KEY] = forms
+    _check_size(request.ByteSize(), options.file)
+    return request, bad
+
+
+def _check_size(size: int, file: str) -> None:
+    """Raises StopError where a request is larger than the service receives."""
+    if size > MAX_MESSAGE_BYTES:
+        raise StopError(
+            f"{file} holds more than the {MAX_MESSAGE_BYTES // 2**20} MiB that one batch is submitted in.",
+            "Cut it into several (`split -l 10000 FILE`) and submit each; or use `unisono run`, which sends a file "
+            "of any size piece by piece.",
+            code=ExitCode.USAGE,
+        )
+
+
+async def _until_answered(connection: Connection, call: Callable[[], Awaitable[T]]) -> T:
+    """What a request is answered that is safe to send again; over a new connection where one is lost.
+
+    Raises StopError.
+    """
+    patience = Patience(GIVE_UP_AFTER_S)
+    while True:
+        try:
+            return await call()
+        except grpc.aio.AioRpcError as error:
+            pause_s = patience.lost() if is_lost(error) else None
+            if pause_s is None:
+                raise stop_for_kept(error, connection.target) from None
+        await asyncio.sleep(pause_s)
+
+
+def _new_id() -> str:
+    """A name for a request, which makes it safe to send again."""
+    return f"cli-{uuid.uuid4()}"
