@@ -28,7 +28,7 @@ class Callers:
         cancel: Callable[[UnisonoError], object],
         on_abandoned: Callable[[], None] | None,
     ) -> None:
-        """`on_abandoned`: for a batch that needs nobody, once no call adds items any more; None: it needs somebody."""
+        """`on_abandoned`: for a batch that needs nobody, when no call adds items any more; None: it does."""
         self._config = config
         self._journal = journal
         self._timers = timers
