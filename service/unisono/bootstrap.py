@@ -25,7 +25,6 @@ from unisono.adapters.embedded.backend import MODEL
 from unisono.adapters.embedded.process import EngineProcess, find_model
 from unisono.adapters.journal.failpoints import Failpoints
 from unisono.adapters.journal.memory import MemoryJournal
-from unisono.adapters.journal.sqlite import SqliteJournal
 from unisono.adapters.llama_server import LlamaServerBackend
 from unisono.adapters.metrics.endpoint import MetricsEndpoint
 from unisono.adapters.metrics.series import Series
@@ -273,14 +272,26 @@ def build_backend(
 async def _start_store(
     settings: Settings, batches: Batches, clock: SystemClock, stack: AsyncExitStack
 ) -> DurableBatches | None:
-    """Where batches are kept, and those that have not ended going on; None: nowhere, because it is set so."""
+    """Where batches are kept, and those that have not ended going on; None: nowhere, because it is set so.
+
+    Nor where nobody has set a folder, and the usual one cannot be had: that is a warning.
+    """
     folder = data_folder(settings, os.environ)
     if folder is None:
         return None
+    # Only now: what stands behind it takes a third of a second, which a service for one command is spared.
+    from unisono.adapters.journal.sqlite import SqliteJournal  # noqa: PLC0415
+
     journal = SqliteJournal(
         folder, keep_s=settings.retention, max_bytes=settings.max_data_bytes, failpoint=_failpoints(os.environ)
     )
-    await journal.start(clock.time_ns())
+    try:
+        await journal.start(clock.time_ns())
+    except (OSError, UnisonoError) as error:
+        if settings.data_dir:
+            raise
+        log.warning("no batches are kept: set UNISONO_DATA_DIR to a folder, or to none", error=str(error))
+        return None
     stack.push_async_callback(journal.close)
     durable = DurableBatches(
         journal,

@@ -1,6 +1,6 @@
 """How fast results go into the journal's file, and how soon they come out: `make bench-journal`.
 
-    python -m tests.bench.journal [--items N] [--batches N] [--json]
+    python -m tests.bench.journal [--items N] [--ahead N] [--folder DIR] [--json]
 
 Items and results go through the port as the service sends them: a batch of 50,000 items is submitted, and each item's
 result is appended, with never more than --ahead of them waiting for the disk. Beside that: the first page of results
@@ -18,6 +18,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -63,6 +64,11 @@ def resident_mib() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+def size_of(folder: Path) -> float:
+    """MiB of all its files."""
+    return sum(path.stat().st_size for path in folder.iterdir()) / 2**20
+
+
 def item(index: int) -> Item:
     """A question of a usual length."""
     request = ChatRequest(messages=(Message(role=Role.USER, content=f"{index} " + "q" * QUESTION),))
@@ -85,11 +91,11 @@ def result(index: int) -> Result:
     )
 
 
-async def _median_ms(look: object, times: int = LOOKS) -> float:
+async def _median_ms(look: Callable[[], Awaitable[object]], times: int = LOOKS) -> float:
     taken: list[float] = []
     for _ in range(times):
         began = time.perf_counter()
-        await look()  # type: ignore[operator]
+        _ = await look()
         taken.append((time.perf_counter() - began) * 1e3)
     return statistics.median(taken)
 
@@ -152,7 +158,7 @@ async def measure(folder: Path, *, items: int, ahead: int) -> Found:
         _ = await journal.items("b", after=-1, limit=500)
 
     restart_ms = await _median_ms(restart, 3)
-    size_mib = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
+    size_mib = size_of(folder)
     began = time.perf_counter()
     await journal.delete("b")
     delete_ms = (time.perf_counter() - began) * 1e3

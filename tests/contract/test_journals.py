@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from unisono.core.errors import (
 )
 from unisono.core.events import Accepted, BatchState, Journalled, LastingEvent, Result, weight
 from unisono.core.model import Item, ItemState
+from unisono.core.paging import MAX_MESSAGE_WEIGHT
 
 COMPLETED, FAILED = ItemState.COMPLETED, ItemState.FAILED
 CANCELLED, EXPIRED = ItemState.CANCELLED, ItemState.EXPIRED
@@ -457,6 +458,35 @@ async def test_results_are_listed_with_their_parts(store: SqliteJournal) -> None
         _ = await store.results("nobody", after=0, limit=1)
 
 
+async def test_what_is_large_comes_a_little_at_a_time(store: SqliteJournal) -> None:
+    """So that no page fills the memory; what is left out comes with the next page, and nothing comes twice."""
+    _ = await begun(store, count=12)
+    size = MAX_MESSAGE_WEIGHT // 2
+    for index in range(10):
+        store.append("b", a_result(index, content="x" * size), MADE_NS)
+    # One that is larger than all that is read at one time.
+    for part in range(9):
+        store.append("b", a_part(10, part, "y" * size), MADE_NS)
+    store.append("b", a_result(10, parts=9), MADE_NS)
+    store.append("b", a_result(11), MADE_NS)
+    await store.settle("b")
+    for from_pages in (store.results, _reading(store)):
+        found: list[Journalled] = []
+        while page := await from_pages("b", after=found[-1].sequence if found else 1, limit=1000):
+            assert MAX_MESSAGE_WEIGHT < sum(weight(entry.event) for entry in page) < 4 * MAX_MESSAGE_WEIGHT or (
+                page[-1].sequence == 22
+            )
+            found += page
+        assert numbers(found) == list(range(2, 23))
+
+
+def _reading(store: SqliteJournal) -> Callable[..., Awaitable[Sequence[Journalled]]]:
+    async def read(batch_id: str, *, after: int, limit: int) -> Sequence[Journalled]:
+        return store.read(batch_id, after, limit)
+
+    return read
+
+
 async def test_items_by_how_they_ended(store: SqliteJournal) -> None:
     """Those that have not; those that ended so; and all that have, by their names."""
     _ = await begun(store, count=12)
@@ -517,6 +547,13 @@ async def test_what_was_kept_long_enough_is_deleted(store: SqliteJournal) -> Non
     assert [one.batch_id for _, one in await store.page(limit=9)] == ["c", "b"]
     assert await store.delete_old(MADE_NS + 2**60) == 1
     assert [one.batch_id for _, one in await store.page(limit=9)] == ["c"]
+    for number in range(230):
+        _ = await begun(store, f"d{number}", count=1)
+        store.append(f"d{number}", an_end(f"d{number}"), MADE_NS)
+        await store.settle(f"d{number}")
+        store.forget(f"d{number}")
+    # More than one transaction deletes.
+    assert await store.delete_old(MADE_NS + 2**60) == 230
 
 
 async def test_a_change_of_what_is_being_read(store: SqliteJournal) -> None:

@@ -1,9 +1,9 @@
 """Kills the service, again and again: `make faults`.
 
-    python -m tests.faults.kills [--random N] [--each N] [--items N] [--seed N] [--only PLACE]
+    python -m tests.faults.kills [--random N] [--each N] [--errors N] [--items N] [--seed N] [--only PLACE]
 
-One caller submits batches and follows them, one after the other, while the service is killed with `kill -9`: at random
-instants, its start included, and at each failpoint of its journal. See README.md for what must be so in the end.
+One caller submits batches and follows them, one after the other, while the service is killed with `kill -9`: at
+random instants, its start included, and at each failpoint of its journal. README.md says what must be so in the end.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import asyncio
 import random
 import shutil
 import signal
+import statistics
 import sys
 import tempfile
 import time
@@ -20,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.faults.rig import SLOTS, BrokenPromiseError, Caller, Service, promise, stand_in
+from tests.faults.rig import SLOTS, BrokenPromiseError, Caller, Service, Up, promise, stand_in
 
 # Where the service can be killed, as adapters/journal/failpoints.py names it, and how often it passes there within a
 # second or two of its start: the lease, what is taken over, what is old, a submit; and groups of events.
@@ -42,10 +43,12 @@ _REPEATED_A_KILL = 2 * SLOTS
 
 @dataclass(frozen=True)
 class Kill:
-    """One death: at a place, for the nth time; or at an instant after the start."""
+    """One death: at a place, for the nth time; or at an instant."""
 
     place: str = ""
     nth: int = 0
+    # Instead of the death, writes are reported failed that had succeeded, or that had not: at each of these passages.
+    errors: tuple[tuple[str, int], ...] = ()
     after_s: float = 0.0
     # From its first answer on, and not from the start of the process.
     is_up: bool = True
@@ -53,7 +56,13 @@ class Kill:
     @property
     def failpoints(self) -> str:
         """The service's setting for it."""
-        return f"{self.place}=kill@{self.nth}" if self.place else ""
+        rules = [f"{place}=error@{nth}" for place, nth in self.errors]
+        return ",".join([*rules, f"{self.place}=kill@{self.nth}"] if self.place else rules)
+
+    def __str__(self) -> str:
+        """For people."""
+        instant = f"{self.after_s:.2f} s after its {'first answer' if self.is_up else 'start'}"
+        return (self.place and self.failpoints) or " ".join(filter(None, (self.failpoints, instant)))
 
 
 @dataclass
@@ -61,7 +70,7 @@ class Found:
     """What a run showed."""
 
     kills: dict[str, int] = field(default_factory=dict)
-    going_again_s: list[float] = field(default_factory=list)
+    ups: list[Up] = field(default_factory=list)
     batches: int = 0
     results: int = 0
     connections: int = 0
@@ -70,7 +79,7 @@ class Found:
     took_s: float = 0.0
 
 
-def plan(*, random_kills: int, each: int, seed: int, only: Sequence[str] = ()) -> list[Kill]:
+def plan(*, random_kills: int, each: int, seed: int, errors: int = 0, only: Sequence[str] = ()) -> list[Kill]:
     """The deaths of a run, in an order of their own."""
     chance = random.Random(seed)
     kills = [
@@ -80,6 +89,12 @@ def plan(*, random_kills: int, each: int, seed: int, only: Sequence[str] = ()) -
     for place, often in PLACES.items():
         if not only or place in only:
             kills += [Kill(place, chance.randint(1, often)) for _ in range(each)]
+    for _ in range(errors):
+        # The first three calls are the start's, which may fail as a whole: the next one succeeds.
+        rules = [
+            (place, chance.randint(4, 9) if place.startswith("call") else chance.randint(1, 30)) for place in PLACES
+        ]
+        kills.append(Kill(errors=tuple(rules), after_s=chance.random() * _RUNNING_S))
     chance.shuffle(kills)
     return kills
 
@@ -103,9 +118,11 @@ async def run(
         try:
             for number, kill in enumerate(kills):
                 await _die(service, kill, calling, found)
-                tell(f"{number + 1} of {len(kills)}: {kill.failpoints or f'{kill.after_s:.2f} s'}")
+                tell(f"{number + 1} of {len(kills)}: {kill}")
             service.start()
-            found.going_again_s.append(await service.wait_up() or 0.0)
+            up = await service.wait_up()
+            promise("going again", up is not None, "the service ended by itself")
+            found.ups += [up] if up is not None else []
             caller.stop()
             async with asyncio.timeout(120.0):
                 await calling
@@ -123,7 +140,7 @@ async def run(
     found.results = sum(len(one.results) for one in caller.histories)
     found.connections = sum(one.calls for one in caller.histories)
     found.took_s = time.monotonic() - began
-    slowest = max(found.going_again_s)
+    slowest = max(one.own_s for one in found.ups)
     promise("going again", slowest <= limit_s, f"took {slowest:.1f} s; {limit_s:g} s is promised")
     promise("accounted", found.repeated <= _REPEATED_A_KILL * len(kills), f"{found.repeated} calls were repeated")
     shutil.rmtree(folder)
@@ -139,19 +156,17 @@ async def _die(service: Service, kill: Kill, calling: asyncio.Future[None], foun
             promise("reached", reached, f"{kill.failpoints} was not reached within {_REACHED_S:g} s")
             promise("reached", service.process.returncode == -signal.SIGKILL, f"exit {service.process.returncode}")
         elif kill.is_up:
-            took_s = await up
-            promise("going again", took_s is not None, "the service ended by itself")
+            promise("going again", await up is not None, "the service ended by itself")
             await asyncio.sleep(kill.after_s)
         else:
             await asyncio.sleep(kill.after_s)
         promise("going again", kill.place or service.process.poll() is None, "the service ended by itself")
         _ = service.kill()
-        took_s = await up
-        if took_s is not None:
-            found.going_again_s.append(took_s)
+        if (went := await up) is not None:
+            found.ups.append(went)
     finally:
         _ = up.cancel()
-    name = kill.place or "random instants"
+    name = "random instants after failed writes" if kill.errors else kill.place or "random instants"
     found.kills[name] = found.kills.get(name, 0) + 1
     if calling.done():
         # It never ends by itself, unless a promise was broken.
@@ -163,12 +178,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.kills", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--random", type=int, default=100, help="kills at random instants (default 100)")
     parser.add_argument("--each", type=int, default=10, help="kills at each failpoint (default 10)")
+    parser.add_argument("--errors", type=int, default=10, help="kills after writes that failed (default 10)")
     parser.add_argument("--items", type=int, default=300, help="items of each batch (default 300)")
     parser.add_argument("--seed", type=int, default=1, help="another one gives other instants (default 1)")
     parser.add_argument("--only", action="append", choices=[*PLACES], help="of the failpoints, only this one")
     parser.add_argument("--quiet", action="store_true", help="print the end only")
     given = parser.parse_args()
-    kills = plan(random_kills=given.random, each=given.each, seed=given.seed, only=given.only or ())
+    kills = plan(
+        random_kills=given.random, each=given.each, seed=given.seed, errors=given.errors, only=given.only or ()
+    )
 
     def tell(line: str) -> None:
         if not given.quiet:
@@ -179,16 +197,15 @@ def main() -> int:
     except BrokenPromiseError as error:
         print(
             f"broken: {error}\nagain: python -m tests.faults.kills --seed {given.seed} --random {given.random} "
-            f"--each {given.each} --items {given.items}"
+            f"--each {given.each} --errors {given.errors} --items {given.items}"
         )
         return 1
     print(", ".join(f"{count} at {name}" for name, count in sorted(found.kills.items())))
     print(f"batches {found.batches}, results {found.results:,}: none lost, none twice, none changed")
     print(f"calls repeated {found.repeated} ({found.repeated / max(1, len(kills)):.1f} a kill)")
-    print(
-        f"going again: median {sorted(found.going_again_s)[len(found.going_again_s) // 2]:.2f} s, "
-        f"longest {max(found.going_again_s):.2f} s; connections {found.connections}, took {found.took_s:.0f} s"
-    )
+    for name, times in (("", [one.own_s for one in found.ups]), (" by the wall", [one.wall_s for one in found.ups])):
+        print(f"going again{name}: median {statistics.median(times):.2f} s, longest {max(times):.2f} s")
+    print(f"connections {found.connections}, took {found.took_s:.0f} s")
     return 0
 
 

@@ -102,6 +102,20 @@ def stand_in(**settings: Any) -> Iterator[StandIn]:
 # -- The service -----------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Up:
+    """How long a service took from the start of its process until it answered, in seconds."""
+
+    wall_s: float
+    # Of these, it waited for a processor that other programs had.
+    waited_s: float
+
+    @property
+    def own_s(self) -> float:
+        """What it would have taken on a machine that does nothing else."""
+        return self.wall_s - self.waited_s
+
+
 class Service:
     """`unisono serve` as a process, which can be killed and started again."""
 
@@ -138,8 +152,8 @@ class Service:
             raise RuntimeError("the service was not started")
         return self._process
 
-    async def wait_up(self, limit_s: float = 60.0) -> float | None:
-        """Waits until it answers; with how many seconds that took. None: it ended before."""
+    async def wait_up(self, limit_s: float = 60.0) -> Up | None:
+        """Waits until it answers; with how long that took. None: it ended before."""
         began = time.monotonic()
         async with grpc.aio.insecure_channel(self.target, options=_CHANNEL) as channel:
             stub = pb_grpc.BatchInferenceStub(channel)
@@ -148,9 +162,17 @@ class Service:
                     return None
                 with contextlib.suppress(grpc.aio.AioRpcError):
                     _ = await stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=1.0)
-                    return time.monotonic() - began
+                    return Up(time.monotonic() - began, self._waited_s())
                 await asyncio.sleep(_AGAIN_S)
         raise BrokenPromiseError(f"going again: it did not answer within {limit_s:g} s; see {self._log}")
+
+    def _waited_s(self) -> float:
+        """How long its main thread wanted a processor that others had; 0 where the system does not tell."""
+        try:
+            _, waited_ns, _ = Path(f"/proc/{self.process.pid}/schedstat").read_text().split()
+        except (OSError, ValueError):
+            return 0.0
+        return int(waited_ns) / 1e9
 
     async def wait_dead(self, limit_s: float) -> bool:
         """Waits until it has ended; whether it has."""
@@ -263,7 +285,9 @@ class Caller:
             try:
                 answer = await stub.SubmitBatch(request, timeout=20.0)
             except grpc.aio.AioRpcError as error:
-                await self._refused(error)
+                # Whose disk is full may have room in a while.
+                if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+                    await self._refused(error)
             else:
                 history.accepted(answer.batch.batch_id)
 
@@ -293,7 +317,7 @@ class Caller:
         ]
 
     async def finish(self) -> int:
-        """What the service says of all batches now is what it said then; answers with calls beyond one for each item."""
+        """The service says of all batches what it said then; answers with calls beyond one for each item."""
         async with grpc.aio.insecure_channel(self._target, options=_CHANNEL) as channel:
             stub = pb_grpc.BatchInferenceStub(channel)
             listed: list[str] = []

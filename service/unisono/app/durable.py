@@ -12,6 +12,7 @@ left as they stand.
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -23,9 +24,11 @@ from unisono.core.batch import BadItem
 from unisono.core.durable import NewBatch
 from unisono.core.errors import (
     BatchRunningError,
+    InputClosedError,
     InvalidRequestError,
     LimitExceededError,
     ShuttingDownError,
+    UnisonoError,
     Violation,
 )
 from unisono.core.events import Heartbeat
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
     from unisono.app.batches import Batches
     from unisono.app.ports import BatchStore, Clock
     from unisono.app.run_batch import RunningBatch
-    from unisono.core.batch import BatchConfig, DeltaSettings
+    from unisono.core.batch import Ack, BatchConfig, DeltaSettings
     from unisono.core.durable import StoredBatch
     from unisono.core.events import BatchState, Deltas, Journalled
     from unisono.core.model import Item
@@ -48,6 +51,10 @@ _PAGE = 500
 _EVENTS = 64
 # What is old is deleted so often.
 _TIDY_S = 60.0
+# A batch whose items could not be read is tried again after so long.
+_AGAIN_S = 60.0
+# Ended batches whose names are remembered: who sends one of them again must not run it again.
+_MOST_ENDED = 10_000
 # How often it is seen whether all is answered, while the service is being stopped.
 _LOOK_S = 0.02
 # So long the passes of a batch that has ended, and that nobody reads, can be asked for.
@@ -86,7 +93,9 @@ class DurableBatches:
         # Those that wait for their turn, and those that run.
         self._waiting: dict[str, StoredBatch] = {}
         self._running: dict[str, RunningBatch] = {}
-        # Of these, which have their items.
+        # Those that have ended here, the last ones.
+        self._ended: OrderedDict[str, None] = OrderedDict()
+        # Of those that run, which have their items.
         self._began: dict[str, asyncio.Event] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         # Set, and replaced, whenever a batch has begun to run, or ended.
@@ -98,7 +107,7 @@ class DurableBatches:
         for stored in await self._store.take_over():
             self._waiting[stored.batch_id] = stored
         found = len(self._waiting)
-        self._keep(self._tidy())
+        _ = self._keep(self._tidy())
         self._go_on()
         return found
 
@@ -135,6 +144,76 @@ class DurableBatches:
         Raises RequestIdReusedError, LimitExceededError (too many batches, or no room to keep them),
         ShuttingDownError.
         """
+        items = [_as_kept(one) for one in checked]
+        new = self._new(config, method=method, carrier=carrier, metadata=metadata, fingerprint=fingerprint)
+        stored, is_new = await self._store.submit(replace(new, parent_id=parent_id), items, is_whole=True)
+        self._enter(stored)
+        self._go_on()
+        return stored, is_new
+
+    async def open_stream(
+        self,
+        config: BatchConfig,
+        *,
+        method: str,
+        carrier: Mapping[str, str],
+        metadata: Mapping[str, str],
+        fingerprint: bytes = b"",
+    ) -> tuple[RunningBatch, bool]:
+        """Keeps a batch whose items are added by a stream, or finds that of the same request; and whether it is new.
+
+        It waits for no turn. Raises as `submit`, and InputClosedError where the batch has ended.
+        """
+        new = self._new(config, method=method, carrier=carrier, metadata=metadata, fingerprint=fingerprint)
+        stored, is_new = await self._store.submit(new, [], is_whole=False)
+        self._enter(stored)
+        batch = await self._run_now(stored.batch_id)
+        if batch is None:
+            raise InputClosedError(f"batch {stored.batch_id} has ended; AttachBatch has its events")
+        return batch, is_new
+
+    async def reopen(self, batch_id: str) -> RunningBatch | None:
+        """A kept batch for a stream that goes on with it; None: it has ended. Raises BatchNotFoundError."""
+        stored = await self._store.get(batch_id)
+        return None if stored.is_over else await self._run_now(batch_id)
+
+    async def add(self, batch: RunningBatch, items: Sequence[Item | BadItem], *, is_reopened: bool) -> list[Ack]:
+        """Takes items of a stream, or refuses them; see RunningBatch.add. Answers when those taken are kept.
+
+        Where there is no room for them, that lasts until there is. Who asks may go away: it is done all the same.
+        """
+        acks, taken = batch.admit(items, is_reopened=is_reopened)
+        if taken:
+            await asyncio.shield(self._keep(self._put(batch, taken)))
+        return acks
+
+    async def close_input(self, batch: RunningBatch) -> None:
+        """No more items will come; that is kept too, where there is room."""
+        with suppress(LimitExceededError):
+            await self._store.set(batch.batch_id, is_input_closed=True)
+        batch.close_input()
+
+    async def _put(self, batch: RunningBatch, taken: Sequence[tuple[int, Checked]]) -> None:
+        items = [_as_kept(one) for _, one in taken]
+        while not batch.is_left:
+            try:
+                await self._store.add(batch.batch_id, items, first=taken[0][0])
+            except LimitExceededError as error:
+                await asyncio.sleep(error.retry_after_s or 1.0)
+            else:
+                break
+        batch.put(taken)
+
+    def _new(
+        self,
+        config: BatchConfig,
+        *,
+        method: str,
+        carrier: Mapping[str, str],
+        metadata: Mapping[str, str],
+        fingerprint: bytes,
+    ) -> NewBatch:
+        """A batch that is to be kept; raises LimitExceededError, ShuttingDownError."""
         if self._is_closing:
             raise ShuttingDownError("the service is being stopped; send this again to its successor")
         if len(self._waiting) + len(self._running) >= self._settings.most_open:
@@ -145,28 +224,24 @@ class DurableBatches:
                 retry_after_s=30.0,
             )
         now_ns = self._clock.time_ns()
-        new = NewBatch(
+        return NewBatch(
             batch_id=new_id(),
             config=config,
             fingerprint=fingerprint,
-            parent_id=parent_id,
             metadata=metadata,
             method=method,
             carrier=carrier,
             created_ns=now_ns,
             deadline_ns=now_ns + round(config.deadline_s * 1e9) if config.deadline_s else None,
         )
-        items = [
-            BadItem(item_id=one.item.item_id, violations=one.wrong, variant_of=one.item.variant_of)
-            if one.wrong
-            else one.item
-            for one in checked
-        ]
-        stored, is_new = await self._store.submit(new, items, is_whole=True)
-        if not stored.is_over and stored.batch_id not in self._running:
-            self._waiting.setdefault(stored.batch_id, stored)
-            self._go_on()
-        return stored, is_new
+
+    def _enter(self, stored: StoredBatch) -> None:
+        """It waits for its turn from now on, unless it does, runs or has ended already.
+
+        It may have ended since it was looked at; and one that was kept though its caller was told otherwise runs.
+        """
+        if not stored.is_over and not self.runs(stored.batch_id) and stored.batch_id not in self._ended:
+            self._waiting[stored.batch_id] = stored
 
     async def retry(
         self,
@@ -303,13 +378,26 @@ class DurableBatches:
         self._running[stored.batch_id] = batch
         self._began[stored.batch_id] = asyncio.Event()
         self._tell()
-        self._keep(self._run(stored, batch))
+        _ = self._keep(self._run(stored, batch))
 
     async def _run(self, stored: StoredBatch, batch: RunningBatch) -> None:
-        """Gives a batch its items, and how the others ended."""
+        """Gives a batch its items. One that cannot be read makes room for others, and is tried again later."""
+        try:
+            await self._give_items(stored, batch)
+        except Exception as error:  # noqa: BLE001 - whatever it is must cost this batch alone, and be seen
+            self._report_defect(f"reading kept batch {stored.batch_id}", error)
+            self._began[stored.batch_id].set()
+            batch.leave()
+            await asyncio.sleep(_AGAIN_S)
+            self._waiting[stored.batch_id] = await self._store.get(stored.batch_id)
+            self._go_on()
+
+    async def _give_items(self, stored: StoredBatch, batch: RunningBatch) -> None:
         batch_id = stored.batch_id
-        if stored.started_ns is None and not self._store.trouble:
-            await self._store.set(batch_id, started_ns=self._clock.time_ns())
+        if stored.started_ns is None:
+            # Where there is no room to write it, it is not known; the batch runs all the same.
+            with suppress(LimitExceededError):
+                await self._store.set(batch_id, started_ns=self._clock.time_ns())
         ended = await self._store.ended(batch_id)
         items: list[tuple[int, Item | BadItem]] = []
         while page := await self._store.items(batch_id, after=items[-1][0] if items else -1, limit=_PAGE):
@@ -319,7 +407,7 @@ class DurableBatches:
         if stored.deadline_ns is not None:
             left_s = (stored.deadline_ns - self._clock.time_ns()) / 1e9
             batch.expire_at(self._clock.monotonic_s() + left_s)
-        batch.run_stored(items, ended)
+        batch.run_stored(items, ended, is_whole=stored.is_input_closed)
         self._began[batch_id].set()
         if (await self._store.get(batch_id)).is_cancelling:
             _ = batch.cancel()
@@ -336,10 +424,14 @@ class DurableBatches:
 
     def _on_end(self, batch: RunningBatch) -> None:
         """Its summary is written, though not yet kept."""
-        self._keep(self._end(batch))
+        _ = self._keep(self._end(batch))
 
     async def _end(self, batch: RunningBatch) -> None:
         await self._store.settle(batch.batch_id)
+        if not batch.is_left:
+            self._ended[batch.batch_id] = None
+            if len(self._ended) > _MOST_ENDED:
+                _ = self._ended.popitem(last=False)
         _ = self._running.pop(batch.batch_id, None)
         _ = self._began.pop(batch.batch_id, None)
         self._tell()
@@ -365,12 +457,15 @@ class DurableBatches:
     async def _tidy(self) -> None:
         """Deletes what was kept for long enough, now and then."""
         while True:
-            # Where there is no room to write, it is tried again.
-            with suppress(LimitExceededError):
-                _ = await self._store.delete_old(self._clock.time_ns())
+            try:
+                # Where there is no room to write, it is tried again.
+                with suppress(LimitExceededError):
+                    _ = await self._store.delete_old(self._clock.time_ns())
+            except UnisonoError as error:
+                self._report_defect("deleting old batches", error)
             await asyncio.sleep(_TIDY_S)
 
-    def _keep(self, work: Coroutine[None, None, None]) -> None:
+    def _keep(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Does something meanwhile; a defect is reported."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
@@ -381,3 +476,11 @@ class DurableBatches:
                 self._report_defect("a kept batch", error)
 
         task.add_done_callback(ended)
+        return task
+
+
+def _as_kept(one: Checked) -> Item | BadItem:
+    """An item as it is kept: with what is wrong with it in its place, where anything is."""
+    if not one.wrong:
+        return one.item
+    return BadItem(item_id=one.item.item_id, violations=one.wrong, variant_of=one.item.variant_of)

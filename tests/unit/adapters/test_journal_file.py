@@ -15,14 +15,16 @@ from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, inspect
 
 from tests.fakes.journals import MADE_NS, begun, events_of, sqlite_journal
 from unisono.adapters.journal import tables
 from unisono.adapters.journal.errors import JournalFileError, JournalInUseError, code_of, translated, words
 from unisono.adapters.journal.failpoints import failure
-from unisono.adapters.journal.file import JOURNAL_FILE, migrate, open_engines, take_folder
+from unisono.adapters.journal.file import JOURNAL_FILE, NEWEST, migrate, open_engines, take_folder
 from unisono.adapters.journal.sqlite import SqliteJournal
 from unisono.core.errors import LimitExceededError
 
@@ -58,6 +60,13 @@ def test_the_steps_make_what_the_tables_say(tmp_path: Path) -> None:
             assert without[0] == without[1]
     for engine in (writer, reader, plain):
         engine.dispose()
+
+
+def test_the_newest_step_is_named(tmp_path: Path) -> None:
+    """So that a start that has nothing to do need not look for it."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(tables.__file__).parent / "migrations").replace("%", "%%"))
+    assert ScriptDirectory.from_config(config).get_current_head() == NEWEST
 
 
 async def test_the_steps_can_be_taken_back_and_again(tmp_path: Path) -> None:

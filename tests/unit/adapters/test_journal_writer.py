@@ -27,6 +27,7 @@ from tests.fakes.journals import (
     sqlite_journal,
     until,
 )
+from unisono.adapters.journal.doubts import Doubts
 from unisono.adapters.journal.errors import LeaseLostError
 from unisono.adapters.journal.failpoints import PLACES, Failpoints, failure
 from unisono.adapters.journal.file import JOURNAL_FILE
@@ -188,6 +189,40 @@ async def test_a_caller_who_goes_away_during_a_submit_leaves_no_batch(tmp_path: 
         _ = await asyncio.gather(submitting, return_exceptions=True)
         assert submitting.cancelled()
         assert await journal.take_over() == []
+
+
+async def test_a_batch_that_somebody_else_was_told_of_stays(tmp_path: Path) -> None:
+    """The same request twice at one time, and the caller who was first goes away: at whatever moment."""
+    async with sqlite_journal(tmp_path) as journal:
+        for round_ in range(40):
+            new = (new_batch(f"{name}{round_}", request_id=f"r{round_}") for name in "ab")
+            first, second = (asyncio.ensure_future(journal.submit(one, some_items(20), is_whole=True)) for one in new)
+            changes = [asyncio.ensure_future(journal.delete_old(0))]
+            await asyncio.sleep(random.random() * 0.004)
+            _ = first.cancel()
+            changes.append(asyncio.ensure_future(journal.delete_old(0)))
+            stored, _ = await second
+            _ = await asyncio.gather(first, *changes, return_exceptions=True)
+            _ = await journal.delete_old(0)
+            assert (await journal.get(stored.batch_id)).batch_id == stored.batch_id
+            assert len(await journal.page(limit=100)) == round_ + 1
+
+
+def test_doubts() -> None:
+    """Whichever comes first counts: that nobody was told of a batch, or that somebody was."""
+    doubts = Doubts()
+    for name in ("told", "lost", "found", "lost and found"):
+        doubts.begin(name)
+    assert doubts.vouch("nobody's")
+    assert doubts.vouch("found")
+    doubts.end("told")
+    doubts.end("found", is_doubtful=True)
+    doubts.end("lost", is_doubtful=True)
+    doubts.end("lost and found", is_doubtful=True)
+    assert not doubts.vouch("lost and found")
+    assert doubts.all() == ["lost", "lost and found"]
+    doubts.settle(["lost"])
+    assert doubts.all() == ["lost and found"]
 
 
 # -- A full disk -----------------------------------------------------------------------------------------------
