@@ -20,6 +20,7 @@ RUN_BY = {
         "import grpc": "acceptance/test_readme.py::test_the_first_call_from_python_answers",
         "grpcurl": "clients/test_grpcurl.py::test_the_readme_s_command_answers",
         "unisono doctor": "acceptance/test_readme.py::test_the_command_lines_run",
+        "unisono submit": "acceptance/test_readme.py::test_a_batch_is_kept_by_the_command_lines",
         "unisono bench": "acceptance/test_guide_commands.py::test_commands_are_known",
         "UNISONO_BACKENDS=": "acceptance/test_guide_commands.py::test_the_backends_are_understood",
     },
@@ -135,6 +136,7 @@ def test_guides_name_commands_that_exist() -> None:
     """`make TARGET` and `unisono COMMAND`, wherever they stand between backticks."""
     makefile = (ROOT / "Makefile").read_text()
     commands = {"run", "doctor", "bench", "eval", "trace-check", "serve"}
+    commands |= {"submit", "watch", "results", "status", "list", "cancel", "retry", "delete"}
     for guide in GUIDES:
         for code in code_in(prose(guide)):
             if found := re.match(r"make ([a-z][a-z-]*)", code):

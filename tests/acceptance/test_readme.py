@@ -53,25 +53,49 @@ def test_the_grpcurl_call_is_one_of_the_contract() -> None:
     assert service == pb.DESCRIPTOR.services_by_name["BatchInference"].full_name
 
 
+async def in_a_clone(snippet: str, folder: Path, **ours: str) -> str:
+    """Runs lines of a shell as they are printed; all must succeed. What they said."""
+    (folder / "service").symlink_to(ROOT / "service")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("UNISONO_", "OLLAMA_"))}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    shell = await asyncio.create_subprocess_exec(
+        *("bash", "-e", "-c", snippet),
+        cwd=folder,
+        env=inherited | {"PATH": path, "UNISONO_STATE_DIR": "none", **ours},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    said, _ = await asyncio.wait_for(shell.communicate(), 60)
+    assert shell.returncode == 0, said.decode()
+    return said.decode()
+
+
+def examples() -> int:
+    """How many conversations the examples are."""
+    return len((ROOT / "service" / "unisono" / "examples" / "batch.jsonl").read_text().splitlines())
+
+
 async def test_the_command_lines_run(tmp_path: Path) -> None:
     """As they are printed, in a clone: the file is there, and no model has to be named."""
     (snippet,) = [block for block in blocks("sh") if block.startswith("unisono run")]
-    (tmp_path / "service").symlink_to(ROOT / "service")
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("UNISONO_", "OLLAMA_"))}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     async with FakeOllama([FakeModel(name="only")]) as fake:
-        ours = {"PATH": path, "OLLAMA_HOST": fake.url, "UNISONO_SERVER": "127.0.0.1:1", "UNISONO_STATE_DIR": "none"}
-        shell = await asyncio.create_subprocess_exec(
-            *("bash", "-e", "-c", snippet),
-            cwd=tmp_path,
-            env=inherited | ours,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        said, _ = await asyncio.wait_for(shell.communicate(), 60)
-    assert shell.returncode == 0, said.decode()
-    examples = (ROOT / "service" / "unisono" / "examples" / "batch.jsonl").read_text()
-    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == len(examples.splitlines())
+        _ = await in_a_clone(snippet, tmp_path, OLLAMA_HOST=fake.url, UNISONO_SERVER="127.0.0.1:1")
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == examples()
+
+
+async def test_a_batch_is_kept_by_the_command_lines(tmp_path: Path) -> None:
+    """Submitted, watched to its end, its results written, its state told; an answer for each line, in its form."""
+    (snippet,) = [block for block in blocks("sh") if "unisono submit" in block]
+    async with house(keeps_in=tmp_path / "kept", models=[FakeModel(name="only")]) as h:
+        said = await in_a_clone(snippet, tmp_path, UNISONO_SERVER=h.target)
+    assert f"  items            {examples()} completed" in said
+    assert f"  items            {examples()} of {examples()} completed" in said
+    written = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
+    asked = [json.loads(line) for line in (ROOT / "service/unisono/examples/batch.jsonl").read_text().splitlines()]
+    assert {line.get("custom_id", "") or line["id"] for line in written} == {
+        line.get("custom_id") or line["id"] for line in asked
+    }
+    assert sum("custom_id" in line for line in written) == sum("custom_id" in line for line in asked)
 
 
 def test_every_rpc_is_listed() -> None:

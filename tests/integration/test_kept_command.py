@@ -19,7 +19,7 @@ import pytest
 from tests.clients.behaviour import answered, prompts
 from tests.clients.programs import Program, Run, write_lines
 from tests.clients.proxy import Proxy
-from tests.integration.service import LIMIT_S, House, chats, house
+from tests.integration.service import LIMIT_S, House, chat, chats, house
 from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
 from unisono.edge.cli import follower, watch
 from unisono.edge.cli.connect import Wish
@@ -347,6 +347,22 @@ async def test_the_beginning_of_a_long_batch_is_not_read_again(
     told += capfd.readouterr().err
     assert f"{6 if has_ended else 4} of 6 done" in told
     assert "  items            6 completed" in told
+
+
+async def test_failures_of_a_long_batch_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The first few, though its beginning is not read again; the rest are counted."""
+    monkeypatch.setattr(watch, "_REPLAYED_EVENTS", 3)
+    async with house(keeps_in=tmp_path) as h:
+        batch = await h.submit([*chats(2, num_predict=1), *(chat(f"gone-{n}", model="absent") for n in range(12))])
+        _ = await h.attach(batch.batch_id)
+        options = watch.WatchOptions(wish=Wish(server=h.target), batch_id=batch.batch_id)
+        assert await watch.watch(options, Terminal.standard()) == 1
+    told = capfd.readouterr().err
+    assert told.count("failed, MODEL_NOT_FOUND") == 10
+    assert "  … and 2 more" in told
+    assert "  items            2 completed, 12 failed" in told
 
 
 async def test_a_terminal_shows_the_map_while_the_batch_runs(tmp_path: Path) -> None:

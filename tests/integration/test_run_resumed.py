@@ -195,12 +195,15 @@ async def test_a_service_that_stays_away(
     file = write_lines(tmp_path / "a batch.jsonl", prompts(2))
     async with house() as h, Proxy(h.target) as proxy:
         h.fake.hold_passes()
-        options = RunOptions(file=str(file), wish=Wish(server=proxy.target), model="fake", draw_map=False)
+        output = str(tmp_path / "answers.jsonl")
+        options = RunOptions(
+            file=str(file), wish=Wish(server=proxy.target), model="fake", output=output, draw_map=False
+        )
         running = asyncio.create_task(command.run(options, _starts_none, Terminal.standard()))
         await h.fake.wait_for(lambda fake: fake.busy_slots == 2, timeout_s=LIMIT_S)
         await answer(h, 1)
         async with asyncio.timeout(LIMIT_S):
-            while "i0" not in capfd.readouterr().out:  # noqa: ASYNC110 - no one tells
+            while not Path(output).exists() or "i0" not in Path(output).read_text():  # noqa: ASYNC110, ASYNC240
                 await asyncio.sleep(0.005)
             proxy.is_away = True
             proxy.cut()
@@ -208,6 +211,7 @@ async def test_a_service_that_stays_away(
         told = capfd.readouterr().err
         found = re.search(rf"--target {proxy.target} --resume (\S+) --after (\d+) '{file}'", told)
         assert found is not None, told
+        assert "Or run the same command with --resume" in told
         h.fake.release_passes()
         rest = await h.attach(found[1], after=int(found[2]))
         assert rest.states() == {"i1": "COMPLETED"}

@@ -438,14 +438,17 @@ class DurableBatches:
         self._go_on()
         while batch.journal.has_readers:  # noqa: ASYNC110 - readers come and go
             await asyncio.sleep(_LOOK_S)
-        # Whoever has read its summary asks for its passes next, and they are not in the store.
-        await asyncio.sleep(_STAYS_S)
+        if not batch.is_left:
+            # Whoever has read its summary asks for its passes next, and they are not in the store.
+            await asyncio.sleep(_STAYS_S)
         self._let_go(batch)
 
     def _let_go(self, batch: RunningBatch) -> None:
         """What is in memory of a batch that has ended is not needed any more."""
-        self._batches.forget(batch)
-        self._store.forget(batch.batch_id)
+        # One that was left may run again meanwhile, as another.
+        if self._batches.find(batch.batch_id) is batch:
+            self._batches.forget(batch)
+            self._store.forget(batch.batch_id)
 
     # -- Small things ------------------------------------------------------------------------------------------
 

@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 # For an answer to a small question.
 PATIENCE_S = 30.0
+# How an item ends that has no answer.
+UNANSWERED = (event_pb2.ITEM_STATE_FAILED, event_pb2.ITEM_STATE_EXPIRED, event_pb2.ITEM_STATE_CANCELLED)
 _PAGE = 200
 # What the caller has wrong, and no other try would mend.
 _WRONG = (

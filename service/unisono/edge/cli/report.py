@@ -14,7 +14,7 @@ from unisono.edge.cli.schedule import draw_schedule, explain_runner, explain_slo
 from unisono.edge.cli.terminal import printable
 
 # Failures that are told one by one; the rest are counted.
-_FAILURES_TOLD = 10
+FAILURES_TOLD = 10
 _LABEL_WIDTH = 15
 
 _SLOT_SOURCES = {
@@ -60,7 +60,7 @@ class Tally:
         """Counts a result."""
         self.states[state] = self.states.get(state, 0) + 1
         self.completion_tokens += tokens
-        if failure is not None and len(self.failures) < _FAILURES_TOLD:
+        if failure is not None and len(self.failures) < FAILURES_TOLD:
             self.failures.append(failure)
 
     @property

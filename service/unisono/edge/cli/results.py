@@ -17,7 +17,7 @@ from unisono.edge.cli.connect import Connection, Wish, connect_to_running
 from unisono.edge.cli.errors import ExitCode
 from unisono.edge.cli.follower import GIVE_UP_AFTER_S, Follower, stop_for_lost
 from unisono.edge.cli.forms import FORMS_KEY, Forms
-from unisono.edge.cli.kept import PATIENCE_S, ask, get_batch, stop_for_kept
+from unisono.edge.cli.kept import PATIENCE_S, UNANSWERED, ask, get_batch, stop_for_kept
 from unisono.edge.cli.lines_in import Form, LineReader
 from unisono.edge.cli.output import empty_output, open_output
 from unisono.edge.cli.progress import Display
@@ -25,8 +25,6 @@ from unisono.edge.cli.session import LostError
 from unisono.edge.cli.terminal import Terminal
 
 _RESULTS_A_PAGE = 1_000
-# How an item ends that has no answer.
-_UNANSWERED = (event_pb2.ITEM_STATE_FAILED, event_pb2.ITEM_STATE_EXPIRED, event_pb2.ITEM_STATE_CANCELLED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +60,7 @@ async def results(options: ResultsOptions, terminal: Terminal) -> int:
                 meter.total = batch.counts.accepted
                 await _follow(options, connection, collector, display, terminal)
             else:
-                states = _UNANSWERED if options.only_failed else ()
+                states = UNANSWERED if options.only_failed else ()
                 async for event in _listed(connection, options.batch_id, states):
                     collector.on_event(event)
             outlet.close()
@@ -153,6 +151,6 @@ async def _forms(connection: Connection, batch: kept_pb2.KeptBatch) -> Callable[
     form_there = await _forms(connection, parent)
     found = {
         event.result.item_id: form_there(event.result)
-        async for event in _listed(connection, parent.batch_id, _UNANSWERED)
+        async for event in _listed(connection, parent.batch_id, UNANSWERED)
     }
     return lambda result: found.get(result.item_id, Form.PLAIN)

@@ -158,6 +158,8 @@ class Job:
             kept = f"The service keeps batch {batch_id} for {DETACH_GRACE_S / 60:g} minutes"
             lines.append(f"It was tried again for {GIVE_UP_AFTER_S:g} s. {kept}.")
             lines += ["To go on where it ended, with a program of clients/:", f"  {shlex.join(words)}"]
+        if self._options.output not in (None, "-"):
+            lines.append("Or run the same command with --resume: it asks what has no answer in the output yet.")
         return StopError(*lines, code=ExitCode.UNREACHABLE)
 
     async def conclude(self, terminal: Terminal) -> None:

@@ -11,19 +11,20 @@ import grpc
 import grpc.aio
 from rich.text import Text
 
+from unisono._generated.unisono.v1 import batch_inference_pb2 as rpc
 from unisono._generated.unisono.v1 import event_pb2, kept_pb2
 from unisono.edge.cli.collector import Collector
 from unisono.edge.cli.connect import Connection, Wish, connect_to_running
 from unisono.edge.cli.errors import ExitCode, problem_of_call, problem_of_status
 from unisono.edge.cli.follower import GIVE_UP_AFTER_S, Follower, stop_for_lost
-from unisono.edge.cli.kept import get_batch, stop_for_kept
+from unisono.edge.cli.kept import PATIENCE_S, UNANSWERED, ask, get_batch, stop_for_kept
 from unisono.edge.cli.kept_lines import failed_of, state_of
 from unisono.edge.cli.lines_in import LineReader
 from unisono.edge.cli.lines_out import Ended
 from unisono.edge.cli.passes import Passes, ask_passes, draw_passes
 from unisono.edge.cli.passmap import DEFAULT_ROWS
 from unisono.edge.cli.progress import Bar, Display, Lines, Meter
-from unisono.edge.cli.report import draw_report, headings
+from unisono.edge.cli.report import FAILURES_TOLD, draw_report, headings
 from unisono.edge.cli.session import LostError
 from unisono.edge.cli.terminal import Terminal, is_animated, paint, painted
 
@@ -176,6 +177,8 @@ class _Watching:
         if self._options.draw_map:
             await self._show_map()
         tally = self._collector.tally
+        if failed_of(counts) and not tally.failures:
+            await self._look_up_failures()
         # Of all items, also of those whose results were not read again.
         tally.states = {
             "completed": counts.completed,
@@ -187,6 +190,14 @@ class _Watching:
         if summary is not None and summary.HasField("error"):
             terminal.say(f"The batch was cut short: {problem_of_status(summary.error).text}", "red")
         return ExitCode.ITEMS_FAILED if failed_of(counts) else ExitCode.DONE
+
+    async def _look_up_failures(self) -> None:
+        """The first of them, where their results were not read again."""
+        request = rpc.ListResultsRequest(batch_id=self._options.batch_id, page_size=FAILURES_TOLD, states=UNANSWERED)
+        stub = self._connection.stub
+        page = await ask(self._connection, stub.ListResults(request, timeout=PATIENCE_S))
+        for event in page.events:
+            self._collector.on_event(event)
 
     async def _show_map(self) -> None:
         try:
