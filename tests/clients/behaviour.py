@@ -128,6 +128,8 @@ class ClientBehaviour:
         assert code == 3, run.told
         assert nowhere in run.told
         assert "--resume" not in run.told
+        # Of items there is nothing to tell.
+        assert "completed" not in run.told
 
     @pytest.mark.parametrize("is_open", [False, True], ids=["half_closed", "open"])
     async def test_ctrl_c_cancels_the_batch(self, unisono_batch: Program, tmp_path: Path, is_open: bool) -> None:  # noqa: FBT001
@@ -178,6 +180,34 @@ class ClientBehaviour:
             assert "nosuch" in line["error"]["message"]
         assert re.search(r"\bline 2\b", run.told)
         assert "0 completed, 2 failed" in run.told
+
+    @pytest.mark.parametrize(
+        ("line", "problem"),
+        [
+            ('{"prompt": "\\ud800"}', "line 2: holds half of a surrogate pair, which is not Unicode text"),
+            ('{"prompt": "\\uDC00\\uD800"}', "line 2: holds half of a surrogate pair, which is not Unicode text"),
+            (
+                '{"id": "\\\\\\udbff", "prompt": "a"}',
+                "line 2: holds half of a surrogate pair, which is not Unicode text",
+            ),
+            ("{", "line 2: not JSON"),
+            ('{"prompt": a}', "line 2: not JSON"),
+            ('{"prompt": "a"} b', "line 2: not JSON"),
+        ],
+        ids=["high", "wrong_way_round", "in_an_id", "broken_off", "no_value", "followed"],
+    )
+    async def test_a_line_that_cannot_be_read_is_told_why(
+        self, unisono_batch: Program, tmp_path: Path, line: str, problem: str
+    ) -> None:
+        """In one line, in words for whoever wrote it; whole pairs, and what only looks like half of one, pass."""
+        good = '{"id": "good", "prompt": "\\ud83d\\uDE00 \\\\ud800 \\u00e9"}'
+        file = write_lines(tmp_path / "batch.jsonl", [good, line])
+        async with house() as h:
+            code, run = await unisono_batch.run("--model", "fake", file, target=h.target)
+        assert (code, run.ids, run.states) == (1, ["good"], ["COMPLETED"]), run.told
+        (told,) = [each for each in run.told.splitlines() if each.startswith(str(file))]
+        assert problem in told
+        assert not re.search(r"https?:|Reader|Strict|Exception", run.told)
 
     async def test_a_refused_item_has_its_reason(self, unisono_batch: Program, tmp_path: Path) -> None:
         """What a batch that took its last item does not take any more is told, and all else goes on."""
@@ -277,3 +307,32 @@ class ClientBehaviour:
         assert code == 2
         assert run.told
         assert not run.lines
+
+    @pytest.mark.parametrize("text", ["", "\n \n", "{\n"], ids=["nothing", "blank", "unreadable"])
+    @pytest.mark.parametrize("is_file", [True, False], ids=["file", "standard_input"])
+    async def test_without_items_no_batch_is_opened(
+        self, unisono_batch: Program, tmp_path: Path, text: str, *, is_file: bool
+    ) -> None:
+        """That is wrong usage, and told before anything is asked."""
+        file = tmp_path / "batch.jsonl"
+        file.write_text(text)
+        name = str(file) if is_file else "-"
+        async with unisono_batch.started(name, target="127.0.0.1:1") as run:
+            assert run.process.stdin is not None
+            if not is_file:
+                run.process.stdin.write(text.encode())
+            run.process.stdin.close()
+            assert await run.exit_code() == 2, run.told
+        assert f"{name} holds no items" in run.told
+        assert "completed" not in run.told
+        assert ("line 1: not JSON" in run.told) == ("{" in text)
+
+    async def test_ctrl_c_before_the_first_line_ends_it(self, unisono_batch: Program) -> None:
+        """There is nothing to cancel."""
+        async with unisono_batch.started("-", target="127.0.0.1:1") as run:
+            await run.until_told("trace ")
+            # It is told before it listens, which takes some programs a moment.
+            await asyncio.sleep(0.5)
+            run.interrupt()
+            assert await run.exit_code() == 130, run.told
+        assert "batch " not in run.told

@@ -31,6 +31,13 @@ export class RefusedError extends Error {
   }
 }
 
+/** There is nothing to open a batch for. */
+export class NoItemsError extends Error {
+  constructor() {
+    super("holds no items");
+  }
+}
+
 /** What the session needs to know of the arguments. */
 export interface SessionOptions {
   model: string;
@@ -66,7 +73,9 @@ export class Session {
   /** The last event that was taken whole: a batch that is resumed goes on after it. */
   sequence: bigint;
 
-  private readonly stream: ClientDuplexStream<StreamBatchRequest, StreamBatchResponse>;
+  private stream!: ClientDuplexStream<StreamBatchRequest, StreamBatchResponse>;
+  /** Items that were read before there was a stream. */
+  private ahead: Item[] = [];
   private readonly interrupted = new Once<void>();
   private readonly accepted = new Once<void>();
   /** Wakes the writer, which looks whether the credit, or what was sent, has changed. */
@@ -89,15 +98,12 @@ export class Session {
 
   constructor(
     private readonly client: BatchInferenceClient,
-    metadata: Metadata,
+    private readonly metadata: Metadata,
     private readonly options: SessionOptions,
     private readonly lines: AsyncGenerator<(Item | LineError)[], void>,
     private readonly out: NodeJS.WritableStream,
   ) {
     this.sequence = options.after;
-    this.stream = client.streamBatch(metadata);
-    // The reader hears it by itself; an event without any listener would end the program.
-    this.stream.on("error", () => {});
     if (options.resume !== "") {
       this.accept(options.resume);
     }
@@ -113,8 +119,20 @@ export class Session {
     this.wake();
   }
 
-  /** Returns after the batch's end; throws a RefusedError, or what ended the connection. */
+  /** Returns after the batch's end; throws a NoItemsError, a RefusedError, or what ended the connection. */
   async run(): Promise<void> {
+    if (this.options.resume === "") {
+      await Promise.race([this.lookAhead(), this.interrupted.happened]);
+      if (this.wasInterrupted) {
+        return;
+      }
+      if (this.ahead.length === 0) {
+        throw new NoItemsError();
+      }
+    }
+    this.stream = this.client.streamBatch(this.metadata);
+    // The reader hears it by itself; an event without any listener would end the program.
+    this.stream.on("error", () => {});
     const telling = setInterval(() => this.tellProgress(), PROGRESS_EVERY_MS);
     // Where sending fails the stream has ended, and the reader hears why.
     void this.write().catch((error: Error) => this.stream.destroy(error));
@@ -175,10 +193,20 @@ export class Session {
     return { $case: "config", value: config };
   }
 
+  /** Reads up to the first items, or to the end. */
+  private async lookAhead(): Promise<void> {
+    for (let items = await this.read(); items !== undefined; items = await this.read()) {
+      if (items.length > 0) {
+        this.ahead = items;
+        return;
+      }
+    }
+  }
+
   /** Returns after the last item, or when interrupted. */
   private async writeItems(): Promise<void> {
+    let items: Item[] | undefined | void = this.ahead;
     for (;;) {
-      const items = await Promise.race([this.read(), this.interrupted.happened]);
       if (!items) {
         return;
       }
@@ -191,6 +219,7 @@ export class Session {
         this.sent += chunk.length;
         await this.send({ $case: "addItems", value: { items: chunk } });
       }
+      items = await Promise.race([this.read(), this.interrupted.happened]);
     }
   }
 

@@ -11,7 +11,7 @@ import { credentials } from "@grpc/grpc-js";
 import { BatchInferenceClient } from "../gen/unisono/v1/batch_inference.js";
 import { readBatch } from "./batchfile/lines.js";
 import { messageOf, OutputError, tell } from "./output.js";
-import { RefusedError, Session, type SessionOptions } from "./session.js";
+import { NoItemsError, RefusedError, Session, type SessionOptions } from "./session.js";
 import { BatchTrace } from "./trace.js";
 
 const USAGE = "usage: unisono-batch [--target HOST:PORT] [--model NAME] [--resume BATCH_ID [--after SEQUENCE]] FILE|-";
@@ -115,7 +115,10 @@ async function run(options: Options): Promise<number> {
 /** Says how it went, and gives the exit code. */
 function conclude(options: Options, session: Session, error: unknown): number {
   let code: number = session.hasAllCompleted ? ExitCode.allCompleted : ExitCode.someFailed;
-  if (error instanceof RefusedError) {
+  if (error instanceof NoItemsError) {
+    tell(`unisono-batch: ${options.file} ${error.message}`);
+    return ExitCode.wrongUsage;
+  } else if (error instanceof RefusedError) {
     tell(`unisono-batch: the service refused: ${error.message}`);
     code = ExitCode.someFailed;
   } else if (error !== undefined && session.batchId === "") {

@@ -172,6 +172,9 @@ func (s *session) conclude(err error) int {
 			log.Printf("unisono-batch: the batch ended before its time: %s", how)
 			code = someFailed
 		}
+	case errors.Is(err, errNoItems):
+		log.Printf("unisono-batch: %s %v", s.options.file, err)
+		return wrongUsage
 	case errors.As(err, &no):
 		log.Printf("unisono-batch: the service refused: %v", no)
 		code = someFailed

@@ -39,6 +39,8 @@ type session struct {
 
 	// Closed when the batch is to be cancelled.
 	interrupted chan struct{}
+	// Closed when the first item was read, or the file has none.
+	looked chan struct{}
 	// Closed when the batch's id is known.
 	accepted chan struct{}
 	// Holds one value when the credit, or what was sent, may have changed.
@@ -73,6 +75,7 @@ func newSession(client pb.BatchInferenceClient, o options, lines *batchfile.Read
 		lines:       lines,
 		out:         out,
 		interrupted: make(chan struct{}),
+		looked:      make(chan struct{}),
 		accepted:    make(chan struct{}),
 		changed:     make(chan struct{}, 1),
 		sequence:    o.after,
@@ -88,10 +91,25 @@ func (e *refusedError) Error() string {
 	return fmt.Sprintf("%s: %s", e.problem.Reason, e.problem.Message)
 }
 
-// run returns nil after the batch's end; a *refusedError; or what ended the connection.
+// errNoItems says that there is nothing to open a batch for.
+var errNoItems = errors.New("holds no items")
+
+// run returns nil after the batch's end; errNoItems; a *refusedError; or what ended the connection.
 func (s *session) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	items := make(chan *pb.Item, maxItems)
+	go s.feed(ctx, items)
+	if s.options.resume == "" {
+		select {
+		case <-s.looked:
+			if len(items) == 0 {
+				return errNoItems
+			}
+		case <-s.interrupted:
+			return nil
+		}
+	}
 	stream, err := s.client.StreamBatch(ctx)
 	if err != nil {
 		return err
@@ -99,8 +117,6 @@ func (s *session) run(ctx context.Context) error {
 	if s.options.resume != "" {
 		s.accept(s.options.resume)
 	}
-	items := make(chan *pb.Item, maxItems)
-	go s.feed(ctx, items)
 	go s.write(ctx, stream, items)
 	go s.tellProgress(ctx)
 	for {
@@ -127,6 +143,8 @@ func (s *session) run(ctx context.Context) error {
 
 // feed reads items to the end of the file; what cannot be read is told and counted.
 func (s *session) feed(ctx context.Context, items chan<- *pb.Item) {
+	looked := sync.OnceFunc(func() { close(s.looked) })
+	defer looked()
 	defer close(items)
 	for {
 		item, err := s.lines.Next()
@@ -145,6 +163,7 @@ func (s *session) feed(ctx context.Context, items chan<- *pb.Item) {
 		}
 		select {
 		case items <- item:
+			looked()
 		case <-ctx.Done():
 			return
 		}

@@ -6,7 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"sort"
+)
+
+// Escapes of a JSON text: those that are no half of a pair of surrogates, as far as they could be taken for one, and
+// what begins a half.
+var (
+	wholeEscape = regexp.MustCompile(`\\u[dD][89abAB][[:xdigit:]]{2}\\u[dD][c-fC-F][[:xdigit:]]{2}|\\[^u]`)
+	halfEscape  = regexp.MustCompile(`\\u[dD][89a-fA-F]`)
 )
 
 // fields are those of one JSON object. Each is taken by name and type; `end` refuses what nobody took, so a field
@@ -26,6 +34,10 @@ func parse(text []byte) (*fields, error) {
 	}
 	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
 		return nil, errors.New("not JSON: something follows the object")
+	}
+	// The decoder would put another character in its place.
+	if halfEscape.Match(value) && halfEscape.Match(wholeEscape.ReplaceAll(value, nil)) {
+		return nil, errors.New("holds half of a surrogate pair, which is not Unicode text")
 	}
 	f := &fields{first: new(error)}
 	return f, f.open(value)

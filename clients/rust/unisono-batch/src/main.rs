@@ -21,7 +21,7 @@ use std::thread;
 
 use clap::Parser;
 use tokio::runtime::Runtime;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use unisono_client::tonic::transport::Endpoint;
 use unisono_client::v1::batch_inference_client::BatchInferenceClient;
@@ -85,7 +85,18 @@ async fn run_batch(
     let interrupted = CancellationToken::new();
     tokio::spawn(listen_for_interrupts(interrupted.clone()));
     let unreadable = Arc::new(AtomicU64::new(0));
-    let items = feed(arguments.file.clone(), source, Arc::clone(&unreadable));
+    let (items, has_items) = feed(arguments.file.clone(), source, Arc::clone(&unreadable));
+    if arguments.resume.is_none() {
+        let found = tokio::select! {
+            found = has_items => found.map_err(|_| (WRONG_USAGE, format!("{} holds no items", arguments.file))),
+            () = interrupted.cancelled() => Err((INTERRUPTED, "nothing was run".to_owned())),
+        };
+        if let Err((code, why)) = found {
+            complain(&why);
+            trace.end("", Some(why)).await;
+            return code;
+        }
+    }
 
     let client = BatchInferenceClient::new(endpoint.connect_lazy());
     let out = io::stdout().lock();
@@ -116,13 +127,23 @@ async fn listen_for_interrupts(interrupted: CancellationToken) {
 
 /// Reads items to the end of the file; what cannot be read is told and counted.
 ///
-/// In a thread of its own, which may wait for standard input for ever and keeps the program from nothing.
-fn feed(file: String, source: Box<dyn Read + Send>, unreadable: Arc<AtomicU64>) -> mpsc::Receiver<Item> {
+/// In a thread of its own, which may wait for standard input for ever and keeps the program from nothing. The second
+/// one is told of the first item; where there is none, it fails.
+fn feed(
+    file: String,
+    source: Box<dyn Read + Send>,
+    unreadable: Arc<AtomicU64>,
+) -> (mpsc::Receiver<Item>, oneshot::Receiver<()>) {
     let (items, received) = mpsc::channel(READ_AHEAD);
+    let (first, has_items) = oneshot::channel();
     thread::spawn(move || {
+        let mut first = Some(first);
         for item in BatchReader::new(BufReader::new(source)) {
             match item {
                 Ok(item) => {
+                    if let Some(first) = first.take() {
+                        let _ = first.send(()); // where nobody listens, the batch was opened before
+                    }
                     if items.blocking_send(item).is_err() {
                         return; // the stream has ended
                     }
@@ -134,7 +155,7 @@ fn feed(file: String, source: Box<dyn Read + Send>, unreadable: Arc<AtomicU64>) 
             }
         }
     });
-    received
+    (received, has_items)
 }
 
 fn opening(arguments: &Arguments) -> StreamBatchOpen {
@@ -177,7 +198,7 @@ fn conclude(
         }
         (Some(SessionError::Lost(why)), None) => {
             complain(format_args!("no service at {}: {why}", arguments.target()));
-            code = LOST;
+            return LOST;
         }
         (Some(error), batch_id) => {
             complain(error);

@@ -1,3 +1,7 @@
+/** Escapes of a JSON text that are no half of a pair of surrogates, as far as they could be taken for one. */
+const WHOLE_ESCAPE = /\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}|\\[^u]/gi;
+const HALF_ESCAPE = /\\ud[89a-f]/i;
+
 /** Why a line is no item: what is wrong, after the field's path. */
 export class Problem extends Error {}
 
@@ -18,6 +22,10 @@ export class Fields {
       JSON.parse(text);
     } catch (error) {
       throw new Problem(`not JSON: ${(error as Error).message}`);
+    }
+    // It would be sent as another character.
+    if (HALF_ESCAPE.test(text) && HALF_ESCAPE.test(text.replace(WHOLE_ESCAPE, ""))) {
+      throw new Problem("holds half of a surrogate pair, which is not Unicode text");
     }
     return new Fields("", text.trim());
   }

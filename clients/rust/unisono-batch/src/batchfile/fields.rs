@@ -22,6 +22,9 @@ impl Fields {
     /// Reads a JSON object and nothing after it.
     pub(super) fn parse(text: &str) -> Result<Self, Problem> {
         let whole: &RawValue = serde_json::from_str(text).map_err(|error| not_json(&error))?;
+        if holds_half_of_a_pair(whole.get()) {
+            return Err(Problem("holds half of a surrogate pair, which is not Unicode text".to_owned()));
+        }
         Self::open(String::new(), whole.get())
     }
 
@@ -104,6 +107,32 @@ impl Fields {
     fn at(&self, name: &str) -> String {
         let dot = if self.path.is_empty() || name.is_empty() { "" } else { "." };
         format!("{}{dot}{name}", self.path)
+    }
+}
+
+/// Whether an escape of a JSON text is a surrogate that stands by itself.
+fn holds_half_of_a_pair(json: &str) -> bool {
+    let mut rest = json;
+    while let Some(at) = rest.find('\\') {
+        let (unit, after) = escaped(&rest[at..]);
+        rest = after;
+        match unit {
+            Some(0xD800..=0xDBFF) => match escaped(rest) {
+                (Some(0xDC00..=0xDFFF), after) => rest = after,
+                _ => return true,
+            },
+            Some(0xDC00..=0xDFFF) => return true,
+            _ => {}
+        }
+    }
+    false
+}
+
+/// The UTF-16 unit that a text begins with, if it begins with `\u`, and what follows the escape.
+fn escaped(text: &str) -> (Option<u16>, &str) {
+    match text.strip_prefix("\\u").and_then(|hex| hex.split_at_checked(4)) {
+        Some((hex, after)) => (u16::from_str_radix(hex, 16).ok(), after),
+        None => (None, text.get(2..).unwrap_or_default()),
     }
 }
 

@@ -120,7 +120,10 @@ public final class Main {
   /** Says how it went, and gives the exit code. */
   private static int conclude(Session session, Arguments arguments, Exception problem) {
     int code = session.hasAllCompleted() ? ALL_COMPLETED : SOME_FAILED;
-    if (problem instanceof RefusedException) {
+    if (problem instanceof NoItemsException) {
+      tell(arguments.file() + " " + problem.getMessage());
+      return WRONG_USAGE;
+    } else if (problem instanceof RefusedException) {
       tell("the service refused: " + problem.getMessage());
       code = SOME_FAILED;
     } else if (problem != null && session.batchId().isEmpty()) {

@@ -97,13 +97,19 @@ final class Session implements ClientResponseObserver<StreamBatchRequest, Stream
     this.sequence = arguments.after();
   }
 
-  /** Returns null after the batch's end; a {@link RefusedException}; or what ended the connection. */
+  /**
+   * Returns null after the batch's end; a {@link NoItemsException}; a {@link RefusedException}; or what ended the
+   * connection.
+   */
   Exception run() throws InterruptedException {
     if (!arguments.resume().isEmpty()) {
       accept(arguments.resume());
     }
-    stub.streamBatch(this);
     start("feeder", this::feed);
+    if (arguments.resume().isEmpty() && !awaitItem()) {
+      return isInterrupted() ? null : new NoItemsException();
+    }
+    stub.streamBatch(this);
     start("progress", this::tellProgress);
     send(StreamBatchRequest.newBuilder().setOpen(open()).build());
     writeItems();
@@ -187,6 +193,14 @@ final class Session implements ClientResponseObserver<StreamBatchRequest, Stream
   private void tellUnreadable(Exception e) {
     System.err.println(arguments.file() + ": " + e.getMessage());
     change(() -> unreadable++);
+  }
+
+  /** Waits for the first item; false where there is none, or when interrupted. */
+  private synchronized boolean awaitItem() throws InterruptedException {
+    while (items.isEmpty() && !isFileRead && !isInterrupted) {
+      wait();
+    }
+    return !items.isEmpty();
   }
 
   private StreamBatchOpen open() {

@@ -9,6 +9,7 @@ import com.google.gson.TypeAdapter;
 import com.google.gson.stream.JsonReader;
 import com.google.gson.stream.JsonToken;
 import com.google.gson.stream.MalformedJsonException;
+import java.io.EOFException;
 import java.io.IOException;
 import java.io.StringReader;
 import java.util.ArrayList;
@@ -17,6 +18,8 @@ import java.util.SortedMap;
 import java.util.SortedSet;
 import java.util.TreeMap;
 import java.util.TreeSet;
+import java.util.regex.Matcher;
+import java.util.regex.Pattern;
 
 /**
  * The fields of one JSON object.
@@ -27,6 +30,15 @@ import java.util.TreeSet;
 final class Fields {
   private static final TypeAdapter<JsonElement> ANY = new Gson().getAdapter(JsonElement.class);
 
+  /** Escapes of a JSON text that are no half of a pair of surrogates, as far as they could be taken for one. */
+  private static final Pattern WHOLE_ESCAPE =
+      Pattern.compile("\\\\u[dD][89abAB]\\p{XDigit}{2}\\\\u[dD][c-fC-F]\\p{XDigit}{2}|\\\\[^u]");
+
+  private static final Pattern HALF_ESCAPE = Pattern.compile("\\\\u[dD][89a-fA-F]");
+
+  /** Where Gson says that something is wrong. */
+  private static final Pattern PLACE = Pattern.compile(" at line \\d+ column (\\d+)");
+
   private final String path;
   private final Problem problem;
   private final SortedMap<String, JsonElement> left = new TreeMap<>();
@@ -34,6 +46,11 @@ final class Fields {
   /** The first problem of a line. */
   private static final class Problem {
     String text;
+  }
+
+  /** There is more on the line than one value. */
+  private static final class FollowedException extends IOException {
+    private static final long serialVersionUID = 1L;
   }
 
   private Fields(String path, Problem problem) {
@@ -45,11 +62,26 @@ final class Fields {
   static Fields parse(String text) {
     Fields fields = new Fields("", new Problem());
     try {
+      // Before it is parsed: Gson takes such a text for no JSON at all.
+      if (holdsHalfOfAPair(text)) {
+        fields.refuse("", "holds half of a surrogate pair, which is not Unicode text");
+      }
       fields.open("", parseValue(text));
+    } catch (FollowedException e) {
+      fields.refuse("", "not JSON: something follows the object");
+    } catch (EOFException e) {
+      fields.refuse("", "not JSON: it ends too early");
     } catch (IOException | RuntimeException e) {
-      fields.refuse("", "not JSON: " + e.getMessage());
+      // What Gson says is for those who write programs; where it was, is for all.
+      Matcher place = PLACE.matcher(String.valueOf(e.getMessage()));
+      fields.refuse("", "not JSON" + (place.find() ? ", at column " + place.group(1) : ""));
     }
     return fields;
+  }
+
+  private static boolean holdsHalfOfAPair(String text) {
+    return HALF_ESCAPE.matcher(text).find()
+        && HALF_ESCAPE.matcher(WHOLE_ESCAPE.matcher(text).replaceAll("")).find();
   }
 
   private static JsonElement parseValue(String text) throws IOException {
@@ -64,7 +96,7 @@ final class Fields {
       isAll = false;
     }
     if (!isAll) {
-      throw new MalformedJsonException("something follows the object");
+      throw new FollowedException();
     }
     return value;
   }
