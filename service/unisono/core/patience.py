@@ -80,7 +80,7 @@ class Patience:
     def _are_many_silent(self, now: float) -> bool:
         """Whether half of those that spoke say nothing, for half of their own limit: the backend has too much to do.
 
-        One that falls silent while others speak has stalled by itself, and fewer in flight would only cost the others.
+        One that falls silent while others speak has stalled by itself; fewer in flight would only cost the others.
         """
         speaking = self._roster.speaking.values()
         limits = [(entry.heard_at_s, entry.work.silence_s) for entry in speaking]
