@@ -150,7 +150,7 @@ class _Looking:
             why = printable(str(error), one_line=True) or type(error).__name__
             raise StopError(
                 f"Something answers at {where}, but does not speak HTTP/1.1: {why}",
-                "Is it a gRPC port, as 4317 is? The address to name is that of Jaeger's page, as a rule at port 16686.",
+                "Is it a gRPC port, as 4317 is? Name the address of Jaeger's page: as a rule, at port 16686.",
                 code=ExitCode.UNREACHABLE,
             ) from error
         except httpx.HTTPError as error:
