@@ -13,13 +13,19 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 _PATIENCE_S = 3.0
+_EVERYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - nothing is bound here
 
 
 def target() -> str:
     """Where the service is asked."""
     listen = os.environ.get("UNISONO_LISTEN") or "127.0.0.1:50051"
-    here = listen if listen.startswith("unix:") else f"127.0.0.1:{listen.rpartition(':')[2]}"
-    return os.environ.get("UNISONO_SERVER") or here
+    return os.environ.get("UNISONO_SERVER") or (listen if listen.startswith("unix:") else _reached(listen))
+
+
+def _reached(listen: str) -> str:
+    """Where one that listens there is reached from this machine: what listens everywhere does so on loopback too."""
+    host, _, port = listen.rpartition(":")
+    return f"{_EVERYWHERE.get(host, host)}:{port}"
 
 
 def main() -> int:

@@ -6,6 +6,7 @@ import asyncio
 import fnmatch
 import json
 import re
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.fakes.scraped import Scraped
 from tests.integration.service import LIMIT_S, chats, house
 from tests.integration.test_metrics import scrape
 from unisono.config import Settings
+from unisono.core.idle import IdleReason
 from unisono.edge.cli import trace_command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,6 +27,8 @@ COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 DASHBOARD: dict[str, Any] = json.loads((DEPLOY / "grafana" / "dashboards" / "unisono.json").read_text())
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
+# This machine, from itself and from a container.
+HERE = {"127.0.0.1", "host.docker.internal"}
 # A comment, or one instruction with all its lines.
 INSTRUCTIONS = [
     line.replace("\\\n", " ").split(maxsplit=1)
@@ -39,7 +43,8 @@ def written(kind: str) -> list[str]:
 
 def default_of(text: str) -> str:
     """A value as compose reads it where no variable is set."""
-    return re.sub(r"\$\{[A-Z_]+:-([^}]*)\}", r"\1", text)
+    inner = re.sub(r"\$\{[A-Z_]+:?-([^${}]*)\}", r"\1", text)
+    return inner if inner == text else default_of(inner)
 
 
 # -- Compose -----------------------------------------------------------------------------------------------------
@@ -50,7 +55,7 @@ def test_the_stack_is_whole() -> None:
     assert set(SERVICES) == {"ollama", "unisono", "jaeger", "prometheus", "grafana"}
     known = {
         "image", "build", "command", "environment", "ports", "volumes", "healthcheck", "depends_on", "restart",
-        "stop_grace_period",
+        "stop_grace_period", "extra_hosts",
     }  # fmt: skip
     for name, service in SERVICES.items():
         assert set(service) <= known, name
@@ -96,12 +101,14 @@ def test_the_service_is_built_from_here_and_set_by_what_it_knows() -> None:
             assert variable.removeprefix("UNISONO_").lower() in Settings.model_fields
         else:
             assert variable in {"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_SERVICE_NAME"}
-        host = re.match(r"http://([a-z]+):", value)
+        host = re.match(r"http://([a-z]+):", default_of(value))
         assert host is None or host[1] in SERVICES
     given = {name: default_of(value) for name, value in SERVICES["unisono"]["environment"].items()}
     made = Settings.model_validate(
         {name.removeprefix("UNISONO_").lower(): v for name, v in given.items() if v and name[0] == "U"}
     )
+    assert made.slots == int(default_of(SERVICES["ollama"]["environment"]["OLLAMA_NUM_PARALLEL"]))
+    assert made.ollama_url == "http://ollama:11434"
     # What runs may end before it is killed.
     assert float(SERVICES["unisono"]["stop_grace_period"].removesuffix("s")) > made.drain
 
@@ -166,6 +173,15 @@ async def test_every_figure_that_is_drawn_is_served() -> None:
     families = {family.name for family in seen.families if family.name.startswith("unisono_")}
     families -= {"unisono_build_info", "unisono_items_per_pass"}
     assert all(any(name.startswith(family) for name in drawn) for family in families)
+
+
+def test_each_reason_of_idle_slots_is_explained() -> None:
+    """In the table, and beside the panel."""
+    (panel,) = [panel for panel in DASHBOARD["panels"] if panel["title"] == "Idle slots"]
+    rows = re.findall(r"^\| `([a-z_]+)` \|", (DEPLOY / "README.md").read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted(reason.value for reason in IdleReason)
+    for reason in IdleReason:
+        assert re.search(rf"\b{reason.value}\b", panel["description"]), reason
 
 
 def test_panels_have_places_of_their_own() -> None:
@@ -260,8 +276,28 @@ def test_packages_are_installed_by_their_hashes() -> None:
     for path in DEPLOY.rglob("*"):
         if path.is_file() and path.suffix in {".yaml", ".json", ".py", ".md", ""}:
             # Addresses are of this machine, or of the compose file's services.
-            elsewhere = set(re.findall(r"https?://([a-z0-9.]+)", path.read_text())) - set(SERVICES) - {"127.0.0.1"}
+            elsewhere = set(re.findall(r"https?://([a-z0-9.]+)", path.read_text())) - {*SERVICES, *HERE}
             assert not elsewhere, path
+
+
+@pytest.mark.parametrize(
+    ("listen", "asked"),
+    [
+        ("0.0.0.0:1", "127.0.0.1:1"),
+        (":1", "127.0.0.1:1"),
+        ("[::]:1", "[::1]:1"),
+        ("[::1]:1", "[::1]:1"),
+        ("10.0.0.7:1", "10.0.0.7:1"),
+        ("unix:/run/u.sock", "unix:/run/u.sock"),
+    ],
+)
+def test_the_health_check_asks_where_the_service_listens(
+    monkeypatch: pytest.MonkeyPatch, listen: str, asked: str
+) -> None:
+    """What listens everywhere is asked on loopback, all else at its own address."""
+    monkeypatch.delenv("UNISONO_SERVER", raising=False)
+    monkeypatch.setenv("UNISONO_LISTEN", listen)
+    assert runpy.run_path(str(DEPLOY / "health.py"))["target"]() == asked
 
 
 @pytest.mark.parametrize("is_there", [True, False])

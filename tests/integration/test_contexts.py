@@ -94,4 +94,17 @@ async def test_the_batch_that_loads_the_model_knows_what_the_backend_gave_it() -
     assert (cold.group.loaded, cold.loads, warm.group.loaded) == (False, 1, True)
     assert cold.group.memory.context_length == warm.group.memory.context_length == 4096
     assert cold.group.memory.kv_cache_bytes == warm.group.memory.kv_cache_bytes
+
     assert cold.context_used > 0
+
+
+async def test_slots_that_were_seen_count_for_memory() -> None:
+    """Where their number is not known, at least so many are: in a plan, and in the events."""
+    async with house(num_parallel=8) as h:
+        _ = await h.run(chats(8, num_predict=20))
+        plan = await h.stub.PlanBatch(pb.PlanBatchRequest(config=config(), items=chats(2)))
+        (planned,) = plan.groups
+        assert planned.group.slots.at_least == planned.group.memory.slots > 1
+        assert planned.group.slots.count == 0
+        (group,) = (await h.run(chats(2))).of("group_planned")
+        assert group.memory.slots == group.slots.at_least

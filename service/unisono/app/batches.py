@@ -275,7 +275,7 @@ class Batches:
             policy=config.context_policy,
             memory_limit_bytes=self.settings.memory.limit_bytes,
             standing={backend: self._drivers[backend].standing for backend in found.loaded},
-            slots_of=lambda runner: self._drivers[runner.backend].slots(runner).count,
+            slots_of=lambda runner: self._drivers[runner.backend].slot_state(runner).fewest,
         )
 
     async def _require_room(self, checked: Sequence[intake.Checked], config: BatchConfig) -> None:

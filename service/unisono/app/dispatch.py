@@ -208,7 +208,7 @@ class Dispatch:
             policy=self._config.context_policy,
             memory_limit_bytes=self._memory_limit_bytes,
             standing={backend: self._drivers[backend].standing for backend in found.loaded},
-            slots_of=lambda runner: self._drivers[runner.backend].slots(runner).count,
+            slots_of=lambda runner: self._drivers[runner.backend].slot_state(runner).fewest,
         )
         for group in planned.groups:
             driver = self._drivers[group.runner.backend]

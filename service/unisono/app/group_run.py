@@ -119,7 +119,7 @@ class GroupRun:
             slots=state.slots,
             state=state,
             context_reason=self._first.context_reason,
-            memory=self._first.memory_with(state.slots.count),
+            memory=self._first.memory_with(state.fewest),
             measured_bytes=self._first.measured_bytes,
         )
 

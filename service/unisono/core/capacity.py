@@ -25,7 +25,7 @@ slots; the next probe after they have left puts it right.
 A runner that was loaded anew may have other slots, and nobody else's requests were there before ours: its number is
 only remembered, and falls after 8 waits in 32 items.
 
-*Trouble.* A time-out or an item that ran out of memory halves the limit; each row of `limit` items that end well
+*Trouble.* Time-outs or an item that ran out of memory halves the limit; each row of `limit` items that end well
 raises it by one, until it is where it was.
 
 A configured number wins, and so does one that the backend tells: of these only trouble lowers the limit.

@@ -339,6 +339,11 @@ class SlotState:
     reason: str = ""
     remedy: str = ""
 
+    @property
+    def fewest(self) -> int:
+        """The number of slots, or how many there are at least; 0: nothing is known."""
+        return max(self.slots.count, self.at_least)
+
 
 # -- What comes back -------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ limit is in both.
 1. *Deadline and queue_timeout* are moments of an item, known from the beginning: they are alarms of the roster. So
    is the end of a pause after a failure.
 2. *item_timeout* runs from an item's last token: who speaks is gone through, which is no more than there are slots.
+   It lowers what is in flight where many are silent, and not where one is while others speak.
 3. *A stall* concerns all: requests are in flight, and none of them was answered anything for a long time.
 4. *A held request* grows stale: some servers and proxies close an unfinished one.
 """
@@ -50,8 +51,9 @@ class Patience:
         for entry in list(self._roster.speaking.values()):
             limit_s = entry.work.silence_s
             if limit_s is not None and now >= entry.heard_at_s + limit_s:
+                if self._are_many_silent(now):
+                    self._capacity.stumbled()
                 error = ItemTimeoutError(f"said nothing for {limit_s:g} s after its first token (item_timeout)")
-                self._capacity.stumbled()
                 commands += self._exits.stop(entry, ItemState.EXPIRED, error, now)
         if self._roster.flying and now >= self._heard_at_s + self._stall_s:
             commands += self._give_up_stalled(now)
@@ -74,6 +76,16 @@ class Patience:
             oldest = next(iter(self._roster.staged.values()))
             moments.append(oldest.staged_at_s + self._hold_limit_s)
         return min(moments, default=None)
+
+    def _are_many_silent(self, now: float) -> bool:
+        """Whether half of those that spoke say nothing, for half of their own limit: the backend has too much to do.
+
+        One that falls silent while others speak has stalled by itself; fewer in flight would only cost the others.
+        """
+        speaking = self._roster.speaking.values()
+        limits = [(entry.heard_at_s, entry.work.silence_s) for entry in speaking]
+        silent = sum(limit_s is not None and now >= heard_s + limit_s / 2 for heard_s, limit_s in limits)
+        return 2 * silent >= len(speaking)
 
     def _look_at(self, entry: Entry, now: float) -> list[Command]:
         """An item's alarm rang.

@@ -128,7 +128,7 @@ def _remedy(state: SlotState, wanted: int) -> str:
 
 def _lacks_memory(group: Group, state: SlotState, limit_bytes: int | None) -> NotEnoughSlotsError | None:
     """It would have to be loaded, and would take more memory than a runner may. Not derivable: no objection."""
-    estimated = group.memory_with(max(state.slots.count, len(group.items)))
+    estimated = group.memory_with(max(state.fewest, len(group.items)))
     if limit_bytes is None or group.is_loaded or estimated is None or estimated.total_bytes <= limit_bytes:
         return None
     room = limit_bytes - estimated.weights_bytes

@@ -63,9 +63,9 @@ def test_everything_is_told() -> None:
         "    It has one slot, so no passes are shared: start Ollama with OLLAMA_NUM_PARALLEL=8 in its environment (each"
         " slot needs memory for its own context).",
         "  new, newer",
-        "    How many slots it has is learned from the first batch that is larger. Ollama's default is one, which shares"
-        " no passes: start Ollama with OLLAMA_NUM_PARALLEL=8 in its environment (each slot needs memory for its own"
-        " context).",
+        "    How many slots it has is learned from the first batch that is larger. If it has only one, Ollama's default,"
+        " no passes are shared: start Ollama with OLLAMA_NUM_PARALLEL=8 in its environment (each slot needs memory for"
+        " its own context).",
         "  vectors",
         "    Ollama gives embedding models one slot, whatever OLLAMA_NUM_PARALLEL says. Put many texts into one item's"
         " `input`: they are computed together.",
@@ -145,6 +145,15 @@ def test_the_settings_may_be_why_there_is_one_slot() -> None:
     (advice,) = advise(found(INFO, one))
     assert "UNISONO_SLOTS is 1" in advice.text
     assert "OLLAMA_NUM_PARALLEL" not in advice.text
+
+
+def test_slots_that_were_seen_need_no_advice() -> None:
+    """That there are at least so many is known; their number is still to be learned."""
+    info = 'backends { name: "b" kind: "ollama" reachable: true }'
+    runners = "runners { slots { at_least: 1 } } runners { slots { at_least: 8 } }"
+    findings = found(info, f'models {{ backend: "b" name: "m" {runners} }}')
+    assert advise(findings) == []
+    assert "8" in draw(findings, [])[5]
 
 
 def test_nothing_to_change() -> None:

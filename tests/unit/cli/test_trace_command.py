@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -152,6 +154,27 @@ def test_nothing_listens(runner: CliRunner) -> None:
     assert result.exit_code == 3
     assert "No Jaeger answers at http://127.0.0.1:1: " in result.stderr
     assert "--jaeger URL names another" in result.stderr
+
+
+@pytest.mark.parametrize("said", [b"", bytes.fromhex("000006040000000000000500004000")], ids=["nothing", "http2"])
+def test_what_answers_speaks_no_http(runner: CliRunner, said: bytes) -> None:
+    """A gRPC server says its settings, or closes the connection: somebody is there, but not at that port."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                _ = connection.recv(65536)
+                connection.sendall(said)
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        where = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        result, _ = invoke(runner, ["trace-check", TRACE, "--jaeger", where])
+        answering.join()
+    assert result.exit_code == 3
+    assert f"Something answers at {where}, but does not speak HTTP/1.1: " in result.stderr
+    assert "16686" in result.stderr
 
 
 def test_a_terminal_without_unicode(jaeger: FakeJaeger) -> None:

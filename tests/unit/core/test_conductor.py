@@ -456,6 +456,23 @@ def test_item_timeout_is_silence_after_the_first_token() -> None:
     assert world.times(End)[0] == pytest.approx(100.001 + 0.05 + 2 * 0.02 + 0.7)
 
 
+@pytest.mark.parametrize(("stalled", "limit"), [(1, 4), (2, 2), (4, 2)])
+def test_time_outs_lower_the_load_where_many_are_silent(stalled: int, limit: int) -> None:
+    """One that falls silent while others speak has stalled by itself, and costs the others nothing."""
+    conductor = Conductor(Capacity(configured=4))
+    conductor.add([Work(ticket=n, batch=0, silence_s=1.0) for n in range(4)], 0.0)
+    conductor.open(0.0)
+    for ticket in range(4):
+        conductor.staged(ticket, ticket + 1, 0.0)
+    for ticket in range(4):
+        conductor.spoke(ticket, ticket + 1, 0.1)
+    for ticket in range(stalled, 4):
+        conductor.spoke(ticket, ticket + 1, 1.0)
+    ended = [command.ticket for command in conductor.tick(1.1) if isinstance(command, End)]
+    assert ended == list(range(stalled))
+    assert conductor.capacity.limit == limit
+
+
 def test_batch_deadline_ends_items_in_every_phase() -> None:
     """At the batch's deadline everything that has not ended expires, speaking or not."""
     conductor, world = simulate(configured=1, slots=1)

@@ -106,7 +106,10 @@ def _advise_backend(
 
 
 def _advise_model(model: server_pb2.Model, kind: str, subject: str) -> list[Advice]:
-    """1. Ollama forces one slot. 2. The settings do. 3. One was seen, or told. 4. Nobody knows. 5. Several: fine."""
+    """1. Ollama forces one slot. 2. The settings do. 3. One was seen, or told. 4. Nobody knows. 5. Several: fine.
+
+    At least two are several, though their number is still to be learned.
+    """
     slots = best_slots(model)
     forced = forced_one_slot(kind, model.family, is_embedding=is_embedding(model))
     if forced is not None:
@@ -115,10 +118,12 @@ def _advise_model(model: server_pb2.Model, kind: str, subject: str) -> list[Advi
         text = "UNISONO_SLOTS is 1, so no passes are shared: unset it, or set it to the backend's number of slots."
     elif slots.count == 1:
         text = f"It has one slot, so no passes are shared: {MORE_SLOTS.get(kind, 'give it more slots')}."
+    elif slots.at_least > 1 and not slots.count:
+        return []
     elif not slots.count:
         text = "How many slots it has is learned from the first batch that is larger."
         if kind == "ollama":
-            text += f" Ollama's default is one, which shares no passes: {MORE_SLOTS[kind]}."
+            text += f" If it has only one, Ollama's default, no passes are shared: {MORE_SLOTS[kind]}."
     else:
         return []
     return [Advice(subject=subject, text=text)]
@@ -144,7 +149,9 @@ def _name_some(names: Sequence[str]) -> str:
 def best_slots(model: server_pb2.Model) -> event_pb2.SlotCount:
     """The slots of the model's runner that has most; a model can be loaded in several ways."""
     return max(
-        (runner.slots for runner in model.runners), key=lambda slots: slots.count, default=event_pb2.SlotCount()
+        (runner.slots for runner in model.runners),
+        key=lambda slots: (slots.count, slots.at_least),
+        default=event_pb2.SlotCount(),
     )
 
 

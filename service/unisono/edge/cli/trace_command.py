@@ -146,6 +146,13 @@ class _Looking:
         where = self._options.jaeger
         try:
             answer = await self._client.get(url, params=query)
+        except (httpx.RemoteProtocolError, httpx.ReadError) as error:
+            why = printable(str(error), one_line=True) or type(error).__name__
+            raise StopError(
+                f"Something answers at {where}, but does not speak HTTP/1.1: {why}",
+                "Is it a gRPC port, as 4317 is? Name the address of Jaeger's page: as a rule, at port 16686.",
+                code=ExitCode.UNREACHABLE,
+            ) from error
         except httpx.HTTPError as error:
             why = printable(str(error), one_line=True) or type(error).__name__
             raise StopError(

@@ -47,7 +47,7 @@ def group_plan(
         slots=state.slots,
         state=state,
         context_reason=group.context_reason,
-        memory=group.memory_with(state.slots.count),
+        memory=group.memory_with(state.fewest),
         measured_bytes=group.measured_bytes,
     )
     return server_pb2.GroupPlan(
