@@ -11,10 +11,11 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from unisono_client.client import DEFAULT_TARGET, Client, OnProgress
+from unisono_client.client import DEFAULT_TARGET, Client
 from unisono_client.config import BatchConfig, Options
 from unisono_client.items import Generate, Item
 from unisono_client.results import Report, Result
+from unisono_client.run import OnProgress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
