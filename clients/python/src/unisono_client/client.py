@@ -25,12 +25,13 @@ from unisono_client._generated.unisono.v1 import batch_inference_pb2_grpc as pb_
 from unisono_client.config import BatchConfig, Deltas, config_of, deltas_of, invalid
 from unisono_client.errors import ClosedError
 from unisono_client.follow import Follower, cancel_batch, most_items, say_goodbye
+from unisono_client.forks import connecting, is_forked
 from unisono_client.items import Item, messages_of, to_message
 from unisono_client.results import Delta, Report, Result
 from unisono_client.rolling import BATCH_AGE_S, ITEMS_PER_BATCH, MAX_PENDING, RollingSession
 from unisono_client.run import OnProgress, Run
 from unisono_client.session import Leavable, Session
-from unisono_client.transport import Transport
+from unisono_client.transport import Transport, metadata_of
 
 # Where `unisono serve` listens.
 DEFAULT_TARGET: Final = "127.0.0.1:50051"
@@ -41,6 +42,13 @@ _GRACE_MARGIN_S: Final = 30.0
 # What makes no sense for batches that follow each other: one name for all, one time by which all must end, or results
 # that nobody comes back for.
 _OF_ONE_BATCH: Final = frozenset({"request_id", "batch_deadline", "on_disconnect", "detach_grace"})
+
+
+# A second `asyncio.run` is the usual case.
+_OTHER_LOOP: Final = (
+    "the client belongs to the event loop of its first call, and this is another: make a client in each"
+    " (`async with Client(…)` within what asyncio.run runs), or use unisono_client.sync"
+)
 
 
 class Client:
@@ -56,14 +64,19 @@ class Client:
         target: str = DEFAULT_TARGET,
         *,
         credentials: grpc.ChannelCredentials | None = None,
-        metadata: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str | bytes] | None = None,
         give_up_after_s: float = GIVE_UP_AFTER_S,
     ) -> None:
+        """Raises RefusedError for a target or metadata that cannot be."""
+        if not isinstance(target, str):
+            raise invalid("target", f"is {type(target).__name__}; give the service's address, 'HOST:PORT'")
         self._target = target
         self._credentials = credentials
-        self._metadata = metadata
+        self._metadata = metadata_of(metadata or {})
         self._give_up_after_s = give_up_after_s
         self._transport: Transport | None = None
+        # The event loop of the connection.
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._is_closed = False
         # What is under way, to be left when the client is closed: batches, and calls whose batch is to be cancelled.
         self._open_ones: set[Leavable] = set()
@@ -80,8 +93,11 @@ class Client:
     async def aclose(self) -> None:
         """Ends the connection. Batches under way are cancelled, unless their `on_disconnect` is DETACH."""
         self._is_closed = True
-        if self._transport is None:
+        if self._transport is None or self._loop is None or self._loop.is_closed() or is_forked():
+            # With its event loop, a connection has ended as well.
             return
+        if self._loop is not running_loop():
+            raise ClosedError(_OTHER_LOOP)
         goodbyes = [
             say_goodbye(self._transport, self._transport.metadata(), call.batch_id)
             for call in self._calls
@@ -198,7 +214,12 @@ class Client:
     def _connected(self) -> Transport:
         if self._is_closed:
             raise ClosedError("the client was closed")
+        connecting()
+        loop = running_loop()
+        if self._transport is not None and loop is not self._loop:
+            raise ClosedError(_OTHER_LOOP)
         if self._transport is None:
+            self._loop = loop
             self._transport = Transport(self._target, credentials=self._credentials, metadata=self._metadata)
         return self._transport
 
@@ -255,3 +276,11 @@ class Client:
             if told_results < answers and follower.batch_id and is_cancelled_when_left:
                 await say_goodbye(transport, metadata, follower.batch_id)
             self._calls.discard(follower)
+
+
+def running_loop() -> asyncio.AbstractEventLoop:
+    """The event loop that runs here; raises ClosedError where there is none."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise ClosedError("no event loop runs here: call it in a coroutine, or use unisono_client.sync") from None

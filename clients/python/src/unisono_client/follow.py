@@ -19,7 +19,7 @@ from unisono_client.transport import Transport
 # How long the service is given to hear that a batch is left.
 _GOODBYE_S = 2.0
 # Metadata of a call.
-Metadata = Sequence[tuple[str, str]]
+Metadata = Sequence[tuple[str, str | bytes]]
 _Attached = grpc.aio.UnaryStreamCall[pb.AttachBatchRequest, pb.AttachBatchResponse]
 _Inferred = grpc.aio.UnaryStreamCall[pb.InferRequest, pb.InferResponse]
 # Begins a call that makes a batch.
@@ -50,7 +50,7 @@ class Follower:
     ) -> None:
         self._transport = transport
         self._metadata = metadata
-        self._patience = Patience(transport.target, give_up_after_s)
+        self._patience = Patience(transport.target, give_up_after_s, is_secure=transport.is_secure)
         self._deltas = deltas
         self.batch_id = batch_id
         self.last_sequence = after_sequence
@@ -132,7 +132,7 @@ async def cancel_batch(
 
     Raises UnreachableError, BatchLostError (there is no such batch), RefusedError.
     """
-    patience = Patience(transport.target, give_up_after_s)
+    patience = Patience(transport.target, give_up_after_s, is_secure=transport.is_secure)
     request = pb.CancelBatchRequest(batch_id=batch_id, item_ids=item_ids)
     while True:
         try:
@@ -145,7 +145,7 @@ async def cancel_batch(
 
 async def most_items(transport: Transport, give_up_after_s: float, metadata: Metadata) -> int:
     """How many items the service takes in one batch. Raises UnreachableError, RefusedError."""
-    patience = Patience(transport.target, give_up_after_s)
+    patience = Patience(transport.target, give_up_after_s, is_secure=transport.is_secure)
     while True:
         try:
             response = await transport.stub.GetServerInfo(pb.GetServerInfoRequest(), metadata=metadata)

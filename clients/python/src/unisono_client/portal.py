@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
-import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from concurrent.futures import Future
 from typing import Any, Final, TypeVar
+
+from unisono_client.forks import connecting, is_forked
 
 _T = TypeVar("_T")
 # How long the end of the process may take, for goodbyes that are said to services.
@@ -90,14 +91,22 @@ async def _next(values: AsyncGenerator[_T, None]) -> _T:
 
 # Reentrant: garbage may be collected, and a run in it be left, in the middle of what it guards.
 _lock = threading.RLock()
-# By process: a thread does not outlive a fork.
-_portals: dict[int, Portal] = {}
+# The one, once it is there.
+_portals: list[Portal] = []
 
 
 def portal() -> Portal:
-    """This process's."""
+    """This process's. Raises ClosedError in a process that was forked from one that used it."""
+    connecting()
     with _lock:
-        found = _portals.get(os.getpid())
-        if found is None:
-            found = _portals[os.getpid()] = Portal()
-        return found
+        if not _portals:
+            _portals.append(Portal())
+        return _portals[0]
+
+
+def leave(work: Coroutine[Any, Any, None]) -> None:
+    """Runs what ends something in the portal; in a process that was forked, there is nothing that could be ended."""
+    if is_forked():
+        work.close()
+    else:
+        portal().leave(work)

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from unisono_client.errors import ClosedError
+from unisono_client.forks import is_forked
 from unisono_client.items import Item, check_items
 from unisono_client.order import InOrder
 from unisono_client.results import Report, Result
@@ -182,7 +183,7 @@ class _Work:
 
     def abandon(self) -> None:
         """Nobody will read it any more: ends it, without waiting for that, from whichever thread."""
-        if self._feeder is not None:
+        if self._feeder is not None and not is_forked():
             # A loop that is closed has nothing left to end.
             with contextlib.suppress(RuntimeError):
                 _ = self._feeder.get_loop().call_soon_threadsafe(self._leave)

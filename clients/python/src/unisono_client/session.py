@@ -65,7 +65,7 @@ class Session:
         config: pb.BatchConfig,
         *,
         give_up_after_s: float,
-        metadata: Sequence[tuple[str, str]],
+        metadata: Sequence[tuple[str, str | bytes]],
         is_cancelled_when_left: bool,
         releases_itself: bool,
         open_ones: set[Leavable],
@@ -74,7 +74,7 @@ class Session:
         self._open_ones = open_ones
         self._transport = transport
         self._give_up_after_s = give_up_after_s
-        self._patience = Patience(transport.target, give_up_after_s)
+        self._patience = Patience(transport.target, give_up_after_s, is_secure=transport.is_secure)
         self._metadata = metadata
         self._is_cancelled_when_left = is_cancelled_when_left
         self._may_send = asyncio.Event()

@@ -24,9 +24,10 @@ from unisono_client import session as asynchronous_session
 from unisono_client.client import DEFAULT_TARGET, GIVE_UP_AFTER_S
 from unisono_client.config import BatchConfig, Deltas, Options
 from unisono_client.errors import ClosedError
+from unisono_client.forks import is_forked
 from unisono_client.items import Item, check_items
 from unisono_client.order import InOrder
-from unisono_client.portal import portal
+from unisono_client.portal import leave, portal
 from unisono_client.results import Delta, Report, Result
 from unisono_client.run import OnProgress
 from unisono_client.scripts import BenchmarkRun, ModelBenchmark
@@ -46,7 +47,7 @@ class Client:
         target: str = DEFAULT_TARGET,
         *,
         credentials: grpc.ChannelCredentials | None = None,
-        metadata: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str | bytes] | None = None,
         give_up_after_s: float = GIVE_UP_AFTER_S,
     ) -> None:
         self._client = asynchronous.Client(
@@ -63,7 +64,7 @@ class Client:
 
     def close(self) -> None:
         """Ends the connection. Batches under way are cancelled, unless their `on_disconnect` is DETACH."""
-        portal().leave(self._client.aclose())
+        leave(self._client.aclose())
 
     def run(
         self,
@@ -179,11 +180,12 @@ class Session:
 
     def close(self) -> None:
         """Leaves the batch: it is cancelled if it has not ended, unless `on_disconnect` is DETACH."""
-        portal().leave(self._session.aclose())
+        leave(self._session.aclose())
 
     def abandon(self) -> None:
         """Leaves the batch as `close` does, and does not wait for that."""
-        portal().post(self._session.abandon)
+        if not is_forked():
+            portal().post(self._session.abandon)
 
 
 class Run:
@@ -291,6 +293,7 @@ def batch_generate(
     Otherwise as `unisono_client.batch_generate`.
     """
     config = scripts.config_of(model=model, options=options, max_concurrent=max_concurrent)
+    check_items(prompts)
     items = [scripts.item_of(each, system) for each in prompts]
     with Client(target) as client:
         return list(client.run(items, in_order=True, on_progress=on_progress, **config)) if items else []
