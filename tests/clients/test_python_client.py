@@ -27,7 +27,7 @@ from unisono_client import (
     batch_benchmark,
     batch_generate,
 )
-from unisono_client import client as client_module
+from unisono_client import run as run_module
 from unisono_client import session as session_module
 from unisono_client._generated.unisono.v1 import batch_inference_pb2 as pb
 from unisono_client.config import BatchConfig
@@ -133,7 +133,7 @@ async def test_what_is_wrong_with_a_call_is_an_exception() -> None:
 
 async def test_items_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """`run` takes little more than it can send: an endless source is not asked for all."""
-    monkeypatch.setattr(client_module, "_AHEAD", 100)
+    monkeypatch.setattr(run_module, "AHEAD", 100)
     taken = most_unsent = 0
 
     def endless() -> Iterator[str]:
@@ -152,7 +152,7 @@ async def test_items_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
         async with client.run(endless(), model="fake") as run:
             async for _ in run:
                 done += 1
-                most_unsent = max(most_unsent, run._session.unsent)
+                most_unsent = max(most_unsent, run._work.session.unsent)
                 if done == 50:
                     break
         assert taken > 50

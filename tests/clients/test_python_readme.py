@@ -10,6 +10,7 @@ import pytest
 
 from tests.clients.served import served
 from unisono_client import client, patience, session
+from unisono_client import run as run_module
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "clients" / "python" / "README.md").read_text()
@@ -52,7 +53,7 @@ def test_the_script_and_the_chat_model(capsys: pytest.CaptureFixture[str]) -> No
 def test_its_figures() -> None:
     """Limits and times that the README names are those of the code."""
     assert f"{session.MAX_UNREAD:,} results or {session.MAX_UNREAD_BYTES // 2**20} MiB" in README
-    assert f"takes {client._AHEAD:,} items beforehand" in README
+    assert f"takes {run_module.AHEAD:,} items beforehand" in README
     assert f"give_up_after_s={client.GIVE_UP_AFTER_S:g}" in README
     assert f"from {patience._FIRST_S * 1000:g} ms to {patience._LONGEST_S:g} s" in README
     assert len(README.splitlines()) < 90

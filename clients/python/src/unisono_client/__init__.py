@@ -1,6 +1,6 @@
 """Whole batches of conversations through a Unisono service: async here, and without an event loop in `.sync`."""
 
-from unisono_client.client import Client, OnProgress, Run
+from unisono_client.client import Client
 from unisono_client.config import BatchConfig, Deltas, Options, Release, RunnerOptions
 from unisono_client.errors import (
     BatchLostError,
@@ -14,6 +14,7 @@ from unisono_client.errors import (
 from unisono_client.items import Chat, Embed, Generate, Item, Message, Tool, ToolCall
 from unisono_client.results import Delta, Report, Result, State, Timings, Usage
 from unisono_client.rolling import RollingSession
+from unisono_client.run import OnProgress, Run
 from unisono_client.scripts import BenchmarkRun, ModelBenchmark, batch_benchmark, batch_generate
 from unisono_client.session import Session
 

@@ -13,9 +13,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import itertools
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sized
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Final, Self, Unpack
 
@@ -26,17 +25,16 @@ from unisono_client._generated.unisono.v1 import batch_inference_pb2_grpc as pb_
 from unisono_client.config import BatchConfig, Deltas, config_of, deltas_of, invalid
 from unisono_client.errors import ClosedError
 from unisono_client.follow import Follower, cancel_batch, most_items, say_goodbye
+from unisono_client.forks import connecting, is_forked
 from unisono_client.items import Item, messages_of, to_message
-from unisono_client.order import InOrder
 from unisono_client.results import Delta, Report, Result
 from unisono_client.rolling import BATCH_AGE_S, ITEMS_PER_BATCH, MAX_PENDING, RollingSession
-from unisono_client.session import Session
-from unisono_client.transport import Transport
+from unisono_client.run import OnProgress, Run
+from unisono_client.session import Leavable, Session
+from unisono_client.transport import Transport, metadata_of
 
 # Where `unisono serve` listens.
 DEFAULT_TARGET: Final = "127.0.0.1:50051"
-# Told of each result: how many there are, and how many there will be as far as is known.
-OnProgress = Callable[[int, int], None]
 # How long a service that is away is tried again.
 GIVE_UP_AFTER_S: Final = 120.0
 # The service keeps a batch for this much longer than the client tries to come back to it.
@@ -44,9 +42,13 @@ _GRACE_MARGIN_S: Final = 30.0
 # What makes no sense for batches that follow each other: one name for all, one time by which all must end, or results
 # that nobody comes back for.
 _OF_ONE_BATCH: Final = frozenset({"request_id", "batch_deadline", "on_disconnect", "detach_grace"})
-# Items that `run` takes beforehand out of what it is given.
-_AHEAD: Final = 1_000
-_AT_A_TIME: Final = 100
+
+
+# A second `asyncio.run` is the usual case.
+_OTHER_LOOP: Final = (
+    "the client belongs to the event loop of its first call, and this is another: make a client in each"
+    " (`async with Client(…)` within what asyncio.run runs), or use unisono_client.sync"
+)
 
 
 class Client:
@@ -62,15 +64,23 @@ class Client:
         target: str = DEFAULT_TARGET,
         *,
         credentials: grpc.ChannelCredentials | None = None,
-        metadata: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str | bytes] | None = None,
         give_up_after_s: float = GIVE_UP_AFTER_S,
     ) -> None:
+        """Raises RefusedError for a target or metadata that cannot be."""
+        if not isinstance(target, str):
+            raise invalid("target", f"is {type(target).__name__}; give the service's address, 'HOST:PORT'")
         self._target = target
         self._credentials = credentials
-        self._metadata = metadata
+        self._metadata = metadata_of(metadata or {})
         self._give_up_after_s = give_up_after_s
         self._transport: Transport | None = None
+        # The event loop of the connection.
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._is_closed = False
+        # What is under way, to be left when the client is closed: batches, and calls whose batch is to be cancelled.
+        self._open_ones: set[Leavable] = set()
+        self._calls: set[Follower] = set()
 
     async def __aenter__(self) -> Self:
         return self
@@ -81,10 +91,20 @@ class Client:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Ends the connection. Batches under way are left as by a caller that is lost: see `on_disconnect`."""
+        """Ends the connection. Batches under way are cancelled, unless their `on_disconnect` is DETACH."""
         self._is_closed = True
-        if self._transport is not None:
-            await self._transport.close()
+        if self._transport is None or self._loop is None or self._loop.is_closed() or is_forked():
+            # With its event loop, a connection has ended as well.
+            return
+        if self._loop is not running_loop():
+            raise ClosedError(_OTHER_LOOP)
+        goodbyes = [
+            say_goodbye(self._transport, self._transport.metadata(), call.batch_id)
+            for call in self._calls
+            if call.batch_id
+        ]
+        _ = await asyncio.gather(*(each.aclose() for each in list(self._open_ones)), *goodbyes)
+        await self._transport.close()
 
     @property
     def stub(self) -> pb_grpc.BatchInferenceStub:
@@ -104,12 +124,13 @@ class Client:
         """Runs a batch: `async for result in client.run(items)` gives each result as it is there.
 
         `in_order`: in the order of the items instead; what finished early is kept until its turn. `items` may be
-        without end: of those that were not sent, 1,000 are taken beforehand. Leaving the loop early cancels the
-        batch, at once with `async with client.run(…) as run: async for result in run: …`.
+        without end: of those that were not sent, 1,000 are taken beforehand. Leaving the loop early, by `break` or
+        an exception, cancels the batch at once. Not where the run is kept in a variable, by which its loop might be
+        gone on with: then `async with client.run(…) as run: async for result in run: …` does, or `run.cancel()`.
         Raises, from the loop, UnreachableError, BatchLostError and RefusedError, and whatever `items` raises.
         """
         session = self.open_session(config, releases_itself=True)
-        return Run(session, items, in_order=in_order, on_progress=on_progress)
+        return Run(session, items, in_order=in_order, on_progress=on_progress, open_ones=self._open_ones)
 
     def session(self, **config: Unpack[BatchConfig]) -> Session:
         """A batch to which items are added while its results are read; see `Session`."""
@@ -193,7 +214,12 @@ class Client:
     def _connected(self) -> Transport:
         if self._is_closed:
             raise ClosedError("the client was closed")
+        connecting()
+        loop = running_loop()
+        if self._transport is not None and loop is not self._loop:
+            raise ClosedError(_OTHER_LOOP)
         if self._transport is None:
+            self._loop = loop
             self._transport = Transport(self._target, credentials=self._credentials, metadata=self._metadata)
         return self._transport
 
@@ -222,6 +248,7 @@ class Client:
             metadata=transport.metadata(),
             is_cancelled_when_left=config.get("on_disconnect") != "DETACH",
             releases_itself=releases_itself,
+            open_ones=self._open_ones,
         )
 
     async def _infer(
@@ -236,6 +263,9 @@ class Client:
         follower = Follower(transport, metadata, give_up_after_s=self._give_up_after_s, deltas=deltas)
 
         answers, told_results = max(1, request.item.n), 0
+        is_cancelled_when_left = config.get("on_disconnect") != "DETACH"
+        if is_cancelled_when_left:
+            self._calls.add(follower)
         try:
             begin = functools.partial(transport.stub.Infer, request, metadata=metadata)
             async with contextlib.aclosing(follower.follow(begin, answers=answers)) as told:
@@ -243,106 +273,14 @@ class Client:
                     told_results += isinstance(each, Result)
                     yield each
         finally:
-            if told_results < answers and follower.batch_id and config.get("on_disconnect") != "DETACH":
+            if told_results < answers and follower.batch_id and is_cancelled_when_left:
                 await say_goodbye(transport, metadata, follower.batch_id)
+            self._calls.discard(follower)
 
 
-class Run:
-    """A batch that runs, and its results; made by `Client.run`, and iterated over once."""
-
-    def __init__(
-        self,
-        session: Session,
-        items: Iterable[Item] | AsyncIterable[Item],
-        *,
-        in_order: bool,
-        on_progress: OnProgress | None,
-    ) -> None:
-        self._session = session
-        self._on_progress = on_progress
-        self._total = len(items) if isinstance(items, Sized) else 0
-        self._order = InOrder() if in_order else None
-        self._results = self._run(items)
-
-    def __aiter__(self) -> AsyncIterator[Result]:
-        """Each result, once."""
-        return self._results
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._results.aclose()
-
-    @property
-    def batch_id(self) -> str:
-        """The service's name for the batch; "" until it was accepted."""
-        return self._session.batch_id
-
-    @property
-    def report(self) -> Report | None:
-        """The figures of the batch, once it has ended."""
-        return self._session.report
-
-    async def cancel(self, *item_ids: str) -> None:
-        """Cancels items, or all of them; their results still come."""
-        await self._session.cancel(*item_ids)
-
-    async def _run(self, items: Iterable[Item] | AsyncIterable[Item]) -> AsyncGenerator[Result, None]:
-        done = 0
-        async with self._session as session:
-            feeder = asyncio.get_running_loop().create_task(self._feed(items))
-            try:
-                while True:
-                    results = await self._take(feeder)
-                    if not results and (feeder.done() or not self._total):
-                        return
-                    if not results:
-                        # The batch ended before it had all; each of the others has a result, too.
-                        await feeder
-                    for result in results:
-                        done += 1
-                        if self._on_progress is not None:
-                            self._on_progress(done, max(self._total, session.added, done))
-                        for each in (result,) if self._order is None else self._order.put(result):
-                            yield each
-            finally:
-                _ = feeder.cancel()
-                _ = await asyncio.wait({feeder})
-                if not feeder.cancelled():
-                    # Asked for here, so that asyncio does not complain of what the caller was told.
-                    _ = feeder.exception()
-
-    async def _take(self, feeder: asyncio.Task[None]) -> list[Result]:
-        """The next results; raises what the caller's items raised."""
-        if feeder.done():
-            feeder.result()
-            return await self._session.take()
-        taking = asyncio.get_running_loop().create_task(self._session.take())
-        try:
-            _ = await asyncio.wait({taking, feeder}, return_when=asyncio.FIRST_COMPLETED)
-            if not taking.done():
-                feeder.result()
-            return await taking
-        finally:
-            _ = taking.cancel()
-
-    async def _feed(self, items: Iterable[Item] | AsyncIterable[Item]) -> None:
-        """Adds the items, at the pace at which they can be sent."""
-        session = self._session
-        if isinstance(items, AsyncIterable):
-            async for item in items:
-                await session.add(item)
-                await session.until_unsent_below(_AHEAD)
-                if session.is_over:
-                    return
-        else:
-            given = iter(items)
-            while chunk := list(itertools.islice(given, _AT_A_TIME)):
-                await session.add(*chunk)
-                await session.until_unsent_below(_AHEAD)
-                if session.is_over and not self._total:
-                    return
-        await session.close_input()
+def running_loop() -> asyncio.AbstractEventLoop:
+    """The event loop that runs here; raises ClosedError where there is none."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise ClosedError("no event loop runs here: call it in a coroutine, or use unisono_client.sync") from None

@@ -19,7 +19,7 @@ from unisono_client.transport import Transport
 # How long the service is given to hear that a batch is left.
 _GOODBYE_S = 2.0
 # Metadata of a call.
-Metadata = Sequence[tuple[str, str]]
+Metadata = Sequence[tuple[str, str | bytes]]
 _Attached = grpc.aio.UnaryStreamCall[pb.AttachBatchRequest, pb.AttachBatchResponse]
 _Inferred = grpc.aio.UnaryStreamCall[pb.InferRequest, pb.InferResponse]
 # Begins a call that makes a batch.
@@ -50,7 +50,7 @@ class Follower:
     ) -> None:
         self._transport = transport
         self._metadata = metadata
-        self._patience = Patience(transport.target, give_up_after_s)
+        self._patience = Patience(transport.target, give_up_after_s, is_secure=transport.is_secure)
         self._deltas = deltas
         self.batch_id = batch_id
         self.last_sequence = after_sequence
@@ -132,7 +132,7 @@ async def cancel_batch(
 
     Raises UnreachableError, BatchLostError (there is no such batch), RefusedError.
     """
-    patience = Patience(transport.target, give_up_after_s)
+    patience = Patience(transport.target, give_up_after_s, is_secure=transport.is_secure)
     request = pb.CancelBatchRequest(batch_id=batch_id, item_ids=item_ids)
     while True:
         try:
@@ -145,7 +145,7 @@ async def cancel_batch(
 
 async def most_items(transport: Transport, give_up_after_s: float, metadata: Metadata) -> int:
     """How many items the service takes in one batch. Raises UnreachableError, RefusedError."""
-    patience = Patience(transport.target, give_up_after_s)
+    patience = Patience(transport.target, give_up_after_s, is_secure=transport.is_secure)
     while True:
         try:
             response = await transport.stub.GetServerInfo(pb.GetServerInfoRequest(), metadata=metadata)
@@ -158,6 +158,12 @@ async def most_items(transport: Transport, give_up_after_s: float, metadata: Met
 async def say_goodbye(transport: Transport, metadata: Metadata, batch_id: str) -> None:
     """Cancels a batch whose caller leaves; where that is not heard, the service does so by itself, a little later."""
     request = pb.CancelBatchRequest(batch_id=batch_id)
-    # A client that is closed already has no connection for it.
-    with contextlib.suppress(grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.CancelledError):
-        _ = await transport.stub.CancelBatch(request, timeout=_GOODBYE_S, metadata=metadata)
+    # Whoever leaves may be cancelled meanwhile, by the end of the event loop: that is no reason not to say it.
+    for _ in range(2):
+        # A client that is closed already has no connection for it.
+        with contextlib.suppress(grpc.aio.AioRpcError, grpc.aio.UsageError):
+            try:
+                _ = await transport.stub.CancelBatch(request, timeout=_GOODBYE_S, metadata=metadata)
+            except asyncio.CancelledError:
+                continue
+        return

@@ -11,7 +11,7 @@ A plain string stands for a `Chat` of it. An item without `item_id` is named by 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -135,6 +135,14 @@ class Embed(_Common):
 
 # What can be asked: Chat, Generate or Embed. A string is a Chat; a message of the contract is sent as it is.
 Item = str | _Common | item_pb2.Item
+
+
+def check_items(items: object) -> None:
+    """Raises RefusedError where these are no items, but one: a text would be as many as it has letters."""
+    if isinstance(items, str | bytes | _Common | item_pb2.Item | Mapping):
+        raise invalid("items", f"is a single {type(items).__name__}; give a list of items, or use `infer`")
+    if not isinstance(items, Iterable | AsyncIterable):
+        raise invalid("items", f"is {type(items).__name__}; give str, Chat, Generate or Embed, in a list or the like")
 
 
 def to_message(asked: Item, place: int) -> item_pb2.Item:

@@ -54,7 +54,9 @@ async def in_time(message: Awaitable[_T]) -> _T:
 class Patience:
     """One call's."""
 
-    def __init__(self, target: str, give_up_after_s: float) -> None:
+    def __init__(self, target: str, give_up_after_s: float, *, is_secure: bool) -> None:
+        """`is_secure`: whether the connection is one with TLS."""
+        self._is_secure = is_secure
         self._target = target
         self._give_up_after_s = give_up_after_s
         self._lost_at: float | None = None
@@ -123,4 +125,8 @@ class Patience:
             todo = f" Batch {batch_id} may still be there: attach({batch_id!r}, after_sequence={after_sequence})"
         else:
             todo = " Is the service running there (`unisono serve`), and is the address HOST:PORT right?"
+            if self._is_secure:
+                todo += " It was asked with TLS, by `credentials`: does it, or what stands before it, speak that?"
+            else:
+                todo += " If it is behind TLS: Client(…, credentials=grpc.ssl_channel_credentials())"
         return UnreachableError(what + todo, batch_id=batch_id, after_sequence=after_sequence)

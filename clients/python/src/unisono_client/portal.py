@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import os
+import contextlib
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
+
+from unisono_client.forks import connecting, is_forked
 
 _T = TypeVar("_T")
+# How long the end of the process may take, for goodbyes that are said to services.
+_END_S: Final = 3.0
 
 
 class Portal:
@@ -58,29 +62,51 @@ class Portal:
         else:
             self.call(work)
 
+    def post(self, what: Callable[[], object]) -> None:
+        """Calls something in the portal's thread, and does not wait for it; nothing where the thread has ended."""
+        with contextlib.suppress(RuntimeError):
+            _ = self._loop.call_soon_threadsafe(what)
+
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
 
     def _stop(self) -> None:
         if self._thread.is_alive() and not self._loop.is_closed():
-            _ = self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(timeout=1.0)
+            _ = self.submit(self._end())
+            self._thread.join(timeout=_END_S)
+
+    async def _end(self) -> None:
+        """Ends as `asyncio.run` does: what is under way is cancelled, and says goodbye."""
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            _ = task.cancel()
+        _ = await asyncio.gather(*tasks, return_exceptions=True)
+        self._loop.stop()
 
 
 async def _next(values: AsyncGenerator[_T, None]) -> _T:
     return await anext(values)
 
 
-_lock = threading.Lock()
-# By process: a thread does not outlive a fork.
-_portals: dict[int, Portal] = {}
+# Reentrant: garbage may be collected, and a run in it be left, in the middle of what it guards.
+_lock = threading.RLock()
+# The one, once it is there.
+_portals: list[Portal] = []
 
 
 def portal() -> Portal:
-    """This process's."""
+    """This process's. Raises ClosedError in a process that was forked from one that used it."""
+    connecting()
     with _lock:
-        found = _portals.get(os.getpid())
-        if found is None:
-            found = _portals[os.getpid()] = Portal()
-        return found
+        if not _portals:
+            _portals.append(Portal())
+        return _portals[0]
+
+
+def leave(work: Coroutine[Any, Any, None]) -> None:
+    """Runs what ends something in the portal; in a process that was forked, there is nothing that could be ended."""
+    if is_forked():
+        work.close()
+    else:
+        portal().leave(work)

@@ -11,10 +11,11 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from unisono_client.client import DEFAULT_TARGET, Client, OnProgress
-from unisono_client.config import BatchConfig, Options
-from unisono_client.items import Generate, Item
+from unisono_client.client import DEFAULT_TARGET, Client
+from unisono_client.config import BatchConfig, Options, invalid
+from unisono_client.items import Generate, Item, check_items
 from unisono_client.results import Report, Result
+from unisono_client.run import OnProgress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +81,7 @@ async def batch_generate(
     `prompts` are texts, or any items; `system` is for the texts. `max_concurrent`: at most so many at the backend at
     one time; the service finds the best number itself. Raises UnreachableError, BatchLostError, RefusedError.
     """
+    check_items(prompts)
     items = [item_of(each, system) for each in prompts]
     if not items:
         return []
@@ -104,6 +106,9 @@ async def batch_benchmark(
     caches, as repeated work does; `unisono bench` measures with prompts that no cache has. `on_progress` counts
     answers of all models and runs. Raises ValueError where there is nothing to measure, and as `batch_generate`.
     """
+    check_items(prompts)
+    if isinstance(models, str):
+        raise invalid("models", "is a single text; give a list of names")
     if not models or not prompts or num_runs < 1:
         raise ValueError("batch_benchmark needs a model, a prompt and a run at least")
     items = [item_of(each, None) for each in prompts]

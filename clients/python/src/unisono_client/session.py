@@ -2,7 +2,7 @@
 
     async with client.session(model="llama3.2") as session:
         await session.add("Why is the sky blue?", Chat("Hello", item_id="greeting"))
-        session.close_input()
+        await session.close_input()
         async for result in session:
             print(result.item_id, result.content)
 
@@ -26,7 +26,7 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 import grpc
 import grpc.aio
@@ -49,6 +49,13 @@ MAX_UNREAD_BYTES: Final = 64 * 1024 * 1024
 _ADDED_AT_ONCE: Final = 100
 
 
+class Leavable(Protocol):
+    """What is under way, and can be left."""
+
+    async def aclose(self) -> None:
+        """Leaves it."""
+
+
 class Session:
     """One batch. Made by `Client.session`; to be used in one event loop."""
 
@@ -58,13 +65,16 @@ class Session:
         config: pb.BatchConfig,
         *,
         give_up_after_s: float,
-        metadata: Sequence[tuple[str, str]],
+        metadata: Sequence[tuple[str, str | bytes]],
         is_cancelled_when_left: bool,
         releases_itself: bool,
+        open_ones: set[Leavable],
     ) -> None:
+        """While it has a connection, it is one of the `open_ones`."""
+        self._open_ones = open_ones
         self._transport = transport
         self._give_up_after_s = give_up_after_s
-        self._patience = Patience(transport.target, give_up_after_s)
+        self._patience = Patience(transport.target, give_up_after_s, is_secure=transport.is_secure)
         self._metadata = metadata
         self._is_cancelled_when_left = is_cancelled_when_left
         self._may_send = asyncio.Event()
@@ -194,20 +204,32 @@ class Session:
         if driver is None:
             self._failure = self._failure or ClosedError("the session was left")
             return
-        has_ended = self._is_over
+        has_failed = driver.done() and not self._is_over
         _ = driver.cancel()
         _ = await asyncio.wait({driver})
         self._failure = self._failure or ClosedError("the session was left")
-        self._has_news.set()
-        self._has_sent.set()
-        if not has_ended and self._is_cancelled_when_left and self._ledger.batch_id:
-            await say_goodbye(self._transport, self._metadata, self._ledger.batch_id)
+        self._wake_all()
+        if has_failed:
+            await self._say_goodbye()
+
+    def abandon(self) -> None:
+        """Leaves the batch as `aclose` does, and does not wait for that."""
+        if self._driver is not None:
+            _ = self._driver.cancel()
+
+    def fail(self, error: Exception) -> None:
+        """What waits for results, or will, is told of this once it has read those that are there."""
+        self._failure = self._failure or error
+        self._wake_all()
 
     # -- The connection ------------------------------------------------------------------------------------
 
     def _start(self) -> None:
         if self._driver is None and self._failure is None:
             self._driver = asyncio.get_running_loop().create_task(self._drive())
+            # Who has it is known to somebody: a task that nobody holds may be collected before it has ended.
+            self._open_ones.add(self)
+            self._driver.add_done_callback(lambda _: self._open_ones.discard(self))
 
     async def _drive(self) -> None:
         """Keeps a connection until the batch has ended, or cannot go on."""
@@ -221,8 +243,10 @@ class Session:
                     )
             self._is_over = True
         except asyncio.CancelledError:
-            # Also where the client was closed, and its calls with it.
+            # Also where the client was closed, and its calls with it; or where the event loop ends.
             self._failure = self._failure or ClosedError("the client or its session was closed")
+            self._wake_all()
+            await self._say_goodbye()
             raise
         except Exception as error:  # noqa: BLE001  # the caller hears of it where it waits for results
             if self._ledger.is_answered:
@@ -231,8 +255,15 @@ class Session:
             else:
                 self._failure = error
         finally:
-            self._has_news.set()
-            self._has_sent.set()
+            self._wake_all()
+
+    async def _say_goodbye(self) -> None:
+        if self._is_cancelled_when_left and self._ledger.batch_id:
+            await say_goodbye(self._transport, self._metadata, self._ledger.batch_id)
+
+    def _wake_all(self) -> None:
+        self._has_news.set()
+        self._has_sent.set()
 
     async def _connect(self) -> None:
         """One connection. Returns when the batch has ended; raises where the connection is lost."""

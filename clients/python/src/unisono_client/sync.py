@@ -11,6 +11,7 @@ the results of a run.
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from types import TracebackType
 from typing import Final, Self, Unpack
@@ -20,12 +21,15 @@ import grpc
 from unisono_client import client as asynchronous
 from unisono_client import scripts
 from unisono_client import session as asynchronous_session
-from unisono_client.client import DEFAULT_TARGET, GIVE_UP_AFTER_S, OnProgress
+from unisono_client.client import DEFAULT_TARGET, GIVE_UP_AFTER_S
 from unisono_client.config import BatchConfig, Deltas, Options
-from unisono_client.items import Item
+from unisono_client.errors import ClosedError
+from unisono_client.forks import is_forked
+from unisono_client.items import Item, check_items
 from unisono_client.order import InOrder
-from unisono_client.portal import portal
+from unisono_client.portal import leave, portal
 from unisono_client.results import Delta, Report, Result
+from unisono_client.run import OnProgress
 from unisono_client.scripts import BenchmarkRun, ModelBenchmark
 
 __all__ = ["BenchmarkRun", "Client", "ModelBenchmark", "Run", "Session", "batch_benchmark", "batch_generate"]
@@ -43,7 +47,7 @@ class Client:
         target: str = DEFAULT_TARGET,
         *,
         credentials: grpc.ChannelCredentials | None = None,
-        metadata: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str | bytes] | None = None,
         give_up_after_s: float = GIVE_UP_AFTER_S,
     ) -> None:
         self._client = asynchronous.Client(
@@ -59,8 +63,8 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Ends the connection."""
-        portal().leave(self._client.aclose())
+        """Ends the connection. Batches under way are cancelled, unless their `on_disconnect` is DETACH."""
+        leave(self._client.aclose())
 
     def run(
         self,
@@ -73,7 +77,8 @@ class Client:
         """Runs a batch: `for result in client.run(items)` gives each result as it is there.
 
         `items` are taken in the calling thread, between results: where they are slow to come, so are results; then
-        use a session. Leaving the loop early cancels the batch. Otherwise as `unisono_client.Client.run`.
+        use a session. Leaving the loop early cancels the batch; where the run is kept in a variable, use it in a
+        `with`. Otherwise as `unisono_client.Client.run`.
         """
         session = portal().call(_made(self._client, config, releases_itself=True))
         return Run(Session(session), items, in_order=in_order, on_progress=on_progress)
@@ -175,24 +180,44 @@ class Session:
 
     def close(self) -> None:
         """Leaves the batch: it is cancelled if it has not ended, unless `on_disconnect` is DETACH."""
-        portal().leave(self._session.aclose())
+        leave(self._session.aclose())
+
+    def abandon(self) -> None:
+        """Leaves the batch as `close` does, and does not wait for that."""
+        if not is_forked():
+            portal().post(self._session.abandon)
 
 
 class Run:
-    """A batch that runs, and its results; made by `Client.run`, and iterated over once."""
+    """A batch that runs, and its results; made by `Client.run`, and iterated over once.
+
+    A loop that was left may be gone on with, by another loop over the same `Run`. The batch is cancelled when nobody
+    holds the `Run` any more, by `with`, `close` or `cancel`, or when the client is closed.
+    """
 
     def __init__(
         self, session: Session, items: Iterable[Item], *, in_order: bool, on_progress: OnProgress | None
     ) -> None:
+        check_items(items)
         self._session = session
-        self._on_progress = on_progress
-        self._total = len(items) if isinstance(items, Sized) else 0
-        self._order = InOrder() if in_order else None
-        self._results = self._run(items)
+        self._results = _results(session, items, InOrder() if in_order else None, on_progress)
+        self._has_ended = False
+        # What reads the results does not know the run: it is gone as soon as nobody holds it.
+        weakref.finalize(self, session.abandon).atexit = False
 
     def __iter__(self) -> Iterator[Result]:
-        """Each result, once."""
-        return self._results
+        """Each result, once. Raises ClosedError where all were given before."""
+        if self._has_ended:
+            raise ClosedError("the run has ended, and its results were given; make another one with `client.run`")
+        return self
+
+    def __next__(self) -> Result:
+        """The next result."""
+        try:
+            return next(self._results)
+        except StopIteration:
+            self._has_ended = True
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -200,7 +225,12 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leaves the batch: it is cancelled if it has not ended, unless `on_disconnect` is DETACH."""
         self._results.close()
+        self._session.close()
 
     @property
     def batch_id(self) -> str:
@@ -216,25 +246,36 @@ class Run:
         """Cancels items, or all of them; their results still come."""
         self._session.cancel(*item_ids)
 
-    def _run(self, items: Iterable[Item]) -> Generator[Result, None, None]:
-        done, given, has_more, session = 0, iter(items), True, self._session
-        with session:
-            while True:
-                if has_more and session.unsent < _AHEAD:
-                    if chunk := list(itertools.islice(given, _AT_A_TIME)):
-                        session.add(*chunk)
-                    else:
-                        has_more = False
-                        session.close_input()
-                # While there is something to be sent, nobody waits for what comes back.
-                results = session.take(waits=not has_more or session.unsent >= _AHEAD)
-                if not results and session.is_over and not (has_more and self._total):
-                    return
-                for result in results:
-                    done += 1
-                    if self._on_progress is not None:
-                        self._on_progress(done, max(self._total, session.added, done))
-                    yield from (result,) if self._order is None else self._order.put(result)
+
+def _results(
+    session: Session, items: Iterable[Item], order: InOrder | None, on_progress: OnProgress | None
+) -> Generator[Result, None, None]:
+    """What a run gives. It must not know the run."""
+    done, given, has_more = 0, iter(items), True
+    total = len(items) if isinstance(items, Sized) else 0
+    try:
+        while True:
+            if has_more and session.unsent < _AHEAD:
+                if chunk := list(itertools.islice(given, _AT_A_TIME)):
+                    session.add(*chunk)
+                else:
+                    has_more = False
+                    session.close_input()
+            # While there is something to be sent, nobody waits for what comes back.
+            results = session.take(waits=not has_more or session.unsent >= _AHEAD)
+            if not results and session.is_over and not (has_more and total):
+                return
+            for result in results:
+                done += 1
+                if on_progress is not None:
+                    on_progress(done, max(total, session.added, done))
+                yield from (result,) if order is None else order.put(result)
+    except GeneratorExit:
+        # Left, perhaps where garbage is collected, and nobody can wait: the run says so itself.
+        raise
+    except BaseException:
+        session.close()
+        raise
 
 
 def batch_generate(
@@ -252,6 +293,7 @@ def batch_generate(
     Otherwise as `unisono_client.batch_generate`.
     """
     config = scripts.config_of(model=model, options=options, max_concurrent=max_concurrent)
+    check_items(prompts)
     items = [scripts.item_of(each, system) for each in prompts]
     with Client(target) as client:
         return list(client.run(items, in_order=True, on_progress=on_progress, **config)) if items else []

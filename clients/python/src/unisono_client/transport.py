@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -9,6 +10,7 @@ import grpc
 import grpc.aio
 
 from unisono_client._generated.unisono.v1 import batch_inference_pb2_grpc as pb_grpc
+from unisono_client.config import invalid
 
 _OPTIONS: Final = (
     # An answer of the service's is at most 4 MiB; what it takes is at most 32 MiB, which it says itself.
@@ -28,6 +30,10 @@ _OPTIONS: Final = (
 )
 
 
+_KEY: Final = re.compile(r"[0-9a-z_.-]+")
+_VALUE: Final = re.compile(r"[ -~]*")
+
+
 class Transport:
     """One connection; to be made, and used, in one event loop."""
 
@@ -36,23 +42,44 @@ class Transport:
         target: str,
         *,
         credentials: grpc.ChannelCredentials | None = None,
-        metadata: Mapping[str, str] | None = None,
+        metadata: Sequence[tuple[str, str | bytes]] = (),
     ) -> None:
         self.target = target
-        self._metadata = tuple((metadata or {}).items())
+        self._metadata = tuple(metadata)
+        self.is_secure = credentials is not None
         if credentials is None:
             self._channel = grpc.aio.insecure_channel(target, _OPTIONS)
         else:
             self._channel = grpc.aio.secure_channel(target, credentials, _OPTIONS)
         self.stub = pb_grpc.BatchInferenceStub(self._channel)
 
-    def metadata(self) -> Sequence[tuple[str, str]]:
+    def metadata(self) -> Sequence[tuple[str, str | bytes]]:
         """What a call carries that is made now."""
         return (*self._metadata, *trace_context())
 
     async def close(self) -> None:
         """Ends the connection, and all calls on it."""
         await self._channel.close()
+
+
+def metadata_of(given: Mapping[str, str | bytes]) -> Sequence[tuple[str, str | bytes]]:
+    """Metadata as gRPC has it: its keys are lower case. Raises RefusedError for what cannot be sent."""
+    made: list[tuple[str, str | bytes]] = []
+    for name, value in given.items():
+        where = f"metadata[{name!r}]"
+        if not _KEY.fullmatch(key := str(name).lower()) or key.startswith("grpc-"):
+            raise invalid(
+                where, "is no key of metadata: letters, digits, '-', '_' and '.', and not grpc-…, which is gRPC's"
+            )
+        if key.endswith("-bin"):
+            if not isinstance(value, bytes):
+                raise invalid(where, f"is {type(value).__name__}; what ends with -bin is bytes")
+        elif not isinstance(value, str) or not _VALUE.fullmatch(value):
+            raise invalid(
+                where, "is no text of printable ASCII; for anything else end the key with -bin, and give bytes"
+            )
+        made.append((key, value))
+    return made
 
 
 def trace_context() -> Sequence[tuple[str, str]]:
