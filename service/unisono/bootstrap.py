@@ -38,6 +38,7 @@ from unisono.adapters.telemetry.trace import TraceListener
 from unisono.app.batches import Batches, BatchesSettings
 from unisono.app.driver import BackendDriver
 from unisono.app.durable import DurableBatches, DurableSettings
+from unisono.app.file_batches import FileBatches, FileSettings
 from unisono.app.listeners import BothListeners
 from unisono.app.resolve import Resolver
 from unisono.config import EMBEDDED, LLAMA_SERVER, SettingError, configured_backends, parse_address
@@ -49,6 +50,9 @@ from unisono.core.memory import MemoryBounds
 from unisono.core.window import WindowSettings
 from unisono.edge.grpc.server import MAX_RECEIVE_BYTES, MAX_SEND_BYTES, GrpcServer
 from unisono.edge.grpc.service import BatchInferenceServicer, ServerFacts
+from unisono.edge.rest.app import RestRoutes
+from unisono.edge.rest.lines import OpenAILines
+from unisono.edge.rest.server import RestServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -92,6 +96,8 @@ class RunningService:
     batches: Batches
     # Where its metrics are, for people and scrapers; empty: nowhere.
     metrics_url: str = ""
+    # Where it serves OpenAI's API; empty: nowhere.
+    http_url: str = ""
 
     @property
     def backend(self) -> Backend:
@@ -106,10 +112,12 @@ async def running(
     on_progress: Callable[[str], None] = lambda _: None,
     with_metrics: bool = False,
     with_store: bool = False,
+    with_http: bool = False,
 ) -> AsyncGenerator[RunningService, None]:
     """Runs the service until the context is left; then drains it.
 
-    `with_metrics`: it serves them where they are set. `with_store`: it keeps batches where that is set.
+    `with_metrics`, `with_http`: it serves metrics, and OpenAI's API, where that is set. `with_store`: it keeps batches
+    where that is set.
 
     A backend that is away does not keep it from starting. Raises OSError where it cannot listen, UnisonoError where
     the embedded engine cannot be had, and SettingError where backends are not configured as they must be.
@@ -178,7 +186,8 @@ async def running(
                 window=_window(settings),
             ),
         )
-        durable = await _start_store(settings, batches, clock, stack) if with_store else None
+        kept = await _start_store(settings, batches, clock, stack) if with_store else None
+        durable = kept.durable if kept is not None else None
         servicer = BatchInferenceServicer(
             batches=batches,
             durable=durable,
@@ -192,6 +201,7 @@ async def running(
             ),
             report_defect=report_defect,
         )
+        rest = await _start_rest(settings, kept, batches, clock, stack) if with_http else None
         server = GrpcServer(servicer)
         port = await server.start(settings.listen)
         is_socket = settings.listen.startswith("unix:")
@@ -203,6 +213,7 @@ async def running(
                 backends=tuple(backends),
                 batches=batches,
                 metrics_url=metrics.url if metrics is not None else "",
+                http_url=rest.url if rest is not None else "",
             )
         finally:
             await server.drain()
@@ -270,9 +281,17 @@ def build_backend(
         raise SettingError(f"{one.written_in}: the address of backend {one.name}: {error}") from error
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kept:
+    """Where batches are kept."""
+
+    journal: SqliteJournal
+    durable: DurableBatches
+
+
 async def _start_store(
     settings: Settings, batches: Batches, clock: SystemClock, stack: AsyncExitStack
-) -> DurableBatches | None:
+) -> _Kept | None:
     """Where batches are kept, and those that have not ended going on; None: nowhere, because it is set so."""
     folder = data_folder(settings, os.environ)
     if folder is None:
@@ -292,7 +311,50 @@ async def _start_store(
     found = await durable.start()
     if found:
         log.info("batches go on that had not ended", batches=found, folder=str(folder))
-    return durable
+    return _Kept(journal=journal, durable=durable)
+
+
+async def _start_rest(
+    settings: Settings, kept: _Kept | None, batches: Batches, clock: SystemClock, stack: AsyncExitStack
+) -> RestServer | None:
+    """Serves OpenAI's API until the stack is left; None where there is to be none, or somebody else has the port.
+
+    Batches that were made of files go on all the same.
+    """
+    made: FileBatches | None = None
+    if kept is not None:
+        made = FileBatches(
+            kept.journal.files(),
+            kept.durable,
+            batches,
+            OpenAILines(batches.limits),
+            clock,
+            settings=FileSettings(keep_s=settings.retention, most_open=settings.max_kept_batches),
+            report_defect=report_defect,
+        )
+        await made.start()
+        stack.push_async_callback(made.close)
+    address = parse_address(settings.http_listen)
+    if address is None:
+        return None
+
+    def trouble() -> str:
+        journal = kept.journal.trouble if kept is not None else ""
+        return f"its journal {journal}" if journal else ""
+
+    routes = RestRoutes(made, trouble=trouble, report_defect=report_defect)
+    try:
+        server = await RestServer.start(routes.app(), *address)
+    except OSError as error:
+        log.warning(
+            "OpenAI's API is not served",
+            listen=settings.http_listen,
+            error=os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error),
+            remedy="set UNISONO_HTTP_LISTEN to another address, or to none",
+        )
+        return None
+    stack.push_async_callback(server.stop)
+    return server
 
 
 def _failpoints(environ: Mapping[str, str]) -> Failpoints:

@@ -127,24 +127,20 @@ class DurableBatches:
         metadata: Mapping[str, str],
         fingerprint: bytes = b"",
         parent_id: str = "",
+        batch_id: str = "",
     ) -> tuple[StoredBatch, bool]:
         """Keeps a batch whose items were checked; answers with it, and whether it is new.
 
+        `batch_id`: what it is called, where it has a name already.
         Raises RequestIdReusedError, LimitExceededError (too many batches, or no room to keep them),
         ShuttingDownError.
         """
         if self._is_closing:
             raise ShuttingDownError("the service is being stopped; send this again to its successor")
-        if len(self._waiting) + len(self._running) >= self._settings.most_open:
-            raise LimitExceededError(
-                f"{len(self._waiting) + len(self._running):,} kept batches have not ended; at most "
-                f"{self._settings.most_open:,} may be open",
-                metadata={"limit": "max_kept_batches"},
-                retry_after_s=30.0,
-            )
+        self.refuse_too_many()
         now_ns = self._clock.time_ns()
         new = NewBatch(
-            batch_id=new_id(),
+            batch_id=batch_id or new_id(),
             config=config,
             fingerprint=fingerprint,
             parent_id=parent_id,
@@ -165,6 +161,16 @@ class DurableBatches:
             self._waiting.setdefault(stored.batch_id, stored)
             self._go_on()
         return stored, is_new
+
+    def refuse_too_many(self) -> None:
+        """Raises LimitExceededError where as many batches are open as may be."""
+        if len(self._waiting) + len(self._running) >= self._settings.most_open:
+            raise LimitExceededError(
+                f"{len(self._waiting) + len(self._running):,} kept batches have not ended; at most "
+                f"{self._settings.most_open:,} may be open",
+                metadata={"limit": "max_kept_batches"},
+                retry_after_s=30.0,
+            )
 
     async def retry(
         self,
@@ -214,6 +220,15 @@ class DurableBatches:
     async def get(self, batch_id: str) -> StoredBatch:
         """See the port."""
         return await self._store.get(batch_id)
+
+    async def until_over(self, batch_id: str) -> StoredBatch:
+        """The batch, once it has ended; raises BatchNotFoundError."""
+        while True:
+            turned = self._turned
+            stored = await self._store.get(batch_id)
+            if stored.is_over:
+                return stored
+            _ = await turned.wait()
 
     async def page(
         self, *, after: int, limit: int, states: Sequence[BatchState] = ()
