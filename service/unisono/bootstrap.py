@@ -116,8 +116,8 @@ async def running(
 ) -> AsyncGenerator[RunningService, None]:
     """Runs the service until the context is left; then drains it.
 
-    `with_metrics`, `with_http`: it serves metrics, and OpenAI's API, where that is set. `with_store`: it keeps batches
-    where that is set.
+    `with_metrics`, `with_http`: it serves metrics, and OpenAI's API, where that is set. `with_store`: it keeps
+    batches where that is set.
 
     A backend that is away does not keep it from starting. Raises OSError where it cannot listen, UnisonoError where
     the embedded engine cannot be had, and SettingError where backends are not configured as they must be.

@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncGenerator, Generator, Iterable
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import openai
@@ -18,12 +18,15 @@ from openai.types import Batch, Completion, CreateEmbeddingResponse, FileObject
 from openai.types.chat import ChatCompletion
 
 from tests.fakes.ollama import Answer
+from tests.fakes.otlp import OtlpReceiver
 from tests.integration.service import LIMIT_S, House, house
 from unisono.app.file_batches import FileBatches
 from unisono.edge.rest.lines import FileCheck
 
 OVER = ("completed", "failed", "expired", "cancelled")
-CHAT = "/v1/chat/completions"
+CHAT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
+# Twenty seconds, at five milliseconds a pass.
+LONG = "Go on [[tokens=4000]]"
 
 
 def line(custom_id: str, body: dict[str, Any], *, url: str = CHAT, method: str = "POST") -> str:
@@ -94,7 +97,7 @@ async def test_upload_create_poll_download(tmp_path: Path) -> None:
         assert (created.status, created.object, created.endpoint) == ("validating", "batch", CHAT)
         assert (created.completion_window, created.metadata) == ("24h", {"job": "night"})
         assert created.expires_at == created.created_at + 86_400
-        assert created.in_progress_at is created.output_file_id is created.errors is None
+        assert (created.in_progress_at, created.output_file_id, created.errors) == (None, None, None)
         batch = await until_over(client, created)
         assert batch.status == "completed"
         assert batch.error_file_id is None
@@ -202,10 +205,30 @@ async def test_a_large_answer_is_whole(tmp_path: Path) -> None:
     pieces = ("x" * 600_000,) * 8
     async with served(tmp_path) as (h, client):
         h.fake.answer("the book", Answer(content=pieces))
-        batch = await until_over(client, await create(client, [chat("large", "the book"), chat("small")]))
+        batch = await until_over(
+            client, await create(client, [chat("large", "the book", max_tokens=20), chat("small")])
+        )
         found = await lines_of(client, batch.output_file_id)
     assert found["large"]["response"]["body"]["choices"][0]["message"]["content"] == "".join(pieces)
     assert len(found["small"]["response"]["body"]["choices"][0]["message"]["content"]) < 100
+
+
+async def test_the_caller_s_trace_goes_on(
+    tmp_path: Path, otlp: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the header of the request that created the batch, to its items; the key of that request is not kept."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", otlp.endpoint)
+    trace, caller = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    async with served(tmp_path) as (_, client):
+        headers = {"traceparent": f"00-{trace}-{caller}-01"}
+        _ = await until_over(client, await create(client, chats(1), extra_headers=headers))
+    spans = await asyncio.to_thread(otlp.wait_for, lambda spans: len(spans) >= 3)
+    (root,) = [span for span in spans if span.name == "POST /v1/batches"]
+    assert (root.trace_id, root.parent_id) == (trace, caller)
+    assert root.attributes["http.route"] == "/v1/batches"
+    assert "rpc.method" not in root.attributes
+    assert {span.trace_id for span in spans} == {trace}
+    assert b"Bearer" not in (tmp_path / "journal.sqlite3").read_bytes()
 
 
 # -- Files that are no batch -----------------------------------------------------------------------------------
@@ -228,7 +251,8 @@ async def test_what_is_wrong_with_a_file_is_told_by_line(tmp_path: Path) -> None
         batch = await until_over(client, await create(client, lines))
         assert batch.status == "failed"
         assert batch.failed_at is not None
-        assert batch.in_progress_at is batch.finalizing_at is batch.output_file_id is batch.error_file_id is None
+        assert (batch.in_progress_at, batch.finalizing_at) == (None, None)
+        assert (batch.output_file_id, batch.error_file_id) == (None, None)
         assert batch.errors is not None
         found = [(one.line, one.code, one.param) for one in batch.errors.data or ()]
         assert found == [
@@ -293,10 +317,12 @@ def slow_checks(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
 
 async def test_a_batch_is_cancelled(tmp_path: Path) -> None:
     """What was answered stays; the others never ran, and say so."""
-    async with served(tmp_path, pass_s=0.005, num_parallel=2) as (_, client):
-        batch = await create(client, [*chats(4), *(chat(f"long{n}", "Go on [[tokens=4000]]") for n in range(4))])
+    async with served(tmp_path, pass_s=0.005, num_parallel=3) as (_, client):
+        batch = await create(
+            client, [*chats(6), chat("long0", LONG, max_tokens=4000), chat("long1", LONG, max_tokens=2000)]
+        )
         async with asyncio.timeout(LIMIT_S):
-            while not batch.request_counts or batch.request_counts.completed < 2:
+            while not batch.request_counts or batch.request_counts.completed < 1:
                 await asyncio.sleep(0.01)
                 batch = await client.batches.retrieve(batch.id)
         assert batch.status == "in_progress"
@@ -310,6 +336,7 @@ async def test_a_batch_is_cancelled(tmp_path: Path) -> None:
         done = await lines_of(client, batch.output_file_id)
         rest = await lines_of(client, batch.error_file_id)
         assert len(done) + len(rest) == 8
+        assert {"long0", "long1"} <= set(rest)
         assert all(one["response"] is None and one["error"]["code"] == "batch_cancelled" for one in rest.values())
         with pytest.raises(openai.ConflictError) as caught:
             _ = await client.batches.cancel(batch.id)
@@ -332,14 +359,14 @@ async def test_a_batch_is_cancelled_while_its_file_is_checked(
 async def test_a_batch_expires(tmp_path: Path) -> None:
     """Whatever has no answer when its window is over; another window than OpenAI's is taken."""
     async with served(tmp_path, pass_s=0.005, num_parallel=2) as (_, client):
-        lines = [chat("short"), *(chat(f"long{n}", "Go on [[tokens=4000]]", max_tokens=4000) for n in range(4))]
+        lines = [chat("short"), chat("long0", LONG, max_tokens=4000)]
         batch = await until_over(client, await create(client, lines, window="1s"))
         assert batch.status == "expired"
         assert batch.expired_at is not None
         assert batch.finalizing_at is not None
         assert set(await lines_of(client, batch.output_file_id)) == {"short"}
         rest = await lines_of(client, batch.error_file_id)
-    assert set(rest) == {f"long{n}" for n in range(4)}
+    assert set(rest) == {"long0"}
     assert all(one["response"] is None and one["error"]["code"] == "batch_expired" for one in rest.values())
 
 
@@ -452,6 +479,6 @@ async def test_what_is_old_is_deleted(tmp_path: Path) -> None:
         _ = await create(client, chats(1))
     async with served(tmp_path) as (_, client):
         async with asyncio.timeout(LIMIT_S):
-            while [file async for file in client.files.list()]:
+            while [file async for file in client.files.list()]:  # noqa: ASYNC110 - nobody tells
                 await asyncio.sleep(0.01)
     assert not list((tmp_path / "files").iterdir())

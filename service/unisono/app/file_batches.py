@@ -217,8 +217,9 @@ class FileBatches:
 
     async def cancel(self, batch: FileBatch) -> None:
         """Ends an open batch: what was not answered yet never will be."""
+        if batch.batch_id in self._open:
+            self._cancelling.add(batch.batch_id)
         await self.files.set_cancelling(batch.batch_id, self._clock.time_ns())
-        self._cancelling.add(batch.batch_id)
         # While its file is checked there is none; whoever checks it looks afterwards.
         with suppress(BatchNotFoundError):
             _ = await self._durable.cancel(batch.batch_id)
@@ -358,9 +359,6 @@ class FileBatches:
                 BatchState.EXPIRED: FileBatchState.EXPIRED,
                 BatchState.CANCELLED: FileBatchState.CANCELLED,
             }.get(stored.state, FileBatchState.COMPLETED)
-            if self._is_left(batch) and state is FileBatchState.COMPLETED:
-                # It was answered to its end while somebody asked for that.
-                state = FileBatchState.CANCELLED
             await self._end(
                 batch,
                 state,
@@ -390,8 +388,10 @@ class FileBatches:
         cached_tokens: int = 0,
     ) -> None:
         now_ns = self._clock.time_ns()
-        # Somebody may have asked for its end meanwhile.
         known = await self.files.find_batch(batch.batch_id) or batch
+        if known.cancelling_ns is not None and state is FileBatchState.COMPLETED:
+            # It was answered to its end while somebody asked for that.
+            state = FileBatchState.CANCELLED
         ended = replace(
             known,
             state=state,

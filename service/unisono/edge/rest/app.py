@@ -39,6 +39,7 @@ _BATCHES_PAGE, _MAX_BATCHES_PAGE = 20, 100
 # Bytes of a file that are sent at one time.
 _SENT_BYTES: Final = 256 * 1024
 _JSON: Final = "application/json"
+_TRACE_HEADERS: Final = ("traceparent", "tracestate")
 
 
 class RestRoutes:
@@ -75,12 +76,15 @@ class RestRoutes:
         paths: dict[str, dict[str, _Handler]] = {}
         for path, method, handler in routes:
             paths.setdefault(path, {})[method] = handler
-        return Starlette(
+        app = Starlette(
             routes=[
                 Route(path, self._answered(handlers), methods=list(handlers)) for path, handlers in paths.items()
             ],
             exception_handlers={HTTPException: _no_route},
         )
+        # A path with a slash too many is another path, for OpenAI too.
+        app.router.redirect_slashes = False
+        return app
 
     # -- Files -------------------------------------------------------------------------------------------------
 
@@ -150,7 +154,8 @@ class RestRoutes:
             window_s=asked.window_s,
             metadata=asked.metadata,
             output_keep_s=asked.output_keep_s,
-            carrier=dict(request.headers),
+            # No more of the headers is kept: they hold the caller's key.
+            carrier={name: request.headers[name] for name in _TRACE_HEADERS if name in request.headers},
         )
         return _json(objects.batch_object(batch, None))
 
