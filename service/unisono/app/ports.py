@@ -261,7 +261,7 @@ class Listener(Protocol):
     """Whoever wants to watch batches."""
 
     def batch_accepted(self, *, batch_id: str, method: str, carrier: Mapping[str, str], at_ns: int) -> BatchWatch:
-        """A batch exists. `method` is an rpc's full name ("unisono.v1.BatchInference/RunBatch"), or "POST /v1/batches".
+        """A batch exists. `method`: an rpc's full name ("unisono.v1.BatchInference/RunBatch"), or "POST /v1/batches".
 
         `carrier` holds the caller's metadata, from which its trace context (traceparent, tracestate) is taken.
         """
