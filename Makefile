@@ -20,7 +20,7 @@ serve: $(RUN)  ## start the service on 127.0.0.1:50051
 	$(BIN)/unisono serve $(ARGS)
 
 ##@ Prove
-.PHONY: test check test-live test-clients bench bench-release bench-cancel bench-overhead bench-passes bench-work soak
+.PHONY: test check test-live test-clients faults bench bench-release bench-cancel bench-overhead bench-journal bench-passes bench-work soak
 test: check  ## everything: check, then all tests, core/ at 100 % branch coverage
 	$(BIN)/python -m pytest -ra --cov=unisono.core --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=100 $(ARGS)
 
@@ -39,6 +39,9 @@ test-live: $(DEV)  ## the contract tests against a real Ollama (UNISONO_LIVE_OLL
 test-clients: $(DEV)  ## the clients in other languages, built and run; those without a toolchain are named at the end
 	$(BIN)/python -m pytest -ra -m clients tests/clients $(ARGS)
 
+faults: $(DEV)  ## kill the service 100 times at random instants, and 10 at each failpoint; ARGS='--random 5 --each 1' less
+	$(BIN)/python -m tests.faults.kills $(ARGS)
+
 bench: $(DEV)  ## all benches of the service's own parts
 	$(BIN)/python -m tests.bench $(ARGS)
 
@@ -50,6 +53,9 @@ bench-cancel: $(DEV)  ## how soon a cancelled batch's connections are closed
 
 bench-overhead: $(DEV)  ## how much longer one item takes through the service
 	$(BIN)/python -m tests.bench.overhead $(ARGS)
+
+bench-journal: $(DEV)  ## how fast 50,000 results go into the journal's file, and how soon a page comes out
+	$(BIN)/python -m tests.bench.journal $(ARGS)
 
 bench-passes: $(DEV)  ## forward passes of 16 questions on the embedded engine, beside its own counter
 	$(BIN)/python -m pytest -q -s tests/acceptance -k sixteen_questions $(ARGS)

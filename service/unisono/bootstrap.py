@@ -25,7 +25,6 @@ from unisono.adapters.embedded.backend import MODEL
 from unisono.adapters.embedded.process import EngineProcess, find_model
 from unisono.adapters.journal.failpoints import Failpoints
 from unisono.adapters.journal.memory import MemoryJournal
-from unisono.adapters.journal.sqlite import SqliteJournal
 from unisono.adapters.llama_server import LlamaServerBackend
 from unisono.adapters.metrics.endpoint import MetricsEndpoint
 from unisono.adapters.metrics.series import Series
@@ -38,7 +37,6 @@ from unisono.adapters.telemetry.trace import TraceListener
 from unisono.app.batches import Batches, BatchesSettings
 from unisono.app.driver import BackendDriver
 from unisono.app.durable import DurableBatches, DurableSettings
-from unisono.app.file_batches import FileBatches, FileSettings
 from unisono.app.listeners import BothListeners
 from unisono.app.resolve import Resolver
 from unisono.config import EMBEDDED, LLAMA_SERVER, SettingError, configured_backends, parse_address
@@ -50,22 +48,21 @@ from unisono.core.memory import MemoryBounds
 from unisono.core.window import WindowSettings
 from unisono.edge.grpc.server import MAX_RECEIVE_BYTES, MAX_SEND_BYTES, GrpcServer
 from unisono.edge.grpc.service import BatchInferenceServicer, ServerFacts
-from unisono.edge.rest.app import RestRoutes
-from unisono.edge.rest.lines import OpenAILines
-from unisono.edge.rest.server import RestServer
+from unisono.folders import data_folder, slots_path
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
+    from unisono.adapters.journal.sqlite import SqliteJournal
     from unisono.app.ports import Backend, BackendStanding, Listener
     from unisono.config import BackendSettings, Settings
     from unisono.core.arbiter import Back
     from unisono.core.model import ModelInfo
+    from unisono.edge.rest.server import RestServer
 
 log = structlog.get_logger("unisono")
 # Where Ollama listens when nobody says otherwise, and how long a look whether it is there may take.
 _LOOK_S = 1.0
-_SLOTS_FILE = "slots.json"
 # After the batches have ended, calls have so long to read the end.
 _LAST_WORDS_S = 2.0
 _ENGINE_START_S = 120.0
@@ -144,7 +141,7 @@ async def running(
             listener = telemetry.listener(backends, item_limit=settings.trace_items)
         else:
             listener = TraceListener(NoOpTracerProvider())
-        path = state_path(settings, os.environ)
+        path = slots_path(settings, os.environ)
         memory = SlotsFile(path) if path is not None else None
         if path is not None and memory is not None:
             _warn_of_state(path.parent)
@@ -292,14 +289,26 @@ class _Kept:
 async def _start_store(
     settings: Settings, batches: Batches, clock: SystemClock, stack: AsyncExitStack
 ) -> _Kept | None:
-    """Where batches are kept, and those that have not ended going on; None: nowhere, because it is set so."""
+    """Where batches are kept, and those that have not ended going on; None: nowhere, because it is set so.
+
+    Nor where nobody has set a folder, and the usual one cannot be had: that is a warning.
+    """
     folder = data_folder(settings, os.environ)
     if folder is None:
         return None
+    # Only now: what stands behind it takes a third of a second, which a service for one command is spared.
+    from unisono.adapters.journal.sqlite import SqliteJournal  # noqa: PLC0415
+
     journal = SqliteJournal(
         folder, keep_s=settings.retention, max_bytes=settings.max_data_bytes, failpoint=_failpoints(os.environ)
     )
-    await journal.start(clock.time_ns())
+    try:
+        await journal.start(clock.time_ns())
+    except (OSError, UnisonoError) as error:
+        if settings.data_dir:
+            raise
+        log.warning("no batches are kept: set UNISONO_DATA_DIR to a folder, or to none", error=str(error))
+        return None
     stack.push_async_callback(journal.close)
     durable = DurableBatches(
         journal,
@@ -321,6 +330,12 @@ async def _start_rest(
 
     Batches that were made of files go on all the same.
     """
+    # Only now, as with the journal.
+    from unisono.app.file_batches import FileBatches, FileSettings  # noqa: PLC0415
+    from unisono.edge.rest.app import RestRoutes  # noqa: PLC0415
+    from unisono.edge.rest.lines import OpenAILines  # noqa: PLC0415
+    from unisono.edge.rest.server import RestServer  # noqa: PLC0415
+
     made: FileBatches | None = None
     if kept is not None:
         made = FileBatches(
@@ -363,33 +378,6 @@ def _failpoints(environ: Mapping[str, str]) -> Failpoints:
         return Failpoints(environ.get("UNISONO_FAILPOINTS", ""))
     except ValueError as error:
         raise SettingError(f"UNISONO_FAILPOINTS: {error}") from error
-
-
-def data_folder(settings: Settings, environ: Mapping[str, str]) -> Path | None:
-    """Where batches are kept; None: nowhere."""
-    return _folder(settings.data_dir, environ, "XDG_DATA_HOME", ".local/share")
-
-
-def state_path(settings: Settings, environ: Mapping[str, str]) -> Path | None:
-    """The file of remembered slots; None where there is to be none, or no home to put it in."""
-    folder = _folder(settings.state_dir, environ, "XDG_STATE_HOME", ".local/state")
-    return folder / _SLOTS_FILE if folder is not None else None
-
-
-def _folder(setting: str, environ: Mapping[str, str], variable: str, in_home: str) -> Path | None:
-    """The folder that a setting names; else that of the XDG Base Directory Specification. None: none, or no home."""
-    if setting.strip().lower() == "none":
-        return None
-    if setting:
-        return Path(setting).expanduser()
-    base = Path(environ.get(variable, ""))
-    if not base.is_absolute():
-        # A relative path is to be ignored, says the specification.
-        try:
-            base = Path.home() / in_home
-        except RuntimeError:
-            return None
-    return base / "unisono"
 
 
 def _warn_of_state(folder: Path) -> None:

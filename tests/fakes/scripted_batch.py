@@ -26,6 +26,7 @@ from unisono.core.errors import (
     UnisonoError,
 )
 from unisono.core.events import BatchState, Result, Summary
+from unisono.core.idle import IdleReason
 from unisono.core.memory import MemoryEstimate
 from unisono.core.model import (
     ChatRequest,
@@ -57,7 +58,6 @@ from unisono.core.report import (
     FamilyReport,
     GroupPlanned,
     GroupReport,
-    IdleReason,
     Progress,
     Report,
 )

@@ -380,12 +380,12 @@ class House:
         self.stub: Any = pb_grpc.BatchInferenceStub(self.channel)
         # Where this test provokes defects.
         self.expected_defects: set[str] = set()
-        self._logs = logs
+        self.logs = logs
 
     @property
     def defects(self) -> list[tuple[str, BaseException]]:
         """What was reported as a defect: where, and what."""
-        return [(entry["where"], entry["exc_info"][1]) for entry in self._logs if entry["event"] == "defect"]
+        return [(entry["where"], entry["exc_info"][1]) for entry in self.logs if entry["event"] == "defect"]
 
     @property
     def backend(self) -> Backend:

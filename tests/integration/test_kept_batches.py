@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -361,3 +364,39 @@ async def test_a_cancelled_batch_is_not_run_by_the_next_service(tmp_path: Path) 
         found = await until_over(h, batch.batch_id)
         assert (found.state, found.counts.cancelled) == (CANCELLED, 5)
         assert not h.work
+
+
+# -- What goes wrong with the file -----------------------------------------------------------------------------
+
+
+async def test_a_batch_that_cannot_be_read_costs_no_other(tmp_path: Path) -> None:
+    """It is reported, and makes room."""
+    settings = {"max_kept_running": 1}
+    async with house(keeps_in=tmp_path, settings=settings, starts_away=True) as h:
+        broken = await h.submit(chats(2, num_predict=1))
+        whole = await h.submit(chats(2, num_predict=1))
+    with closing(sqlite3.connect(tmp_path / "journal.sqlite3")) as file:
+        _ = file.execute("UPDATE items SET packed = x'c1' WHERE batch = 1")
+        file.commit()
+    async with house(keeps_in=tmp_path, settings=settings) as h:
+        h.expected_defects.add(f"reading kept batch {broken.batch_id}")
+        assert (await until_over(h, whole.batch_id)).counts.completed == 2
+        assert (await h.kept(broken.batch_id)).state == RUNNING
+        assert h.defects
+
+
+async def test_two_services_do_not_share_a_folder(tmp_path: Path) -> None:
+    """The second does not start where it was told to keep batches there, and says which process has it."""
+    async with house(keeps_in=tmp_path):
+        with pytest.raises(Exception, match=rf"process {os.getpid()}.*UNISONO_DATA_DIR"):
+            async with house(keeps_in=tmp_path):
+                pass
+
+
+async def test_the_usual_folder_is_no_reason_not_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody has set one, and another service has it: then nothing is kept, and the log says so."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    async with house(keeps_in=tmp_path / "unisono"), house(keeps_in=tmp_path, settings={"data_dir": ""}) as h:
+        found = await refused(h.stub.SubmitBatch(pb.SubmitBatchRequest(config=config(), items=chats(1))))
+        assert found.reason == "NOTHING_KEPT"
+        assert any("no batches are kept" in entry["event"] for entry in h.logs)

@@ -167,7 +167,7 @@ async def _run(
     batch, _ = batches.open(config, method=method, carrier=carrier, item_count=len(checked))
     ended = _Ended()
     # The batch lives on this call: whoever leaves it cancels the batch.
-    batch.join_caller()
+    batch.callers.join()
     try:
         batch.run_whole(checked)
         async with aclosing(follow(batch, clock)) as events:
@@ -180,7 +180,7 @@ async def _run(
                     case _:
                         pass
     finally:
-        batch.lose_caller()
+        batch.callers.lose()
     # Nobody was told its name; kept, it would push out batches that somebody may still ask for.
     batches.forget(batch)
     return ended

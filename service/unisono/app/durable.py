@@ -12,6 +12,7 @@ left as they stand.
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ from unisono.core.errors import (
     InvalidRequestError,
     LimitExceededError,
     ShuttingDownError,
+    UnisonoError,
     Violation,
 )
 from unisono.core.events import Heartbeat
@@ -48,6 +50,10 @@ _PAGE = 500
 _EVENTS = 64
 # What is old is deleted so often.
 _TIDY_S = 60.0
+# A batch whose items could not be read is tried again after so long.
+_AGAIN_S = 60.0
+# Ended batches whose names are remembered: who sends one of them again must not run it again.
+_MOST_ENDED = 10_000
 # How often it is seen whether all is answered, while the service is being stopped.
 _LOOK_S = 0.02
 # States of items that are worth another try.
@@ -84,7 +90,9 @@ class DurableBatches:
         # Those that wait for their turn, and those that run.
         self._waiting: dict[str, StoredBatch] = {}
         self._running: dict[str, RunningBatch] = {}
-        # Of these, which have their items.
+        # Those that have ended here, the last ones.
+        self._ended: OrderedDict[str, None] = OrderedDict()
+        # Of those that run, which have their items.
         self._began: dict[str, asyncio.Event] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         # Set, and replaced, whenever a batch has begun to run, or ended.
@@ -157,8 +165,9 @@ class DurableBatches:
             for one in checked
         ]
         stored, is_new = await self._store.submit(new, items, is_whole=True)
-        if not stored.is_over and stored.batch_id not in self._running:
-            self._waiting.setdefault(stored.batch_id, stored)
+        # It may have ended since it was looked at; and one that was kept though its caller was told otherwise runs.
+        if not stored.is_over and not self.runs(stored.batch_id) and stored.batch_id not in self._ended:
+            self._waiting[stored.batch_id] = stored
             self._go_on()
         return stored, is_new
 
@@ -317,10 +326,23 @@ class DurableBatches:
         self._keep(self._run(stored, batch))
 
     async def _run(self, stored: StoredBatch, batch: RunningBatch) -> None:
-        """Gives a batch its items, and how the others ended."""
+        """Gives a batch its items. One that cannot be read makes room for others, and is tried again later."""
+        try:
+            await self._give_items(stored, batch)
+        except Exception as error:  # noqa: BLE001 - whatever it is must cost this batch alone, and be seen
+            self._report_defect(f"reading kept batch {stored.batch_id}", error)
+            self._began[stored.batch_id].set()
+            batch.leave()
+            await asyncio.sleep(_AGAIN_S)
+            self._waiting[stored.batch_id] = await self._store.get(stored.batch_id)
+            self._go_on()
+
+    async def _give_items(self, stored: StoredBatch, batch: RunningBatch) -> None:
         batch_id = stored.batch_id
-        if stored.started_ns is None and not self._store.trouble:
-            await self._store.set(batch_id, started_ns=self._clock.time_ns())
+        if stored.started_ns is None:
+            # Where there is no room to write it, it is not known; the batch runs all the same.
+            with suppress(LimitExceededError):
+                await self._store.set(batch_id, started_ns=self._clock.time_ns())
         ended = await self._store.ended(batch_id)
         items: list[tuple[int, Item | BadItem]] = []
         while page := await self._store.items(batch_id, after=items[-1][0] if items else -1, limit=_PAGE):
@@ -351,6 +373,10 @@ class DurableBatches:
 
     async def _end(self, batch: RunningBatch) -> None:
         await self._store.settle(batch.batch_id)
+        if not batch.is_left:
+            self._ended[batch.batch_id] = None
+            if len(self._ended) > _MOST_ENDED:
+                _ = self._ended.popitem(last=False)
         _ = self._running.pop(batch.batch_id, None)
         _ = self._began.pop(batch.batch_id, None)
         self._tell()
@@ -370,9 +396,12 @@ class DurableBatches:
     async def _tidy(self) -> None:
         """Deletes what was kept for long enough, now and then."""
         while True:
-            # Where there is no room to write, it is tried again.
-            with suppress(LimitExceededError):
-                _ = await self._store.delete_old(self._clock.time_ns())
+            try:
+                # Where there is no room to write, it is tried again.
+                with suppress(LimitExceededError):
+                    _ = await self._store.delete_old(self._clock.time_ns())
+            except UnisonoError as error:
+                self._report_defect("deleting old batches", error)
             await asyncio.sleep(_TIDY_S)
 
     def _keep(self, work: Coroutine[None, None, None]) -> None:

@@ -48,7 +48,7 @@ async def follow(
     woken = asyncio.Event()
     speech = _Speech(batch, deltas, woken) if deltas is not None else None
     reader = Reader(woken.set, speech.spoke if speech else None, has_read=after)
-    batch.attach(reader)
+    batch.callers.attach(reader)
     silent_since_s = clock.monotonic_s()
     try:
         while True:
@@ -84,7 +84,7 @@ async def follow(
                 yield Heartbeat()
                 silent_since_s = clock.monotonic_s()
     finally:
-        batch.detach(reader)
+        batch.callers.detach(reader)
 
 
 def _ending(event: LastingEvent) -> int | None:

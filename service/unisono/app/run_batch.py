@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 
 from unisono.app import intake
 from unisono.app.batch_journal import BatchJournal
+from unisono.app.callers import Callers
 from unisono.app.dispatch import Dispatch
 from unisono.app.intake import Gate
 from unisono.app.item_run import ItemRun
+from unisono.app.register import Register
 from unisono.app.timers import Timers
 from unisono.core import paging
 from unisono.core.batch import Ack, BadItem
@@ -41,7 +43,6 @@ from unisono.core.report import Progress, Report
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from unisono.app.batch_journal import Reader
     from unisono.app.coalesce import Company
     from unisono.app.driver import BackendDriver
     from unisono.app.intake import Checked
@@ -93,23 +94,19 @@ class RunningBatch:
         self._on_end = on_end
         age_s = 0.0 if stored is None else max(0.0, (clock.time_ns() - stored.created_ns) / 1e9)
         self._accepted_s = clock.monotonic_s() - age_s
-        # Items by index, until they end; the ids of all, and by index the fingerprints of what was asked.
+        # Items by index, until they end; and the names of all.
         self._runs: dict[int, ItemRun] = {}
-        self._index_of: dict[str, int] = {}
-        # The answers of an item that has several, by the item's own id.
-        self._variants_of: dict[str, list[int]] = {}
-        self._fingerprints: list[int] = []
+        self._register = Register()
         # Items that were added and not yet released.
         self._waiting: list[ItemRun] = []
         self._is_input_closed = False
         self._is_resting = False
+        # Whether another run of it will tell what becomes of it.
+        self.is_left = False
         self._is_kept = stored is not None
         self._counts: Counter[ItemState] = Counter()
         # Why the batch ends before all its items have ended by themselves; None while it does not.
         self._cut_short: UnisonoError | None = None
-        # Calls on which the batch lives, and how the stream that adds items is told that another took its place.
-        self._callers = 0
-        self._on_replaced: Callable[[], None] | None = None
         self._timers = Timers()
         max_bytes = limits.max_journal_bytes
         self.journal = BatchJournal(
@@ -120,6 +117,13 @@ class RunningBatch:
             on_full=self._pause,
             on_room=self._resume,
             on_lost=lambda _error: self.leave(),
+        )
+        self.callers = Callers(
+            config,
+            self.journal,
+            self._timers,
+            is_needed=lambda: not (self.is_over or self._is_kept),
+            cancel=lambda error: self.cancel(error=error),
         )
         self._dispatch = Dispatch(
             config,
@@ -160,19 +164,19 @@ class RunningBatch:
     @property
     def accepted_count(self) -> int:
         """Items that were accepted so far."""
-        return len(self._fingerprints)
+        return len(self._register)
 
     @property
     def size_bytes(self) -> int:
         """Bytes that it is charged for once it has ended: its journal, its pass maps, and names of items."""
         mapped = sum(group.counter.participations for group in self._dispatch.groups)
-        return self.journal.size_bytes + 16 * mapped + _BYTES_OF_AN_ITEM * len(self._fingerprints) + _BYTES_OF_A_BATCH
+        return self.journal.size_bytes + 16 * mapped + _BYTES_OF_AN_ITEM * len(self._register) + _BYTES_OF_A_BATCH
 
     @property
     def progress(self) -> Progress:
         """How far it is."""
         return Progress(
-            accepted=len(self._fingerprints),
+            accepted=len(self._register),
             queued=len(self._runs) - self.in_flight,
             in_flight=self.in_flight,
             completed=self._counts[ItemState.COMPLETED],
@@ -215,13 +219,10 @@ class RunningBatch:
         """Takes the items of a kept batch, each in its place, and what became of the others; no more will come."""
         for one in ended:
             self._counts[one.state] += 1
-            self._index_of[one.item_id] = one.index
-        total = len(self._index_of)
+            self._register.restore(one.index, one.item_id)
         for index, item in items:
-            total += 1
+            self._register.restore(index, item.item_id, item.variant_of)
             self._put(index, item, item.violations if isinstance(item, BadItem) else ())
-        # What was asked for is never asked for again: no stream adds to it.
-        self._fingerprints = [0] * total
         self.close_input()
 
     def rest(self) -> None:
@@ -236,6 +237,7 @@ class RunningBatch:
 
     def leave(self) -> None:
         """Another process runs it, or will: what happens here counts no more, and backends are left alone."""
+        self.is_left = True
         self.journal.close()
         _ = self.cancel(error=ShuttingDownError("the batch is left to another process"))
 
@@ -276,12 +278,12 @@ class RunningBatch:
         `error` says why; None: the caller wanted it. Raises ItemNotFoundError, unless such items are ignored.
         """
         is_all = not item_ids
-        found = {item_id: self._indexes(item_id) for item_id in item_ids}
+        found = {item_id: self._register.indexes(item_id) for item_id in item_ids}
         unknown = [item_id for item_id, indexes in found.items() if not indexes]
         if unknown and not ignores_unknown:
             raise ItemNotFoundError(f"batch {self.batch_id} has no item {unknown[0]!r}")
         named = dict.fromkeys(index for indexes in found.values() for index in indexes)
-        indexes = list(self._index_of.values() if is_all else named)
+        indexes = self._register.all() if is_all else list(named)
         running = [index for index in indexes if index in self._runs]
         if is_all:
             self._cut_short = self._cut_short or error or CancelledItemError("the batch was cancelled")
@@ -296,48 +298,10 @@ class RunningBatch:
             self._dispatch.deadline_s = moment_s
             self._timers.start("deadline", max(0.0, moment_s - self._clock.monotonic_s()), self._expire)
 
-    def attach(self, reader: Reader) -> None:
-        """Somebody follows from now on."""
-        self.journal.attach(reader)
-        self._timers.stop("lost")
-
-    def detach(self, reader: Reader) -> None:
-        """That reader has gone."""
-        self.journal.detach(reader)
-        self._notice_loss()
-
-    def join_caller(self, on_replaced: Callable[[], None] | None = None) -> None:
-        """Somebody holds a call on which the batch lives: the one that opened it, or one that sent it again.
-
-        With `on_replaced`, the caller is a stream that adds items. There is one at a time: the former is told.
-        """
-        self._callers += 1
-        if on_replaced is not None:
-            former, self._on_replaced = self._on_replaced, on_replaced
-            if former is not None:
-                former()
-
-    def lose_caller(self) -> None:
-        """A caller is gone. Was it the last, the batch is cancelled, or goes on without a reader for a while."""
-        self._callers -= 1
-        self._notice_loss()
-
-    def _notice_loss(self) -> None:
-        if self.is_over or self._is_kept or self._callers > 0:
-            return
-        if not self.config.detaches:
-            _ = self.cancel(error=CancelledItemError("the caller went away (on_disconnect: CANCEL)"))
-        elif not self.journal.has_readers:
-            grace_s = self.config.detach_grace_s or 0.0
-            error = CancelledItemError(f"nobody has followed the batch for {grace_s:g} s (detach_grace)")
-            self._timers.start("lost", grace_s, lambda: self.cancel(error=error))
-
     def let_go(self) -> None:
         """It is forgotten: it and its parts, which know each other, wait for no search for such circles."""
-        self._index_of.clear()
-        self._variants_of.clear()
-        self._fingerprints.clear()
-        self._on_replaced = None
+        self._register.clear()
+        self.callers.let_go()
         self._dispatch.let_go()
         self.journal.let_go()
 
@@ -346,11 +310,11 @@ class RunningBatch:
     def _take(self, several: Sequence[Checked], *, is_reopened: bool) -> list[Ack]:
         """Takes an item, as the items that its answers are; or refuses it as one."""
         place, first = several[0].place, several[0].item
-        fresh = [one for one in several if one.item.item_id not in self._index_of]
+        register = self._register
+        fresh = [one for one in several if one.item.item_id not in register]
         refusal = None if not fresh else self._refusal(len(fresh))
         for one in several:
-            known = self._index_of.get(one.item.item_id)
-            if known is not None and not (is_reopened and self._fingerprints[known] == _fingerprint(one.item)):
+            if one.item.item_id in register and not (is_reopened and register.is_same(one.item)):
                 refusal = DuplicateItemError(f"the batch already has an item {one.item.item_id!r}")
         if refusal is not None:
             return [Ack(item_id=first.variant_of or first.item_id, place=place, refusal=refusal)]
@@ -361,23 +325,14 @@ class RunningBatch:
         elif self._waiting and self.config.release_interval_s and "release" not in self._timers:
             self._timers.start("release", self.config.release_interval_s, self.release)
         item_ids = [one.item.item_id for one in several]
-        return [Ack(item_id=item_id, place=place, index=self._index_of[item_id]) for item_id in item_ids]
-
-    def _indexes(self, item_id: str) -> Sequence[int]:
-        """The item of that id, or the answers of the item that was sent under it."""
-        index = self._index_of.get(item_id)
-        return self._variants_of.get(item_id, ()) if index is None else (index,)
+        return [Ack(item_id=item_id, place=place, index=register.index(item_id)) for item_id in item_ids]
 
     def _place(self, item: Item | BadItem, wrong: Sequence[Violation]) -> None:
         """Makes an item part of the batch: waiting for its release, or failed at once."""
-        index = len(self._fingerprints)
-        self._fingerprints.append(_fingerprint(item))
-        self._put(index, item, wrong)
+        self._put(self._register.add(item), item, wrong)
 
     def _put(self, index: int, item: Item | BadItem, wrong: Sequence[Violation]) -> None:
         """The item has this place."""
-        if self._index_of.setdefault(item.item_id, index) == index and item.variant_of:
-            self._variants_of.setdefault(item.variant_of, []).append(index)
         if isinstance(item, BadItem) or wrong:
             error = intake.error_of(wrong)
             self._end_item(
@@ -402,7 +357,7 @@ class RunningBatch:
         """Why so many more items are not taken at this moment."""
         if self._is_input_closed or self.is_over:
             return InputClosedError(f"batch {self.batch_id} takes no more items")
-        count_so_far = len(self._fingerprints)
+        count_so_far = len(self._register)
         if count_so_far + count > self._limits.max_items:
             return BatchFullError(f"a batch has at most {self._limits.max_items:,} items; open another one")
         if count_so_far + count > self.credit:
@@ -492,8 +447,3 @@ class RunningBatch:
         self.journal.write(self.progress)
         if self._runs:
             self._timers.start("progress", PROGRESS_INTERVAL_S, self._tell_progress)
-
-
-def _fingerprint(item: Item | BadItem) -> int:
-    """Stands for an item's content. With its options in words, since Python hashes -1 and -2 alike."""
-    return hash((item, repr(item.options) if not isinstance(item, BadItem) else ""))

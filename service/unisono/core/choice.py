@@ -23,9 +23,9 @@ from math import hypot
 from typing import TYPE_CHECKING
 
 from unisono.core.commands import ReleaseReason
+from unisono.core.idle import IdleReason
 from unisono.core.makespan import grain, passes
 from unisono.core.prefixes import MIN_SHARED_BYTES, common_bytes
-from unisono.core.report import IdleReason
 from unisono.core.returns import MOST_RETURNS, Returns
 from unisono.core.waiting import ALONE
 

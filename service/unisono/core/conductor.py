@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING
 
 from unisono.core.commands import Command, Release, Stage, Work
 from unisono.core.exits import Exits
-from unisono.core.idle import IdleTime
+from unisono.core.idle import IdleReason, IdleTime
 from unisono.core.lifecycle import IN_FLIGHT, Phase, Step
 from unisono.core.model import ItemState
 from unisono.core.patience import Patience
-from unisono.core.report import IdleReason, RunnerFigures
+from unisono.core.report import RunnerFigures
 from unisono.core.roster import Entry, Roster
 from unisono.core.schedule import Schedule
 from unisono.core.waiting import Waiting

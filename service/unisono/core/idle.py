@@ -9,15 +9,31 @@ counts as far as it lies below it, and so does all that follows.
 from __future__ import annotations
 
 from collections import defaultdict
+from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from unisono.core.report import IdleReason
+
+class IdleReason(Enum):
+    """Why a slot was idle."""
+
+    NO_ITEMS = "no_items"
+    REFILL = "refill"
+    PREFIX_COST = "prefix_cost"
+    PREFIX_PRICE = "prefix_price"
+    TOGETHER = "together"
+    BATCH_LIMIT = "batch_limit"
+    WINDOW = "window"
+    SUSPECTS = "suspects"
+    NOT_READY = "not_ready"
+    MEMORY = "memory"
+    YIELD = "yield"
+
 
 # Lanes above the first number, up to the second, and why they were idle.
-Span = tuple["IdleReason", int, int]
+Span = tuple[IdleReason, int, int]
 
 
 class IdleTime:

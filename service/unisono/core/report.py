@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import TYPE_CHECKING
 
-from unisono.core.idle import slot_seconds
+from unisono.core.idle import IdleReason, slot_seconds
 from unisono.core.memory import MemoryEstimate
 from unisono.core.model import RunnerSpec, Slots, SlotState
 from unisono.core.passes import PassCount
@@ -65,22 +64,6 @@ class WaveReport:
     release_spread_s: float
     # From the first to the last first token, by the backend's clock; None where fewer than two spoke.
     first_token_spread_s: float | None
-
-
-class IdleReason(Enum):
-    """Why a slot was idle."""
-
-    NO_ITEMS = "no_items"
-    REFILL = "refill"
-    PREFIX_COST = "prefix_cost"
-    PREFIX_PRICE = "prefix_price"
-    TOGETHER = "together"
-    BATCH_LIMIT = "batch_limit"
-    WINDOW = "window"
-    SUSPECTS = "suspects"
-    NOT_READY = "not_ready"
-    MEMORY = "memory"
-    YIELD = "yield"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

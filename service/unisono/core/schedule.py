@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from unisono.core.choice import Choice, Look, choose
 from unisono.core.commands import ReleaseReason
 from unisono.core.costs import CostMeter
+from unisono.core.idle import IdleReason
 from unisono.core.lanes import Lanes
-from unisono.core.report import IdleReason
 from unisono.core.returns import Returns
 from unisono.core.seats import Seats
 from unisono.core.suspects import Suspects
@@ -141,7 +141,8 @@ class Schedule:
         if item is not None:
             self.room.take(item)
         else:
-            self._seats.leave(ticket, now)
+            is_lane_too_many = bool(self._seats.door) and len(self._lanes.all) > self._limit
+            self._seats.leave(ticket, now, is_lane_too_many=is_lane_too_many)
 
     def spoke(self, item: Waiting, now: float, *, is_drafted: bool = False) -> bool:
         """It got a token; `is_drafted`: see Seats.spoke. Answers whether that may decide something."""
@@ -260,7 +261,8 @@ class Schedule:
     def door(self, now: float, ready: Container[int]) -> list[Seat]:
         """Who may stand at the door now, of those that are ready.
 
-        Where it does not matter who gets which slot: one, or as many as are about to end.
+        Where it does not matter who gets which slot: one, or as many as are about to end. Whoever sits in a lane that
+        is tried beside the slots stands there already. Nobody goes before who is next, and is still being made ready.
         """
         if self._is_apart or self._capacity.slots.count == 0:
             return []
@@ -269,7 +271,8 @@ class Schedule:
         if not self._does_any_do:
             # Whoever stands at the door gets the first slot that falls free, whatever that slot holds.
             return []
-        count = max(self._seats.near_end, 1) - len(self._seats.door)
+        tried = max(0, len(self._lanes.all) - self._capacity.slots.count)
+        count = max(self._seats.near_end, 1) - len(self._seats.door) - tried
         decided = sorted(self._seats.decided.values(), key=self._turn) if count > 0 else []
         seats: list[Seat] = []
         chosen: Counter[int] = Counter()
@@ -278,6 +281,8 @@ class Schedule:
                 break
             batch = self.room.batch(seat.item.batch, seat.item.terms)
             is_free = not batch.terms.is_together and self.room.is_free(batch, now, more=chosen[batch.number])
+            if is_free and not batch.seated and seat.item.ticket not in ready:
+                break
             if is_free and seat.item.ticket in ready and self._has_room_for(seat.item, seats):
                 seats.append(seat)
                 chosen[batch.number] += 1
@@ -339,9 +344,9 @@ class Schedule:
     def _to_reconsider(self) -> list[Seat]:
         """Decisions that another lane's falling free may change.
 
-        Of those who were to follow in a lane: whose own lane is free by now; the longest, as many as lanes are free;
-        of each family that free lanes hold, the longest, as many as these lanes. While only suspects may go: all that
-        were about to.
+        Of those who were to follow in a lane: whose own lane is free by now; the longest, and those whose turn it is,
+        as many as lanes are free; of each family that free lanes hold, the longest, as many as these lanes. While
+        only suspects may go: all that were about to.
         """
         if self._is_apart:
             return [seat for seat in self._seats.decided.values() if seat.lane.ticket is None]
@@ -351,6 +356,7 @@ class Schedule:
         if not free or not following:
             return []
         found = heapq.nsmallest(len(free), following.values(), key=_rank)
+        found += heapq.nsmallest(len(free), following.values(), key=self._turn)
         found += [seat for seat in following.values() if seat.lane.ticket is None]
         homes = Counter(lane.holds.key for lane in free if lane.holds is not None)
         for family, lanes in homes.items():

@@ -151,8 +151,11 @@ class Seats:
             self._meter.prompt_done(now)
         self._meter.spoke(ticket, now, is_drafted=is_drafted)
 
-    def leave(self, ticket: int, now: float) -> None:
-        """It neither stands nor sits any more, if it did; who stands at the door takes its lane."""
+    def leave(self, ticket: int, now: float, *, is_lane_too_many: bool = False) -> None:
+        """It neither stands nor sits any more, if it did; who stands at the door takes its lane.
+
+        Unless that is one too many: then it was no slot, and the slot has been taken by who seemed to sit in another.
+        """
         stood = self.door.pop(ticket, None)
         if stood is not None:
             self._meter.left(ticket)
@@ -166,7 +169,7 @@ class Seats:
             self._meter.prompt_lost()
         self._meter.left(ticket)
         self._count_out(item)
-        if self.door:
+        if self.door and not is_lane_too_many:
             follower = self.door.pop(next(iter(self.door)))
             _ = self._sit(follower, lane, lane.holds, now)
 

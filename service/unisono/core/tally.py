@@ -12,8 +12,9 @@ from unisono.core.prefixes import MIN_SHARED_BYTES
 from unisono.core.report import FamilyReport, RunnerFigures
 
 if TYPE_CHECKING:
+    from unisono.core.idle import IdleReason
     from unisono.core.prefixes import Prefix
-    from unisono.core.report import Costs, IdleReason
+    from unisono.core.report import Costs
 
 # Families that a report lists, and that are counted at most.
 MOST_REPORTED = 100

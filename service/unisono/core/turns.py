@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from unisono.core.report import IdleReason
+from unisono.core.idle import IdleReason
 from unisono.core.yielding import Yielding
 
 if TYPE_CHECKING:

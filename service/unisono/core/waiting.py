@@ -3,7 +3,8 @@
 Theory of operation. *Batches*: of those that may go at all, the highest priority goes first. Among these, a batch
 that has nothing in a slot goes before one that has; otherwise the one that has had least for its weight, in
 expected tokens. One that was idle does not save up: it begins where the others are. So a lone request beside a
-batch of 5,000 starts with the next slot that falls free.
+batch of 5,000 starts with the next slot that falls free, or with the one after that, where somebody stood at the
+backend's door before it came.
 
 *Families*: the items of a batch whose prompts begin alike stand in one line, the longest expected answer first; at
 one length, in the order in which they came. Items that share nothing stand in the line of family 0.
@@ -18,7 +19,7 @@ from math import sqrt
 from typing import TYPE_CHECKING
 
 from unisono.core.commands import Terms
-from unisono.core.report import IdleReason
+from unisono.core.idle import IdleReason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -106,7 +106,7 @@ def same(one: Any, other: Any) -> bool:
     if dataclasses.is_dataclass(one):
         return all(same(getattr(one, field.name), getattr(other, field.name)) for field in dataclasses.fields(one))
     if isinstance(one, array):
-        return one.typecode == other.typecode and one.tobytes() == other.tobytes()
+        return bool(one.typecode == other.typecode and one.tobytes() == other.tobytes())
     if isinstance(one, (tuple, list)):
         return len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, dict):

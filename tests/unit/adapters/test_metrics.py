@@ -21,8 +21,9 @@ from unisono.app.ports import Listener, LoadOutcome, ReleaseTimes
 from unisono.core.commands import ReleaseReason
 from unisono.core.errors import ConnectionLostError, LoadFailedError, ModelNotFoundError, RunnerDiedError
 from unisono.core.events import BatchState
+from unisono.core.idle import IdleReason
 from unisono.core.model import RunnerOptions, RunnerSpec, Slots, SlotSource, SlotState
-from unisono.core.report import IdleReason, RunnerFigures
+from unisono.core.report import RunnerFigures
 
 SMOL = {"backend": "desk", "model": "smol"}
 # What an item may cost on the machine that the design was measured on, and what a busy one may make of that.

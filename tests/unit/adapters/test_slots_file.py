@@ -14,9 +14,9 @@ import pytest
 
 from unisono.adapters.state import slots_file
 from unisono.adapters.state.slots_file import MOST_ENTRIES, SlotsFile
-from unisono.bootstrap import state_path
 from unisono.config import Settings
 from unisono.core.capacity import SlotMemo
+from unisono.folders import slots_path
 
 EIGHT = SlotMemo(count=8, at_least=8)
 
@@ -257,7 +257,7 @@ def test_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the setting says; else where the XDG Base Directory Specification says."""
 
     def path(state_dir: str, **environ: str) -> Any:
-        return state_path(Settings(state_dir=state_dir), environ)
+        return slots_path(Settings(state_dir=state_dir), environ)
 
     monkeypatch.setenv("HOME", str(tmp_path))
     home = tmp_path / ".local" / "state" / "unisono" / "slots.json"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from unisono.adapters.telemetry.groups import changing_attributes, group_figures, plan_attributes
+from unisono.core.idle import IdleReason
 from unisono.core.model import PassMethod, RunnerSpec, Slots, SlotSource, SlotState
 from unisono.core.passes import PassCount
-from unisono.core.report import Costs, GroupPlanned, GroupReport, IdleReason
+from unisono.core.report import Costs, GroupPlanned, GroupReport
 
 PLANNED = GroupPlanned(
     group=0, runner=RunnerSpec(backend="desk", model="smol", digest="sha256:smol"), item_count=4, is_loaded=True

@@ -199,6 +199,8 @@ class Simulator:
         self._order = count()
         self.most_in_flight = 0
         self.ticks = 0
+        # When each item last got a slot.
+        self.began_at_s: dict[int, float] = {}
 
     # -- What a scenario does -------------------------------------------------------------------------------------
 
@@ -365,7 +367,7 @@ class Simulator:
     def _fill(self) -> None:
         while self._host.queue and len(self._host.busy) < self._host.slots:
             call = self._host.queue.popleft()
-            call.began_at_s = self.now
+            call.began_at_s = self.began_at_s[call.staging.ticket] = self.now
             self._host.busy[call.staging] = call
             answer = self.answers.get(call.staging.ticket, self._answer)
             fault = call.fault if call.fault is not None and call.fault.place == "answer" else None

@@ -10,9 +10,10 @@ from tests.unit.core.processor import family
 from unisono.core.choice import JOIN_MARGIN, SETTLED_MARGIN, Choice, Look, choose
 from unisono.core.commands import ReleaseReason
 from unisono.core.costs import CostMeter
+from unisono.core.idle import IdleReason
 from unisono.core.lanes import Lanes
 from unisono.core.prefixes import Prefix
-from unisono.core.report import Costs, IdleReason
+from unisono.core.report import Costs
 from unisono.core.returns import Returns
 from unisono.core.waiting import Waiting, WaitingRoom
 

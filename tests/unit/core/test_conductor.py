@@ -25,9 +25,9 @@ from unisono.core.errors import (
     RunnerDiedError,
 )
 from unisono.core.exits import FREE_RESTAGES
+from unisono.core.idle import IdleReason
 from unisono.core.lifecycle import Phase
 from unisono.core.model import ItemState, Slots, SlotSource
-from unisono.core.report import IdleReason
 
 LOST = ConnectionLostError("the connection ended before the answer was whole")
 CANCELLED = CancelledItemError("cancelled")

@@ -7,8 +7,8 @@ import pytest
 from tests.unit.core.simulator import Answer, Simulator, works
 from unisono.core.capacity import Capacity
 from unisono.core.conductor import Conductor
-from unisono.core.idle import IdleTime, slot_seconds
-from unisono.core.report import IdleReason, RunnerFigures
+from unisono.core.idle import IdleReason, IdleTime, slot_seconds
+from unisono.core.report import RunnerFigures
 
 NO_ITEMS, REFILL = IdleReason.NO_ITEMS, IdleReason.REFILL
 

@@ -13,8 +13,8 @@ from tests.unit.core.processor import BYTES_PER_TOKEN, Processor, family
 from unisono.core.capacity import Capacity
 from unisono.core.commands import Priority, Release, ReleaseReason, Terms, Work
 from unisono.core.conductor import Conductor
+from unisono.core.idle import IdleReason
 from unisono.core.prefixes import Prefix
-from unisono.core.report import IdleReason
 from unisono.core.schedule import Schedule
 from unisono.core.seats import Seat
 from unisono.core.waiting import Waiting

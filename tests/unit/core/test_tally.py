@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.core.processor import family
-from unisono.core.report import Costs, FamilyReport, IdleReason, RunnerFigures
+from unisono.core.idle import IdleReason
+from unisono.core.report import Costs, FamilyReport, RunnerFigures
 from unisono.core.tally import MOST_REPORTED, ContextTally, FamilyTally, RunnerTally, one_at_a_time_s
 
 # -- Families ----------------------------------------------------------------------------------------------------

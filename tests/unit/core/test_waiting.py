@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.core.processor import family
 from unisono.core.commands import Priority, Terms
-from unisono.core.report import IdleReason
+from unisono.core.idle import IdleReason
 from unisono.core.waiting import ALONE, MOST_COMPARED, Batch, Waiting, WaitingRoom
 
 A, B = family(1, 2_000), family(2, 2_000)

@@ -11,9 +11,9 @@ from unisono.core.arbiter import Arbiter, ArbiterSettings, Load
 from unisono.core.capacity import Capacity
 from unisono.core.commands import End, Release, ReleaseReason, Terms, Work
 from unisono.core.errors import BackendUnavailableError, RunnerDiedError
+from unisono.core.idle import IdleReason
 from unisono.core.model import ItemState, RunnerSpec
 from unisono.core.prefixes import Prefix
-from unisono.core.report import IdleReason
 from unisono.core.yielding import NOTICE_S, Yielding
 
 AWAY = BackendUnavailableError("connection refused")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 
-from unisono.core import events, memory, model, passes, plan, report
+from unisono.core import events, idle, memory, model, passes, plan, report
 from unisono.core.commands import ReleaseReason
 from unisono.core.errors import BackendBusyError, InvalidRequestError, LoadFailedError, Violation
 from unisono.core.prefixes import Prefix
@@ -95,7 +95,7 @@ GROUP_REPORT = report.GroupReport(
     prompt_tokens=1000,
     completion_tokens=700,
     cached_prompt_tokens=300,
-    idle_s=((report.IdleReason.REFILL, 0.25), (report.IdleReason.NO_ITEMS, 12.0)),
+    idle_s=((idle.IdleReason.REFILL, 0.25), (idle.IdleReason.NO_ITEMS, 12.0)),
     costs=report.Costs(
         pass_s=0.02, token_s=0.001, prompt_token_s=0.0005, passes_measured=77, single_stream_token_s=0.021
     ),

@@ -33,7 +33,7 @@ from unisono._generated.unisono.v1 import event_pb2 as ev
 from unisono._generated.unisono.v1 import item_pb2 as it
 from unisono._generated.unisono.v1 import server_pb2 as srv
 from unisono.app.benchmark import Measured, Verdict
-from unisono.core import events, model, passes, report
+from unisono.core import events, idle, model, passes
 from unisono.core.batch import Ack
 from unisono.core.benchmark import BatchRun, steps_of
 from unisono.core.commands import ReleaseReason
@@ -148,7 +148,7 @@ def test_what_is_sent_can_be_sent() -> None:
         (convert_out._FINISH_REASONS, model.FinishReason),
         (convert_figures._SLOT_SOURCES, model.SlotSource),
         (convert_figures._PASS_METHODS, model.PassMethod),
-        (convert_figures._IDLE_REASONS, report.IdleReason),
+        (convert_figures._IDLE_REASONS, idle.IdleReason),
         (convert_out.RELEASE_REASONS, ReleaseReason),
     ],
     ids=lambda one: one.__name__ if isinstance(one, type) else "",

@@ -9,26 +9,27 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+from contextlib import contextmanager
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TextIO
 
-from alembic import command
-from alembic.config import Config
-from alembic.util import CommandError
-from sqlalchemy import URL, create_engine, event
+from sqlalchemy import URL, create_engine, event, inspect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool
 
 from unisono.adapters.journal.errors import JournalFileError, JournalInUseError, translated
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from pathlib import Path
 
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
 
 JOURNAL_FILE = "journal.sqlite3"
 # Files that callers hand in and get back.
 FILES_FOLDER = "files"
+# The last step in migrations/versions.
+NEWEST = "0002"
 _LOCK_FILE = "journal.lock"
 # The log in front of the file is cut back to so much after a checkpoint.
 _LOG_BYTES = 64 * 1024 * 1024
@@ -41,10 +42,11 @@ _READERS = 5
 def take_folder(folder: Path) -> TextIO:
     """Makes the folder, and keeps every other service out of it until the answer is closed.
 
-    Raises JournalInUseError, and OSError where the folder cannot be had.
+    Raises JournalInUseError, and JournalFileError where the folder cannot be had.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = (folder / _LOCK_FILE).open("a+", encoding="utf-8")
+    with _folder_told(folder):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (folder / _LOCK_FILE).open("a+", encoding="utf-8")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -55,19 +57,39 @@ def take_folder(folder: Path) -> TextIO:
             f"another service{f' (process {holder})' if holder else ''} keeps its batches in {folder}: stop it, or "
             "set UNISONO_DATA_DIR to another folder"
         ) from None
-    _ = lock.truncate(0)
-    _ = lock.write(f"{os.getpid()}\n")
-    lock.flush()
+    except OSError as error:
+        lock.close()
+        raise JournalFileError(
+            f"no lock can be had in {folder}: {error.strerror}. Set UNISONO_DATA_DIR to a folder on a disk of this "
+            "machine, or to none to keep no batches"
+        ) from error
+    with _folder_told(folder):
+        _ = lock.truncate(0)
+        _ = lock.write(f"{os.getpid()}\n")
+        lock.flush()
     return lock
+
+
+@contextmanager
+def _folder_told(folder: Path) -> Generator[None]:
+    """What the operating system refuses, with what to do about it."""
+    try:
+        yield
+    except OSError as error:
+        raise JournalFileError(
+            f"batches cannot be kept in {folder}: {error.strerror}. Set UNISONO_DATA_DIR to a folder that this "
+            "process may write to, or to none to keep none"
+        ) from error
 
 
 def open_engines(path: Path, *, max_bytes: int | None = None) -> tuple[Engine, Engine]:
     """Brings the file up to this version; answers with what writes to it, and what reads it.
 
-    `max_bytes`: the file grows no larger; None: as far as the disk has room. Raises OSError, JournalFileError for a
-    file that cannot be used as it is, and LimitExceededError for one that cannot be written to.
+    `max_bytes`: the file grows no larger; None: as far as the disk has room. Raises JournalFileError for a file that
+    cannot be used as it is, and LimitExceededError for one that cannot be written to.
     """
-    _keep_private(path)
+    with _folder_told(path.parent):
+        _keep_private(path)
     url = URL.create("sqlite", database=str(path))
     # Used by one thread at a time, though not by the one that made it.
     shared = {"check_same_thread": False, "timeout": _BUSY_S}
@@ -122,20 +144,37 @@ def migrate(engine: Engine, path: Path, *, to: str = "head") -> None:
 
     Raises as `open_engines` does.
     """
+    try:
+        with engine.connect() as connection:
+            if to == "head" and _is_newest(connection):
+                return
+            _take_steps(connection, path, to)
+            connection.commit()
+    except DBAPIError as error:
+        raise translated(error, f"the journal {path}") from error
+
+
+def _is_newest(connection: Connection) -> bool:
+    """Whether there is nothing to do: then alembic is not needed, whose import takes a tenth of the start."""
+    if not inspect(connection).has_table("alembic_version"):
+        return False
+    return connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() == NEWEST
+
+
+def _take_steps(connection: Connection, path: Path, to: str) -> None:
+    from alembic import command  # noqa: PLC0415 - see `_is_newest`
+    from alembic.config import Config  # noqa: PLC0415
+    from alembic.util import CommandError  # noqa: PLC0415
+
     config = Config()
     # A percent sign would begin a variable.
     folder = str(files("unisono.adapters.journal") / "migrations").replace("%", "%%")
     config.set_main_option("script_location", folder)
-    step = command.upgrade if to == "head" else command.downgrade
+    config.attributes["connection"] = connection
     try:
-        with engine.connect() as connection:
-            config.attributes["connection"] = connection
-            step(config, to)
-            connection.commit()
+        (command.upgrade if to == "head" else command.downgrade)(config, to)
     except CommandError as error:
         raise JournalFileError(
             f"the journal {path} was written by a newer version of Unisono ({error}): start that version, or set "
             "UNISONO_DATA_DIR to another folder"
         ) from error
-    except DBAPIError as error:
-        raise translated(error, f"the journal {path}") from error

@@ -37,9 +37,9 @@ class MemoryJournal:
     def create(
         self, batch_id: str, on_visible: Callable[[], None], on_lost: Callable[[Exception], None] | None = None
     ) -> None:
-        """Begins the journal of a batch. Memory is never lost."""
+        """Begins the journal of a batch, or goes on with it. Memory is never lost."""
         del on_lost
-        self._batches[batch_id] = _Pages(on_visible=on_visible)
+        self._batches.setdefault(batch_id, _Pages()).on_visible = on_visible
 
     def append(self, batch_id: str, event: LastingEvent, at_ns: int) -> None:
         """Adds an event and gives it the next number; it is visible at once."""

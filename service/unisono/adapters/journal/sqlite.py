@@ -22,12 +22,18 @@ from sqlalchemy import insert
 from sqlalchemy.exc import DBAPIError
 
 from unisono.adapters.journal import store, tables
+from unisono.adapters.journal.doubts import Doubts
 from unisono.adapters.journal.errors import translated
 from unisono.adapters.journal.file import FILES_FOLDER, JOURNAL_FILE, open_engines, take_folder
 from unisono.adapters.journal.files import SqliteFiles
 from unisono.adapters.journal.rows import count_in, event_row
 from unisono.adapters.journal.writer import Writer
-from unisono.core.errors import LimitExceededError, SequenceOutOfRangeError
+from unisono.core.errors import (
+    InvalidRequestError,
+    LimitExceededError,
+    RequestIdReusedError,
+    SequenceOutOfRangeError,
+)
 from unisono.core.events import weight
 
 if TYPE_CHECKING:
@@ -92,8 +98,7 @@ class SqliteJournal:
         self._failpoint = failpoint
         self._open: dict[str, _Open] = {}
         self._ids: dict[int, str] = {}
-        # Batches of which nobody could say whether they were kept, and whose callers were told that they were not.
-        self._doubtful: set[str] = set()
+        self._doubts = Doubts()
 
     async def start(self, now_ns: int) -> None:
         """Takes the folder; raises what `take_folder` and `open_engines` raise, and LimitExceededError."""
@@ -256,27 +261,31 @@ class SqliteJournal:
         def write(connection: Connection) -> tuple[StoredBatch, bool]:
             known = store.of_request(connection, new)
             if known is not None:
-                return known, False
+                if self._doubts.vouch(known.batch_id):
+                    return known, False
+                _ = store.delete_batches(connection, [known.batch_id])
             store.put_batch(connection, new, items, self._writer.lease, is_whole=is_whole)
             return store.get_batch(connection, new.batch_id), True
 
+        is_doubtful = True
+        self._doubts.begin(new.batch_id)
         try:
-            return await self._change(write)
-        except asyncio.CancelledError:
-            # Nobody was told of it, and nobody would run it.
-            self._doubtful.add(new.batch_id)
-            raise
-        except LimitExceededError:
-            # It may have been kept all the same.
             try:
+                done = await self._change(write)
+            except LimitExceededError:
+                # It may have been kept all the same.
                 found = await self._writer.call(lambda connection: store.find_batch(connection, new.batch_id))
-            except BaseException:
-                # Only now: what was found, and told, may not be deleted by another change that came in between.
-                self._doubtful.add(new.batch_id)
-                raise
-            if found is not None:
+                is_doubtful = False
+                if found is None:
+                    raise
                 return found, True
+            is_doubtful = False
+            return done
+        except (RequestIdReusedError, InvalidRequestError):
+            is_doubtful = False
             raise
+        finally:
+            self._doubts.end(new.batch_id, is_doubtful=is_doubtful)
 
     async def add(self, batch_id: str, items: Sequence[Item | BadItem], *, first: int) -> None:
         """Keeps items that a stream adds, numbered from `first` on; answers when they are in the file."""
@@ -303,8 +312,14 @@ class SqliteJournal:
             raise store.not_found(batch_id)
 
     async def delete_old(self, now_ns: int) -> int:
-        """Deletes what was kept for long enough; answers with how many batches."""
-        return await self._change(lambda connection: store.delete_old(connection, now_ns))
+        """Deletes what was kept for long enough, the oldest first; answers with how many batches.
+
+        Not in one transaction: events are written in between.
+        """
+        deleted = 0
+        while some := await self._change(lambda connection: store.delete_old(connection, now_ns)):
+            deleted += some
+        return deleted
 
     async def get(self, batch_id: str) -> StoredBatch:
         """How a batch stands; raises BatchNotFoundError."""
@@ -321,7 +336,10 @@ class SqliteJournal:
     async def results(
         self, batch_id: str, *, after: int, limit: int, states: Sequence[ItemState] = ()
     ) -> list[Journalled]:
-        """Up to `limit` results with numbers above `after`, each behind its parts; raises BatchNotFoundError."""
+        """Up to `limit` results with numbers above `after`, each behind its parts; raises BatchNotFoundError.
+
+        Fewer where they are large, but more than a message holds.
+        """
 
         def look(connection: Connection) -> list[Journalled]:
             number, _ = store.place_of(connection, batch_id)
@@ -355,15 +373,16 @@ class SqliteJournal:
 
     async def _change(self, write: Callable[[Connection], T]) -> T:
         """Changes something in a transaction of its own; and deletes what nobody was told of."""
-        doubtful = sorted(self._doubtful)
 
-        def work(connection: Connection) -> T:
+        def work(connection: Connection) -> tuple[T, list[str]]:
+            # Those of this moment, and not of that at which the caller asked.
+            doubtful = self._doubts.all()
             if doubtful:
                 _ = store.delete_batches(connection, doubtful)
-            return write(connection)
+            return write(connection), doubtful
 
-        found = await self._writer.call(work)
-        self._doubtful.difference_update(doubtful)
+        found, deleted = await self._writer.call(work)
+        self._doubts.settle(deleted)
         return found
 
     async def _ask(self, look: Callable[[Connection], T]) -> T:
@@ -380,6 +399,12 @@ class SqliteJournal:
         """A connection to read, within one transaction."""
         try:
             with self._reader.connect() as connection:
-                yield connection
+                try:
+                    yield connection
+                except BaseException:
+                    # A statement that was not read to its end stays open, and whoever gets the connection next would
+                    # see the file as it was then, for ever.
+                    connection.invalidate()
+                    raise
         except (DBAPIError, MsgspecError) as error:
             raise translated(error) from error

@@ -11,8 +11,9 @@ from unisono.adapters.journal.errors import LeaseLostError
 from unisono.adapters.journal.rows import batch_row, event_row, stored
 from unisono.core.durable import EndedItem
 from unisono.core.errors import BatchNotFoundError, RequestIdReusedError
-from unisono.core.events import Accepted, BatchState, Journalled, Result
+from unisono.core.events import Accepted, BatchState, Journalled, Result, weight
 from unisono.core.model import ItemState
+from unisono.core.paging import MAX_MESSAGE_WEIGHT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +29,11 @@ _batches, _items, _events = tables.batches.c, tables.items.c, tables.events.c
 _is_result = _events.kind == literal_column(f"'{codec.RESULT}'")
 # Items that are written with one statement.
 _AT_A_TIME = 500
+# Batches, and items of them, that are deleted in one transaction: a tenth of a second, unless one is larger.
+_DELETED, _DELETED_ITEMS = 100, 10_000
+# What is read at one time weighs no more than this, its last event aside: twice what a message holds, so that whoever
+# fills a message never takes the end of what was read for the end of what there is.
+_MOST_WEIGHT = 2 * MAX_MESSAGE_WEIGHT
 
 
 # -- A batch -----------------------------------------------------------------------------------------------------
@@ -142,8 +148,21 @@ def delete_batches(connection: Connection, batch_ids: Sequence[str]) -> int:
 
 
 def delete_old(connection: Connection, now_ns: int) -> int:
-    """Deletes what was kept for long enough; answers with how many batches."""
-    return connection.execute(delete(tables.batches).where(_batches.keep_until_ns <= now_ns)).rowcount
+    """Deletes what was kept for long enough: the oldest, as far as one transaction goes. Answers with how many."""
+    due = (
+        select(_batches.batch_id, _batches.item_count)
+        .where(_batches.keep_until_ns <= now_ns)
+        .order_by(_batches.keep_until_ns)
+        .limit(_DELETED)
+    )
+    chosen: list[str] = []
+    room = _DELETED_ITEMS
+    for row in connection.execute(due).all():
+        room -= row.item_count
+        if chosen and room < 0:
+            break
+        chosen.append(row.batch_id)
+    return delete_batches(connection, chosen) if chosen else 0
 
 
 # -- Its events --------------------------------------------------------------------------------------------------
@@ -160,20 +179,28 @@ def place_of(connection: Connection, batch_id: str) -> tuple[int, int]:
 
 
 def events(connection: Connection, number: int, *, after: int, up_to: int, limit: int) -> list[Journalled]:
-    """Up to `limit` events with numbers above `after`, and no higher than `up_to`."""
+    """Up to `limit` events with numbers above `after`, and no higher than `up_to`; fewer where they are large."""
     wanted = (
         select(_events.sequence, _events.at_ns, _events.kind, _events.packed)
         .where(_events.batch == number, _events.sequence > after, _events.sequence <= up_to)
         .order_by(_events.sequence)
         .limit(limit)
     )
-    return [_journalled(row) for row in connection.execute(wanted)]
+    found: list[Journalled] = []
+    room = _MOST_WEIGHT
+    with connection.execute(wanted) as rows:
+        for row in rows:
+            found.append(_journalled(row))
+            room -= weight(found[-1].event)
+            if room < 0:
+                break
+    return found
 
 
 def results(
     connection: Connection, number: int, *, after: int, limit: int, states: Sequence[ItemState]
 ) -> list[Journalled]:
-    """Up to `limit` results with numbers above `after`, in their order; each behind its parts."""
+    """Up to `limit` results with numbers above `after`, in their order, each behind its parts; fewer large ones."""
     wanted = (
         select(_events.sequence, _events.at_ns, _events.kind, _events.packed)
         .where(_events.batch == number, _is_result, _events.sequence > after)
@@ -183,12 +210,21 @@ def results(
     if states:
         wanted = wanted.where(_events.item_state.in_([state.value for state in states]))
     found: list[Journalled] = []
-    for row in connection.execute(wanted).all():
-        result = _journalled(row)
-        if isinstance(result.event, Result) and (parts := result.event.parts):
-            before = max(after, result.sequence - parts - 1)
-            found += events(connection, number, after=before, up_to=result.sequence - 1, limit=parts)
-        found.append(result)
+    room = _MOST_WEIGHT
+    with connection.execute(wanted) as rows:
+        for row in rows:
+            result = _journalled(row)
+            its_own = [result]
+            if isinstance(result.event, Result) and (parts := result.event.parts):
+                before = max(after, result.sequence - parts - 1)
+                its_parts = events(connection, number, after=before, up_to=result.sequence - 1, limit=parts)
+                # A result that is larger than all that is read at one time: what follows is for the next time.
+                is_whole = len(its_parts) == result.sequence - 1 - before
+                its_own = [*its_parts, result] if is_whole else its_parts
+            found += its_own
+            room -= sum(weight(entry.event) for entry in its_own)
+            if room < 0:
+                break
     return found
 
 

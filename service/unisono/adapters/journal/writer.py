@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Pauses between two tries, in seconds; the last one is repeated.
-_PAUSES_S = (0.05, 0.1, 0.25, 0.5, 1.0)
+# Pauses between two tries, in seconds; the last one is repeated. The first try is for what succeeded unnoticed.
+_PAUSES_S = (0.0, 0.05, 0.1, 0.25, 0.5, 1.0)
 # How long the end of the service waits for what is not written yet; and for how much of that, where it cannot be.
 CLOSE_S = 10.0
 _LAST_TRIES_S = 2.0

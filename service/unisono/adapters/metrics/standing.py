@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
     from unisono.app.ports import BackendStanding
+    from unisono.core.idle import IdleReason
     from unisono.core.model import RunnerSpec
-    from unisono.core.report import IdleReason
 
 _PLACE = ("backend", "model")
 

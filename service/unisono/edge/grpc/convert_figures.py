@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
 from unisono._generated.unisono.v1 import event_pb2, item_pb2
 from unisono.core import model as core
+from unisono.core.idle import IdleReason
 from unisono.core.model import PassMethod, SlotSource
-from unisono.core.report import IdleReason
 from unisono.edge.grpc.wire import duration, maybe, timestamp, word
 from unisono.edge.status import utf8
 

@@ -421,7 +421,7 @@ class BatchInferenceServicer(KeptBatches):
         on_replaced: Callable[[], None] | None = None,
     ) -> AsyncGenerator[None, None]:
         """The time of a call on which a batch lives. The deadline of the call that made it is the batch's own."""
-        batch.join_caller(on_replaced)
+        batch.callers.join(on_replaced)
         remaining_s: Any = context.time_remaining()  # None without a deadline, which the stub does not know
         if is_new and remaining_s is not None and not batch.config.detaches:
             margin_s = min(_DEADLINE_MARGIN_S, _DEADLINE_SHARE * remaining_s)
@@ -429,7 +429,7 @@ class BatchInferenceServicer(KeptBatches):
         try:
             yield
         finally:
-            batch.lose_caller()
+            batch.callers.lose()
 
 
 async def _abort(context: _Context, error: UnisonoError) -> NoReturn:

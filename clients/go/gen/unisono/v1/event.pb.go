@@ -805,7 +805,8 @@ type GroupPlanned struct {
 	// How many of the batch's items belong to it so far. Those that leave it, since
 	// its backend stays away and another has the model, belong to another group.
 	ItemCount uint32 `protobuf:"varint,6,opt,name=item_count,json=itemCount,proto3" json:"item_count,omitempty"`
-	// Whether the runner was loaded already.
+	// Whether the runner was loaded already. False of a group that all items have
+	// left.
 	Loaded bool `protobuf:"varint,7,opt,name=loaded,proto3" json:"loaded,omitempty"`
 	// Slots of the runner; see SlotCount.
 	Slots *SlotCount `protobuf:"bytes,8,opt,name=slots,proto3" json:"slots,omitempty"`
@@ -1383,7 +1384,7 @@ type Result struct {
 	Timings *Timings `protobuf:"bytes,7,opt,name=timings,proto3" json:"timings,omitempty"`
 	// How often it was sent to a backend.
 	Attempts uint32 `protobuf:"varint,8,opt,name=attempts,proto3" json:"attempts,omitempty"`
-	// How many other items shared at least one of its forward passes.
+	// How many other items of this batch shared at least one of its forward passes.
 	SharedWith uint32 `protobuf:"varint,9,opt,name=shared_with,json=sharedWith,proto3" json:"shared_with,omitempty"`
 	// In how many forward passes it took part, in its last attempt that spoke: as
 	// many as it has tokens, fewer where a model drafts several for one pass. Where
@@ -1907,6 +1908,7 @@ type GroupReport struct {
 	CachedPromptTokens *uint64 `protobuf:"varint,12,opt,name=cached_prompt_tokens,json=cachedPromptTokens,proto3,oneof" json:"cached_prompt_tokens,omitempty"`
 	// Slot time that was not used between the first release and the last end of the
 	// group, by reason. It is the runner's: other batches' items count as use.
+	// Empty while the number of slots is not known.
 	Idle []*SlotIdle `protobuf:"bytes,13,rep,name=idle,proto3" json:"idle,omitempty"`
 	// The runner's costs as measured so far. Absent until enough was seen.
 	Costs *CostModel `protobuf:"bytes,14,opt,name=costs,proto3" json:"costs,omitempty"`

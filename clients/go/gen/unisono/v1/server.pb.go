@@ -263,7 +263,7 @@ type Model struct {
 	Capabilities []string `protobuf:"bytes,8,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
 	// Bytes of its files.
 	SizeBytes uint64 `protobuf:"varint,9,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
-	// The runners of it that are loaded, or whose slots were learned.
+	// The runners of it that are loaded, or whose slots are known.
 	Runners       []*RunnerStatus `protobuf:"bytes,10,rep,name=runners,proto3" json:"runners,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

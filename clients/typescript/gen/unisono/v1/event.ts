@@ -216,7 +216,10 @@ export interface GroupPlanned {
    * its backend stays away and another has the model, belong to another group.
    */
   itemCount: number;
-  /** Whether the runner was loaded already. */
+  /**
+   * Whether the runner was loaded already. False of a group that all items have
+   * left.
+   */
   loaded: boolean;
   /** Slots of the runner; see SlotCount. */
   slots:
@@ -369,7 +372,7 @@ export interface Result {
     | undefined;
   /** How often it was sent to a backend. */
   attempts: number;
-  /** How many other items shared at least one of its forward passes. */
+  /** How many other items of this batch shared at least one of its forward passes. */
   sharedWith: number;
   /**
    * In how many forward passes it took part, in its last attempt that spoke: as
@@ -518,6 +521,7 @@ export interface GroupReport {
   /**
    * Slot time that was not used between the first release and the last end of the
    * group, by reason. It is the runner's: other batches' items count as use.
+   * Empty while the number of slots is not known.
    */
   idle: SlotIdle[];
   /** The runner's costs as measured so far. Absent until enough was seen. */

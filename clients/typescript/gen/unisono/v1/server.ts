@@ -76,7 +76,7 @@ export interface Model {
   capabilities: string[];
   /** Bytes of its files. */
   sizeBytes: bigint;
-  /** The runners of it that are loaded, or whose slots were learned. */
+  /** The runners of it that are loaded, or whose slots are known. */
   runners: RunnerStatus[];
 }
 
