@@ -476,9 +476,12 @@ async def test_files_expire_when_they_are_told_to(tmp_path: Path) -> None:
 async def test_what_is_old_is_deleted(tmp_path: Path) -> None:
     """Its batch, its files, and what lies on the disk."""
     async with served(tmp_path, settings={"retention": 0.0}) as (_, client):
-        _ = await create(client, chats(1))
+        batch = await until_over(client, await create(client, chats(1)))
+        assert batch.output_file_id is not None
     async with served(tmp_path) as (_, client):
         async with asyncio.timeout(LIMIT_S):
-            while [file async for file in client.files.list()]:  # noqa: ASYNC110 - nobody tells
+            while list((tmp_path / "files").iterdir()):  # noqa: ASYNC110 - nobody tells
                 await asyncio.sleep(0.01)
-    assert not list((tmp_path / "files").iterdir())
+        assert [file async for file in client.files.list()] == []
+        with pytest.raises(openai.NotFoundError):
+            _ = await client.batches.retrieve(batch.id)
