@@ -354,8 +354,11 @@ async def _start_rest(
         return None
 
     def trouble() -> str:
-        journal = kept.journal.trouble if kept is not None else ""
-        return f"its journal {journal}" if journal else ""
+        if kept is None:
+            return ""
+        if kept.durable.is_closing:
+            return "it is being stopped"
+        return f"its journal {kept.journal.trouble}" if kept.journal.trouble else ""
 
     routes = RestRoutes(made, trouble=trouble, report_defect=report_defect)
     try:

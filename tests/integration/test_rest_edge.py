@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import os
 import socket
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -357,6 +359,8 @@ async def test_health_and_readiness(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert (await client.get("/ready")).json() == {"status": "ready"}
         monkeypatch.setattr("unisono.adapters.journal.sqlite.SqliteJournal.trouble", "cannot grow: free some space")
         assert "cannot grow" in error_of(await client.get("/ready"), 503)["message"]
+        monkeypatch.setattr("unisono.app.durable.DurableBatches.is_closing", property(lambda _: True))
+        assert "being stopped" in error_of(await client.get("/ready"), 503)["message"]
         assert (await client.get("/health")).status_code == 200
 
 
@@ -418,3 +422,47 @@ async def test_a_port_that_is_taken_is_a_warning() -> None:
         taken,
         "Address already in use",
     )
+
+
+async def test_unisono_serve_serves_it_and_stops_when_it_is_told(tmp_path: Path) -> None:
+    """The command says where; an upload that hangs does not keep it from ending, and uvicorn takes no signals."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("UNISONO_", "OLLAMA_"))}
+    environ = {
+        "UNISONO_LISTEN": "127.0.0.1:0",
+        "UNISONO_HTTP_LISTEN": "127.0.0.1:0",
+        "UNISONO_METRICS_LISTEN": "none",
+        "UNISONO_STATE_DIR": "none",
+        "UNISONO_DATA_DIR": str(tmp_path),
+        "OLLAMA_HOST": "127.0.0.1:1",
+        "UNISONO_DRAIN": "0s",
+    }
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "unisono", "serve"), env=inherited | environ, stderr=asyncio.subprocess.PIPE
+    )
+    assert process.stderr is not None
+    try:
+        said = b""
+        while b'"serving"' not in said:
+            said = await asyncio.wait_for(process.stderr.readline(), LIMIT_S)
+            assert said
+        url = json.loads(said)["http"]
+        async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S) as client:
+            assert (await client.get("/health")).status_code == 200
+            _ = await put(client)
+        host, _, port = url.removeprefix("http://").partition(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        head = "POST /v1/files HTTP/1.1\r\nhost: x\r\ncontent-length: 9999\r\ncontent-type: "
+        writer.write(head.encode() + FORM["content-type"].encode() + b"\r\n\r\n" + form(FILE, ends=False))
+        await writer.drain()
+        async with asyncio.timeout(LIMIT_S):
+            while len(list((tmp_path / "files").iterdir())) < 2:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.01)
+        process.terminate()
+        left = await asyncio.wait_for(process.stderr.read(), LIMIT_S)
+        assert await asyncio.wait_for(process.wait(), LIMIT_S) == 0
+        writer.close()
+    finally:
+        if process.returncode is None:
+            process.kill()
+    assert b"Traceback" not in left
+    assert [path.name for path in (tmp_path / "files").iterdir() if path.suffix] == []

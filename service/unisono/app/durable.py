@@ -123,6 +123,11 @@ class DurableBatches:
             _ = task.cancel()
         _ = await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    @property
+    def is_closing(self) -> bool:
+        """Whether nothing more goes."""
+        return self._is_closing
+
     # -- What callers do ---------------------------------------------------------------------------------------
 
     async def submit(
