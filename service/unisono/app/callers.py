@@ -24,15 +24,17 @@ class Callers:
         journal: BatchJournal,
         timers: Timers,
         *,
-        is_needed: Callable[[], bool],
+        is_over: Callable[[], bool],
         cancel: Callable[[UnisonoError], object],
+        on_abandoned: Callable[[], None] | None,
     ) -> None:
-        """`is_needed`: whether the batch needs anybody; one that is kept does not, nor one that has ended."""
+        """`on_abandoned`: done where no call adds items any more, by a batch that needs nobody. None: it needs somebody."""
         self._config = config
         self._journal = journal
         self._timers = timers
-        self._is_needed = is_needed
+        self._is_over = is_over
         self._cancel = cancel
+        self._on_abandoned = on_abandoned
         self._count = 0
         # How the stream that adds items is told that another took its place.
         self._on_replaced: Callable[[], None] | None = None
@@ -45,7 +47,7 @@ class Callers:
     def detach(self, reader: Reader) -> None:
         """That reader has gone."""
         self._journal.detach(reader)
-        self._notice_loss()
+        self.notice_loss()
 
     def join(self, on_replaced: Callable[[], None] | None = None) -> None:
         """Somebody holds a call on which the batch lives: the one that opened it, or one that sent it again.
@@ -53,6 +55,7 @@ class Callers:
         With `on_replaced`, the caller is a stream that adds items. There is one at a time: the former is told.
         """
         self._count += 1
+        self._timers.stop("abandoned")
         if on_replaced is not None:
             former, self._on_replaced = self._on_replaced, on_replaced
             if former is not None:
@@ -61,17 +64,20 @@ class Callers:
     def lose(self) -> None:
         """A caller is gone. Was it the last, the batch is cancelled, or goes on without a reader for a while."""
         self._count -= 1
-        self._notice_loss()
+        self.notice_loss()
 
     def let_go(self) -> None:
         """The batch is forgotten: see RunningBatch."""
         self._on_replaced = None
-        self._is_needed, self._cancel = lambda: False, lambda _error: None
+        self._is_over, self._cancel, self._on_abandoned = lambda: True, lambda _error: None, None
 
-    def _notice_loss(self) -> None:
-        if self._count > 0 or not self._is_needed():
+    def notice_loss(self) -> None:
+        """Sees whether anybody is left, and what follows from that."""
+        if self._count > 0 or self._is_over():
             return
-        if not self._config.detaches:
+        if self._on_abandoned is not None:
+            self._timers.start("abandoned", self._config.detach_grace_s or 0.0, self._on_abandoned)
+        elif not self._config.detaches:
             _ = self._cancel(CancelledItemError("the caller went away (on_disconnect: CANCEL)"))
         elif not self._journal.has_readers:
             grace_s = self._config.detach_grace_s or 0.0

@@ -24,6 +24,7 @@ from unisono.core.batch import BadItem
 from unisono.core.durable import NewBatch
 from unisono.core.errors import (
     BatchRunningError,
+    InputClosedError,
     InvalidRequestError,
     LimitExceededError,
     ShuttingDownError,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from unisono.app.batches import Batches
     from unisono.app.ports import BatchStore, Clock
     from unisono.app.run_batch import RunningBatch
-    from unisono.core.batch import BatchConfig, DeltaSettings
+    from unisono.core.batch import Ack, BatchConfig, DeltaSettings
     from unisono.core.durable import StoredBatch
     from unisono.core.events import BatchState, Deltas, Journalled
     from unisono.core.model import Item
@@ -104,7 +105,7 @@ class DurableBatches:
         for stored in await self._store.take_over():
             self._waiting[stored.batch_id] = stored
         found = len(self._waiting)
-        self._keep(self._tidy())
+        _ = self._keep(self._tidy())
         self._go_on()
         return found
 
@@ -148,33 +149,99 @@ class DurableBatches:
         Raises RequestIdReusedError, LimitExceededError (too many batches, or no room to keep them),
         ShuttingDownError.
         """
+        items = [_as_kept(one) for one in checked]
+        new = self._new(config, method=method, carrier=carrier, metadata=metadata, fingerprint=fingerprint)
+        new = replace(new, parent_id=parent_id, batch_id=batch_id or new.batch_id)
+        stored, is_new = await self._store.submit(new, items, is_whole=True)
+        self._enter(stored)
+        self._go_on()
+        return stored, is_new
+
+    async def open_stream(
+        self,
+        config: BatchConfig,
+        *,
+        method: str,
+        carrier: Mapping[str, str],
+        metadata: Mapping[str, str],
+        fingerprint: bytes = b"",
+    ) -> tuple[RunningBatch, bool]:
+        """Keeps a batch whose items are added by a stream, or finds that of the same request; and whether it is new.
+
+        It waits for no turn. Raises as `submit`, and InputClosedError where the batch has ended.
+        """
+        new = self._new(config, method=method, carrier=carrier, metadata=metadata, fingerprint=fingerprint)
+        stored, is_new = await self._store.submit(new, [], is_whole=False)
+        self._enter(stored)
+        batch = await self._run_now(stored.batch_id)
+        if batch is None:
+            raise InputClosedError(f"batch {stored.batch_id} has ended; AttachBatch has its events")
+        return batch, is_new
+
+    async def reopen(self, batch_id: str) -> RunningBatch | None:
+        """A kept batch for a stream that goes on with it; None: it has ended. Raises BatchNotFoundError."""
+        stored = await self._store.get(batch_id)
+        return None if stored.is_over else await self._run_now(batch_id)
+
+    async def add(self, batch: RunningBatch, items: Sequence[Item | BadItem], *, is_reopened: bool) -> list[Ack]:
+        """Takes items of a stream, or refuses them; see RunningBatch.add. Answers when those taken are kept.
+
+        Where there is no room for them, that lasts until there is. Who asks may go away: it is done all the same.
+        """
+        acks, taken = batch.admit(items, is_reopened=is_reopened)
+        if taken:
+            await asyncio.shield(self._keep(self._put(batch, taken)))
+        return acks
+
+    async def close_input(self, batch: RunningBatch) -> None:
+        """No more items will come; that is kept too, where there is room."""
+        with suppress(LimitExceededError):
+            await self._store.set(batch.batch_id, is_input_closed=True)
+        batch.close_input()
+
+    async def _put(self, batch: RunningBatch, taken: Sequence[tuple[int, Checked]]) -> None:
+        items = [_as_kept(one) for _, one in taken]
+        while not batch.is_left:
+            try:
+                await self._store.add(batch.batch_id, items, first=taken[0][0])
+            except LimitExceededError as error:
+                await asyncio.sleep(error.retry_after_s or 1.0)
+            else:
+                break
+        batch.put(taken)
+
+    def _new(
+        self,
+        config: BatchConfig,
+        *,
+        method: str,
+        carrier: Mapping[str, str],
+        metadata: Mapping[str, str],
+        fingerprint: bytes,
+    ) -> NewBatch:
+        """A batch that is to be kept; raises LimitExceededError, ShuttingDownError."""
         if self._is_closing:
             raise ShuttingDownError("the service is being stopped; send this again to its successor")
         self.refuse_too_many()
         now_ns = self._clock.time_ns()
-        new = NewBatch(
-            batch_id=batch_id or new_id(),
+        return NewBatch(
+            batch_id=new_id(),
             config=config,
             fingerprint=fingerprint,
-            parent_id=parent_id,
             metadata=metadata,
             method=method,
             carrier=carrier,
             created_ns=now_ns,
             deadline_ns=now_ns + round(config.deadline_s * 1e9) if config.deadline_s else None,
         )
-        items = [
-            BadItem(item_id=one.item.item_id, violations=one.wrong, variant_of=one.item.variant_of)
-            if one.wrong
-            else one.item
-            for one in checked
-        ]
-        stored, is_new = await self._store.submit(new, items, is_whole=True)
-        # It may have ended since it was looked at; and one that was kept though its caller was told otherwise runs.
+
+    def _enter(self, stored: StoredBatch) -> None:
+        """It waits for its turn from now on, unless it does, runs or has ended already.
+
+        It may have ended since it was looked at; and one that was kept though its caller was told otherwise runs.
+        """
         if not stored.is_over and not self.runs(stored.batch_id) and stored.batch_id not in self._ended:
             self._waiting[stored.batch_id] = stored
-            self._go_on()
-        return stored, is_new
 
     def refuse_too_many(self) -> None:
         """Raises LimitExceededError where as many batches are open as may be."""
@@ -328,7 +395,7 @@ class DurableBatches:
         self._running[stored.batch_id] = batch
         self._began[stored.batch_id] = asyncio.Event()
         self._tell()
-        self._keep(self._run(stored, batch))
+        _ = self._keep(self._run(stored, batch))
 
     async def _run(self, stored: StoredBatch, batch: RunningBatch) -> None:
         """Gives a batch its items. One that cannot be read makes room for others, and is tried again later."""
@@ -357,7 +424,7 @@ class DurableBatches:
         if stored.deadline_ns is not None:
             left_s = (stored.deadline_ns - self._clock.time_ns()) / 1e9
             batch.expire_at(self._clock.monotonic_s() + left_s)
-        batch.run_stored(items, ended)
+        batch.run_stored(items, ended, is_whole=stored.is_input_closed)
         self._began[batch_id].set()
         if (await self._store.get(batch_id)).is_cancelling:
             _ = batch.cancel()
@@ -374,7 +441,7 @@ class DurableBatches:
 
     def _on_end(self, batch: RunningBatch) -> None:
         """Its summary is written, though not yet kept."""
-        self._keep(self._end(batch))
+        _ = self._keep(self._end(batch))
 
     async def _end(self, batch: RunningBatch) -> None:
         await self._store.settle(batch.batch_id)
@@ -409,7 +476,7 @@ class DurableBatches:
                 self._report_defect("deleting old batches", error)
             await asyncio.sleep(_TIDY_S)
 
-    def _keep(self, work: Coroutine[None, None, None]) -> None:
+    def _keep(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Does something meanwhile; a defect is reported."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
@@ -420,3 +487,11 @@ class DurableBatches:
                 self._report_defect("a kept batch", error)
 
         task.add_done_callback(ended)
+        return task
+
+
+def _as_kept(one: Checked) -> Item | BadItem:
+    """An item as it is kept: with what is wrong with it in its place, where anything is."""
+    if not one.wrong:
+        return one.item
+    return BadItem(item_id=one.item.item_id, violations=one.wrong, variant_of=one.item.variant_of)

@@ -97,13 +97,15 @@ class RunningBatch:
         # Items by index, until they end; and the names of all.
         self._runs: dict[int, ItemRun] = {}
         self._register = Register()
-        # Items that were added and not yet released.
+        # Items that have places and are still to be put; and that were put and not yet released.
+        self._admitted = 0
         self._waiting: list[ItemRun] = []
         self._is_input_closed = False
         self._is_resting = False
         # Whether another run of it will tell what becomes of it.
         self.is_left = False
-        self._is_kept = stored is not None
+        # It is kept: nobody need be there for it.
+        self.is_kept = stored is not None
         self._counts: Counter[ItemState] = Counter()
         # Why the batch ends before all its items have ended by themselves; None while it does not.
         self._cut_short: UnisonoError | None = None
@@ -122,8 +124,9 @@ class RunningBatch:
             config,
             self.journal,
             self._timers,
-            is_needed=lambda: not (self.is_over or self._is_kept),
+            is_over=lambda: self.is_over,
             cancel=lambda error: self.cancel(error=error),
+            on_abandoned=self.close_input if self.is_kept else None,
         )
         self._dispatch = Dispatch(
             config,
@@ -212,18 +215,27 @@ class RunningBatch:
         Whatever is wrong with one becomes its result.
         """
         for one in items:
-            self._place(one.item, one.wrong)
+            self._put(self._register.add(one.item), one.item, one.wrong)
         self.close_input()
 
-    def run_stored(self, items: Iterable[tuple[int, Item | BadItem]], ended: Iterable[EndedItem]) -> None:
-        """Takes the items of a kept batch, each in its place, and what became of the others; no more will come."""
+    def run_stored(
+        self, items: Iterable[tuple[int, Item | BadItem]], ended: Iterable[EndedItem], *, is_whole: bool
+    ) -> None:
+        """Takes the items of a kept batch, each in its place, and what became of the others.
+
+        `is_whole`: no more will come; else a stream may add some.
+        """
         for one in ended:
             self._counts[one.state] += 1
             self._register.restore(one.index, one.item_id)
         for index, item in items:
             self._register.restore(index, item.item_id, item.variant_of)
             self._put(index, item, item.violations if isinstance(item, BadItem) else ())
-        self.close_input()
+        if is_whole:
+            self.close_input()
+        else:
+            self.release()
+            self.callers.notice_loss()
 
     def rest(self) -> None:
         """The service is being stopped: nothing more of it goes, and what is at a backend may be answered."""
@@ -246,16 +258,50 @@ class RunningBatch:
 
         STRICT: if one is malformed, all of these are refused. PER_ITEM: it becomes part of the batch and fails.
         """
+        acks, taken = self.admit(items, is_reopened=is_reopened)
+        self.put(taken)
+        return acks
+
+    def admit(
+        self, items: Sequence[Item | BadItem], *, is_reopened: bool = False
+    ) -> tuple[list[Ack], list[tuple[int, Checked]]]:
+        """Gives items of a stream their places, or refuses them; see `add`. Those taken are still to be put.
+
+        The batch does not end before they are.
+        """
         checked = [self._gate.check(item, place) for place, item in enumerate(items)]
         # What is wrong with an item is wrong with each of its answers.
         wrong = [several[0].wrong for several in checked]
         if self.config.is_strict and any(wrong):
             other = InvalidRequestError("another item of the same message is wrong, and validation is STRICT")
-            return [
+            refused = [
                 Ack(item_id=item.item_id, place=place, refusal=intake.error_of(own) if own else other)
                 for place, (item, own) in enumerate(zip(items, wrong, strict=True))
             ]
-        return [ack for several in checked for ack in self._take(several, is_reopened=is_reopened)]
+            return refused, []
+        acks: list[Ack] = []
+        taken: list[tuple[int, Checked]] = []
+        for several in checked:
+            acks += self._take(several, taken, is_reopened=is_reopened)
+        self._admitted += len(taken)
+        return acks, taken
+
+    def put(self, taken: Sequence[tuple[int, Checked]]) -> None:
+        """Items that were admitted go, or wait for their release."""
+        self._admitted -= len(taken)
+        for index, one in taken:
+            self._put(index, one.item, one.wrong)
+            if len(self._waiting) >= self.config.release_size:
+                self.release()
+        if self._cut_short is not None:
+            # That happened meanwhile.
+            state = ItemState.EXPIRED if isinstance(self._cut_short, BatchDeadlineError) else ItemState.CANCELLED
+            self._dispatch.end([index for index, _ in taken], state, self._cut_short)
+        elif self._is_input_closed:
+            self.release()
+        elif self._waiting and self.config.release_interval_s and "release" not in self._timers:
+            self._timers.start("release", self.config.release_interval_s, self.release)
+        self._maybe_end()
 
     def release(self) -> None:
         """What was added goes now."""
@@ -307,7 +353,7 @@ class RunningBatch:
 
     # -- Taking items --------------------------------------------------------------------------------------
 
-    def _take(self, several: Sequence[Checked], *, is_reopened: bool) -> list[Ack]:
+    def _take(self, several: Sequence[Checked], taken: list[tuple[int, Checked]], *, is_reopened: bool) -> list[Ack]:
         """Takes an item, as the items that its answers are; or refuses it as one."""
         place, first = several[0].place, several[0].item
         register = self._register
@@ -318,18 +364,9 @@ class RunningBatch:
                 refusal = DuplicateItemError(f"the batch already has an item {one.item.item_id!r}")
         if refusal is not None:
             return [Ack(item_id=first.variant_of or first.item_id, place=place, refusal=refusal)]
-        for one in fresh:
-            self._place(one.item, one.wrong)
-        if len(self._waiting) >= self.config.release_size:
-            self.release()
-        elif self._waiting and self.config.release_interval_s and "release" not in self._timers:
-            self._timers.start("release", self.config.release_interval_s, self.release)
+        taken += [(register.add(one.item), one) for one in fresh]
         item_ids = [one.item.item_id for one in several]
         return [Ack(item_id=item_id, place=place, index=register.index(item_id)) for item_id in item_ids]
-
-    def _place(self, item: Item | BadItem, wrong: Sequence[Violation]) -> None:
-        """Makes an item part of the batch: waiting for its release, or failed at once."""
-        self._put(self._register.add(item), item, wrong)
 
     def _put(self, index: int, item: Item | BadItem, wrong: Sequence[Violation]) -> None:
         """The item has this place."""
@@ -400,7 +437,7 @@ class RunningBatch:
             self._timers.start("queue", max(0.0, timeout_s - oldest_s), self._expire_queued)
 
     def _maybe_end(self) -> None:
-        if self._runs or not self._is_input_closed or self.is_over:
+        if self._runs or self._admitted or not self._is_input_closed or self.is_over:
             return
         match self._cut_short:
             case None:

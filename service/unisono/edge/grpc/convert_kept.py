@@ -58,7 +58,7 @@ def kept_batch(stored: StoredBatch) -> kept_pb2.KeptBatch:
     return message
 
 
-def metadata(asked: Mapping[str, str]) -> dict[str, str]:
+def metadata(asked: Mapping[str, str], path: str = "metadata") -> dict[str, str]:
     """The caller's own words; raises InvalidRequestError beyond their limits."""
     wrong = []
     if len(asked) > MAX_PAIRS:
@@ -69,8 +69,8 @@ def metadata(asked: Mapping[str, str]) -> dict[str, str]:
         if len(value.encode()) > MAX_VALUE_BYTES:
             wrong.append(f"has {len(value.encode()):,} bytes under {key!r}; at most {MAX_VALUE_BYTES} are kept")
     if wrong:
-        violations = [Violation(field="metadata", description=one) for one in wrong]
-        raise InvalidRequestError(f"metadata: {wrong[0]}", violations=violations)
+        violations = [Violation(field=path, description=one) for one in wrong]
+        raise InvalidRequestError(f"{path}: {wrong[0]}", violations=violations)
     return dict(asked)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
@@ -64,6 +65,13 @@ class KeptBatches(pb_grpc.BatchInferenceServicer):
         if self._durable is None:
             return False
         return self._durable.runs(batch_id) or self._batches.find(batch_id) is None
+
+    async def _replay(self, batch_id: str, after: int, context: _Context) -> None:
+        """Writes the events of a batch that has ended, to a stream that wanted to go on with it."""
+        async with aclosing(self._kept.follow(batch_id, after=after)) as events:
+            async for event in events:
+                message = convert_out.batch_event(event, self._clock.time_ns())
+                await context.write(pb.StreamBatchResponse(event=message))
 
     async def SubmitBatch(self, request: pb.SubmitBatchRequest, context: _Context) -> pb.SubmitBatchResponse:
         """See the contract."""

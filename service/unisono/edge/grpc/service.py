@@ -34,6 +34,7 @@ from unisono.edge.grpc import (
     convert_config,
     convert_figures,
     convert_in,
+    convert_kept,
     convert_out,
     convert_server,
     pages,
@@ -149,19 +150,30 @@ class BatchInferenceServicer(KeptBatches):
             opened = first.open
             is_reopened = opened.WhichOneof("batch") == "reopen"
             if is_reopened:
-                batch = self._batches.get(opened.reopen.batch_id)
-                after = opened.reopen.after_sequence
-                deltas = convert_config.delta_settings(opened.reopen, path="open.reopen")
+                asked = opened.reopen
+                after, deltas = asked.after_sequence, convert_config.delta_settings(asked, path="open.reopen")
+                is_kept = self._keeps(asked.batch_id)
+                found = await self._kept.reopen(asked.batch_id) if is_kept else self._batches.get(asked.batch_id)
+                if found is None:
+                    await self._replay(asked.batch_id, after, context)
+                    return
+                batch = found
             elif opened.WhichOneof("batch") == "config":
                 config = convert_config.config(opened.config, path="open.config", bounds=self._batches.limits)
                 _refuse_required(config, "open.config")
                 after, deltas = 0, convert_config.delta_settings(opened.config, path="open.config")
-                batch, is_new = self._batches.open(
-                    config,
-                    method=f"{_SERVICE}/StreamBatch",
-                    carrier=_carrier(context),
-                    fingerprint=_fingerprint(opened) if config.request_id else b"",
-                )
+                is_kept = opened.durable
+                fingerprint = _fingerprint(opened) if config.request_id else b""
+                method, carrier = f"{_SERVICE}/StreamBatch", _carrier(context)
+                if is_kept:
+                    metadata = convert_kept.metadata(opened.metadata, path="open.metadata")
+                    batch, is_new = await self._kept.open_stream(
+                        config, method=method, carrier=carrier, metadata=metadata, fingerprint=fingerprint
+                    )
+                else:
+                    batch, is_new = self._batches.open(
+                        config, method=method, carrier=carrier, fingerprint=fingerprint
+                    )
                 is_reopened = not is_new
             else:
                 raise _wrong("open.batch", "is required: config, or reopen")
@@ -173,6 +185,7 @@ class BatchInferenceServicer(KeptBatches):
                 deltas=deltas,
                 is_reopened=is_reopened,
                 limits=self._batches.limits,
+                kept=self._kept if is_kept else None,
             )
             async with self._calling(batch, context, is_new=not is_reopened, on_replaced=stream.replace):
                 await stream.serve(request_iterator)
@@ -423,7 +436,7 @@ class BatchInferenceServicer(KeptBatches):
         """The time of a call on which a batch lives. The deadline of the call that made it is the batch's own."""
         batch.callers.join(on_replaced)
         remaining_s: Any = context.time_remaining()  # None without a deadline, which the stub does not know
-        if is_new and remaining_s is not None and not batch.config.detaches:
+        if is_new and remaining_s is not None and not (batch.config.detaches or batch.is_kept):
             margin_s = min(_DEADLINE_MARGIN_S, _DEADLINE_SHARE * remaining_s)
             batch.expire_at(self._clock.monotonic_s() + remaining_s - margin_s)
         try:

@@ -29,6 +29,7 @@ from unisono.edge.grpc import convert_in, convert_out
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
+    from unisono.app.durable import DurableBatches
     from unisono.app.ports import Clock
     from unisono.app.run_batch import RunningBatch
     from unisono.core.batch import Ack, DeltaSettings
@@ -61,7 +62,9 @@ class BatchStream:
         deltas: DeltaSettings | None,
         is_reopened: bool,
         limits: Limits,
+        kept: DurableBatches | None = None,
     ) -> None:
+        """`kept`: where the batch is kept; None: nowhere."""
         self._batch = batch
         self._clock = clock
         self._context_write = write
@@ -69,6 +72,7 @@ class BatchStream:
         self._deltas = deltas
         self._is_reopened = is_reopened
         self._limits = limits
+        self._kept = kept
         # By message: those of one AddItems, or a share of them.
         self._acks: deque[list[pb.ItemAcknowledged]] = deque()
         self._ack_count = 0
@@ -101,7 +105,7 @@ class BatchStream:
 
     async def _read(self, requests: AsyncIterator[pb.StreamBatchRequest]) -> None:
         async for request in requests:
-            self._take(request)
+            await self._take(request)
             while self._ack_count > self._limits.max_items + self._limits.max_open_items:
                 self._acks_written.clear()
                 _ = await self._acks_written.wait()
@@ -109,13 +113,20 @@ class BatchStream:
         async with self._writing:
             await self._write_acks()
             await self._write_credit()
-        self._batch.close_input()
+        if self._kept is not None:
+            await self._kept.close_input(self._batch)
+        else:
+            self._batch.close_input()
 
-    def _take(self, request: pb.StreamBatchRequest) -> None:
+    async def _take(self, request: pb.StreamBatchRequest) -> None:
         match request.WhichOneof("message"):
             case "add_items":
                 items = [convert_in.item(item, bounds=self._limits) for item in request.add_items.items]
-                self._acknowledge(self._batch.add(items, is_reopened=self._is_reopened))
+                if self._kept is not None:
+                    acks = await self._kept.add(self._batch, items, is_reopened=self._is_reopened)
+                else:
+                    acks = self._batch.add(items, is_reopened=self._is_reopened)
+                self._acknowledge(acks)
             case "release":
                 self._batch.release()
             case "cancel_items":

@@ -1039,7 +1039,13 @@ type StreamBatchOpen struct {
 	//
 	//	*StreamBatchOpen_Config
 	//	*StreamBatchOpen_Reopen
-	Batch         isStreamBatchOpen_Batch `protobuf_oneof:"batch"`
+	Batch isStreamBatchOpen_Batch `protobuf_oneof:"batch"`
+	// With `config`: the batch is kept, as by SubmitBatch. An item is acknowledged
+	// when it is on the disk. The batch outlives this call and the service; without
+	// a stream for `detach_grace`, its input is closed. Waits for no turn.
+	Durable bool `protobuf:"varint,3,opt,name=durable,proto3" json:"durable,omitempty"`
+	// With `durable`: as in SubmitBatchRequest.
+	Metadata      map[string]string `protobuf:"bytes,4,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1099,6 +1105,20 @@ func (x *StreamBatchOpen) GetReopen() *ReopenBatch {
 	return nil
 }
 
+func (x *StreamBatchOpen) GetDurable() bool {
+	if x != nil {
+		return x.Durable
+	}
+	return false
+}
+
+func (x *StreamBatchOpen) GetMetadata() map[string]string {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
 type isStreamBatchOpen_Batch interface {
 	isStreamBatchOpen_Batch()
 }
@@ -1112,6 +1132,7 @@ type StreamBatchOpen_Reopen struct {
 	// A batch that this service knows. Its former stream, if any, ends with
 	// ABORTED. If its input is closed, its events are sent, and items are
 	// refused with INPUT_CLOSED.
+	// Of a kept batch that has ended, the events are sent and nothing is read.
 	Reopen *ReopenBatch `protobuf:"bytes,2,opt,name=reopen,proto3,oneof"`
 }
 
@@ -1801,6 +1822,641 @@ func (x *CancelBatchResponse) GetAlreadyEnded() uint32 {
 	return 0
 }
 
+// Asks for a batch to be kept and run.
+type SubmitBatchRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What applies to all items.
+	Config *BatchConfig `protobuf:"bytes,1,opt,name=config,proto3" json:"config,omitempty"`
+	// The items. 1 to 50,000.
+	Items []*Item `protobuf:"bytes,2,rep,name=items,proto3" json:"items,omitempty"`
+	// The caller's own words, given back with the batch: up to 16, keys of up to
+	// 64 bytes, values of up to 512.
+	Metadata      map[string]string `protobuf:"bytes,3,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SubmitBatchRequest) Reset() {
+	*x = SubmitBatchRequest{}
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SubmitBatchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SubmitBatchRequest) ProtoMessage() {}
+
+func (x *SubmitBatchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SubmitBatchRequest.ProtoReflect.Descriptor instead.
+func (*SubmitBatchRequest) Descriptor() ([]byte, []int) {
+	return file_unisono_v1_batch_inference_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *SubmitBatchRequest) GetConfig() *BatchConfig {
+	if x != nil {
+		return x.Config
+	}
+	return nil
+}
+
+func (x *SubmitBatchRequest) GetItems() []*Item {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
+func (x *SubmitBatchRequest) GetMetadata() map[string]string {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+// The batch is kept.
+type SubmitBatchResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The batch: a new one, or the one of the same `request_id`.
+	Batch         *KeptBatch `protobuf:"bytes,1,opt,name=batch,proto3" json:"batch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SubmitBatchResponse) Reset() {
+	*x = SubmitBatchResponse{}
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SubmitBatchResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SubmitBatchResponse) ProtoMessage() {}
+
+func (x *SubmitBatchResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SubmitBatchResponse.ProtoReflect.Descriptor instead.
+func (*SubmitBatchResponse) Descriptor() ([]byte, []int) {
+	return file_unisono_v1_batch_inference_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *SubmitBatchResponse) GetBatch() *KeptBatch {
+	if x != nil {
+		return x.Batch
+	}
+	return nil
+}
+
+// Asks for a kept batch.
+type GetBatchRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The batch. Required.
+	BatchId       string `protobuf:"bytes,1,opt,name=batch_id,json=batchId,proto3" json:"batch_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetBatchRequest) Reset() {
+	*x = GetBatchRequest{}
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetBatchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetBatchRequest) ProtoMessage() {}
+
+func (x *GetBatchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetBatchRequest.ProtoReflect.Descriptor instead.
+func (*GetBatchRequest) Descriptor() ([]byte, []int) {
+	return file_unisono_v1_batch_inference_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *GetBatchRequest) GetBatchId() string {
+	if x != nil {
+		return x.BatchId
+	}
+	return ""
+}
+
+// The batch.
+type GetBatchResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As it stands.
+	Batch         *KeptBatch `protobuf:"bytes,1,opt,name=batch,proto3" json:"batch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetBatchResponse) Reset() {
+	*x = GetBatchResponse{}
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetBatchResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetBatchResponse) ProtoMessage() {}
+
+func (x *GetBatchResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetBatchResponse.ProtoReflect.Descriptor instead.
+func (*GetBatchResponse) Descriptor() ([]byte, []int) {
+	return file_unisono_v1_batch_inference_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *GetBatchResponse) GetBatch() *KeptBatch {
+	if x != nil {
+		return x.Batch
+	}
+	return nil
+}
+
+// Asks for kept batches.
+type ListBatchesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Batches a page. 0: 100. At most 1,000.
+	PageSize uint32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// `next_page_token` of the page before.
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Only those in these states. Empty: all.
+	States        []BatchState `protobuf:"varint,3,rep,packed,name=states,proto3,enum=unisono.v1.BatchState" json:"states,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListBatchesRequest) Reset() {
+	*x = ListBatchesRequest{}
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListBatchesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListBatchesRequest) ProtoMessage() {}
+
+func (x *ListBatchesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListBatchesRequest.ProtoReflect.Descriptor instead.
+func (*ListBatchesRequest) Descriptor() ([]byte, []int) {
+	return file_unisono_v1_batch_inference_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *ListBatchesRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListBatchesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *ListBatchesRequest) GetStates() []BatchState {
+	if x != nil {
+		return x.States
+	}
+	return nil
+}
+
+// A page of kept batches.
+type ListBatchesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The newest first.
+	Batches []*KeptBatch `protobuf:"bytes,1,rep,name=batches,proto3" json:"batches,omitempty"`
+	// For the next page. Empty: this is the last.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListBatchesResponse) Reset() {
+	*x = ListBatchesResponse{}
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListBatchesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListBatchesResponse) ProtoMessage() {}
+
+func (x *ListBatchesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListBatchesResponse.ProtoReflect.Descriptor instead.
+func (*ListBatchesResponse) Descriptor() ([]byte, []int) {
+	return file_unisono_v1_batch_inference_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *ListBatchesResponse) GetBatches() []*KeptBatch {
+	if x != nil {
+		return x.Batches
+	}
+	return nil
+}
+
+func (x *ListBatchesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+// Asks for results.
+type ListResultsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The batch. Required.
+	BatchId string `protobuf:"bytes,1,opt,name=batch_id,json=batchId,proto3" json:"batch_id,omitempty"`
+	// Results a page. 0: 100. At most 1,000; fewer where they are large.
+	PageSize uint32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// `next_page_token` of the page before.
+	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Only items that ended so. Empty: all.
+	States        []ItemState `protobuf:"varint,4,rep,packed,name=states,proto3,enum=unisono.v1.ItemState" json:"states,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListResultsRequest) Reset() {
+	*x = ListResultsRequest{}
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListResultsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListResultsRequest) ProtoMessage() {}
+
+func (x *ListResultsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListResultsRequest.ProtoReflect.Descriptor instead.
+func (*ListResultsRequest) Descriptor() ([]byte, []int) {
+	return file_unisono_v1_batch_inference_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ListResultsRequest) GetBatchId() string {
+	if x != nil {
+		return x.BatchId
+	}
+	return ""
+}
+
+func (x *ListResultsRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListResultsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *ListResultsRequest) GetStates() []ItemState {
+	if x != nil {
+		return x.States
+	}
+	return nil
+}
+
+// A page of results.
+type ListResultsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Events `result`, each behind its `result_part`s, with their numbers. Parts of
+	// a large result may stand on the page before it.
+	Events []*BatchEvent `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	// For the next page. Empty: there are no more, or not yet.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListResultsResponse) Reset() {
+	*x = ListResultsResponse{}
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListResultsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListResultsResponse) ProtoMessage() {}
+
+func (x *ListResultsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListResultsResponse.ProtoReflect.Descriptor instead.
+func (*ListResultsResponse) Descriptor() ([]byte, []int) {
+	return file_unisono_v1_batch_inference_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ListResultsResponse) GetEvents() []*BatchEvent {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+func (x *ListResultsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+// Asks for what failed to be tried again.
+type RetryBatchRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The batch. Required.
+	BatchId string `protobuf:"bytes,1,opt,name=batch_id,json=batchId,proto3" json:"batch_id,omitempty"`
+	// Makes this call safe to send again; see BatchConfig.
+	RequestId     string `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetryBatchRequest) Reset() {
+	*x = RetryBatchRequest{}
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetryBatchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetryBatchRequest) ProtoMessage() {}
+
+func (x *RetryBatchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetryBatchRequest.ProtoReflect.Descriptor instead.
+func (*RetryBatchRequest) Descriptor() ([]byte, []int) {
+	return file_unisono_v1_batch_inference_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *RetryBatchRequest) GetBatchId() string {
+	if x != nil {
+		return x.BatchId
+	}
+	return ""
+}
+
+func (x *RetryBatchRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+// The new batch is kept.
+type RetryBatchResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The new batch.
+	Batch         *KeptBatch `protobuf:"bytes,1,opt,name=batch,proto3" json:"batch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetryBatchResponse) Reset() {
+	*x = RetryBatchResponse{}
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetryBatchResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetryBatchResponse) ProtoMessage() {}
+
+func (x *RetryBatchResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetryBatchResponse.ProtoReflect.Descriptor instead.
+func (*RetryBatchResponse) Descriptor() ([]byte, []int) {
+	return file_unisono_v1_batch_inference_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *RetryBatchResponse) GetBatch() *KeptBatch {
+	if x != nil {
+		return x.Batch
+	}
+	return nil
+}
+
+// Asks for a kept batch to be deleted.
+type DeleteBatchRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The batch. Required.
+	BatchId       string `protobuf:"bytes,1,opt,name=batch_id,json=batchId,proto3" json:"batch_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteBatchRequest) Reset() {
+	*x = DeleteBatchRequest{}
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteBatchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteBatchRequest) ProtoMessage() {}
+
+func (x *DeleteBatchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteBatchRequest.ProtoReflect.Descriptor instead.
+func (*DeleteBatchRequest) Descriptor() ([]byte, []int) {
+	return file_unisono_v1_batch_inference_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *DeleteBatchRequest) GetBatchId() string {
+	if x != nil {
+		return x.BatchId
+	}
+	return ""
+}
+
+// It is deleted.
+type DeleteBatchResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteBatchResponse) Reset() {
+	*x = DeleteBatchResponse{}
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteBatchResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteBatchResponse) ProtoMessage() {}
+
+func (x *DeleteBatchResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteBatchResponse.ProtoReflect.Descriptor instead.
+func (*DeleteBatchResponse) Descriptor() ([]byte, []int) {
+	return file_unisono_v1_batch_inference_proto_rawDescGZIP(), []int{33}
+}
+
 // Asks what RunBatch would do.
 type PlanBatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1818,7 +2474,7 @@ type PlanBatchRequest struct {
 
 func (x *PlanBatchRequest) Reset() {
 	*x = PlanBatchRequest{}
-	mi := &file_unisono_v1_batch_inference_proto_msgTypes[22]
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1830,7 +2486,7 @@ func (x *PlanBatchRequest) String() string {
 func (*PlanBatchRequest) ProtoMessage() {}
 
 func (x *PlanBatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_unisono_v1_batch_inference_proto_msgTypes[22]
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1843,7 +2499,7 @@ func (x *PlanBatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanBatchRequest.ProtoReflect.Descriptor instead.
 func (*PlanBatchRequest) Descriptor() ([]byte, []int) {
-	return file_unisono_v1_batch_inference_proto_rawDescGZIP(), []int{22}
+	return file_unisono_v1_batch_inference_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *PlanBatchRequest) GetConfig() *BatchConfig {
@@ -1892,7 +2548,7 @@ type PlanBatchResponse struct {
 
 func (x *PlanBatchResponse) Reset() {
 	*x = PlanBatchResponse{}
-	mi := &file_unisono_v1_batch_inference_proto_msgTypes[23]
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1904,7 +2560,7 @@ func (x *PlanBatchResponse) String() string {
 func (*PlanBatchResponse) ProtoMessage() {}
 
 func (x *PlanBatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_unisono_v1_batch_inference_proto_msgTypes[23]
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1917,7 +2573,7 @@ func (x *PlanBatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanBatchResponse.ProtoReflect.Descriptor instead.
 func (*PlanBatchResponse) Descriptor() ([]byte, []int) {
-	return file_unisono_v1_batch_inference_proto_rawDescGZIP(), []int{23}
+	return file_unisono_v1_batch_inference_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PlanBatchResponse) GetGroups() []*GroupPlan {
@@ -1963,7 +2619,7 @@ type ListPassesRequest struct {
 
 func (x *ListPassesRequest) Reset() {
 	*x = ListPassesRequest{}
-	mi := &file_unisono_v1_batch_inference_proto_msgTypes[24]
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1975,7 +2631,7 @@ func (x *ListPassesRequest) String() string {
 func (*ListPassesRequest) ProtoMessage() {}
 
 func (x *ListPassesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_unisono_v1_batch_inference_proto_msgTypes[24]
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1988,7 +2644,7 @@ func (x *ListPassesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPassesRequest.ProtoReflect.Descriptor instead.
 func (*ListPassesRequest) Descriptor() ([]byte, []int) {
-	return file_unisono_v1_batch_inference_proto_rawDescGZIP(), []int{24}
+	return file_unisono_v1_batch_inference_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListPassesRequest) GetBatchId() string {
@@ -2028,7 +2684,7 @@ type ListPassesResponse struct {
 
 func (x *ListPassesResponse) Reset() {
 	*x = ListPassesResponse{}
-	mi := &file_unisono_v1_batch_inference_proto_msgTypes[25]
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2040,7 +2696,7 @@ func (x *ListPassesResponse) String() string {
 func (*ListPassesResponse) ProtoMessage() {}
 
 func (x *ListPassesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_unisono_v1_batch_inference_proto_msgTypes[25]
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2053,7 +2709,7 @@ func (x *ListPassesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPassesResponse.ProtoReflect.Descriptor instead.
 func (*ListPassesResponse) Descriptor() ([]byte, []int) {
-	return file_unisono_v1_batch_inference_proto_rawDescGZIP(), []int{25}
+	return file_unisono_v1_batch_inference_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListPassesResponse) GetPasses() []*ForwardPass {
@@ -2094,7 +2750,7 @@ type ForwardPass struct {
 
 func (x *ForwardPass) Reset() {
 	*x = ForwardPass{}
-	mi := &file_unisono_v1_batch_inference_proto_msgTypes[26]
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2106,7 +2762,7 @@ func (x *ForwardPass) String() string {
 func (*ForwardPass) ProtoMessage() {}
 
 func (x *ForwardPass) ProtoReflect() protoreflect.Message {
-	mi := &file_unisono_v1_batch_inference_proto_msgTypes[26]
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2119,7 +2775,7 @@ func (x *ForwardPass) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardPass.ProtoReflect.Descriptor instead.
 func (*ForwardPass) Descriptor() ([]byte, []int) {
-	return file_unisono_v1_batch_inference_proto_rawDescGZIP(), []int{26}
+	return file_unisono_v1_batch_inference_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ForwardPass) GetGroup() uint32 {
@@ -2159,7 +2815,7 @@ type GetServerInfoRequest struct {
 
 func (x *GetServerInfoRequest) Reset() {
 	*x = GetServerInfoRequest{}
-	mi := &file_unisono_v1_batch_inference_proto_msgTypes[27]
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2171,7 +2827,7 @@ func (x *GetServerInfoRequest) String() string {
 func (*GetServerInfoRequest) ProtoMessage() {}
 
 func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_unisono_v1_batch_inference_proto_msgTypes[27]
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2184,7 +2840,7 @@ func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
-	return file_unisono_v1_batch_inference_proto_rawDescGZIP(), []int{27}
+	return file_unisono_v1_batch_inference_proto_rawDescGZIP(), []int{39}
 }
 
 // The state of the service.
@@ -2206,7 +2862,7 @@ type GetServerInfoResponse struct {
 
 func (x *GetServerInfoResponse) Reset() {
 	*x = GetServerInfoResponse{}
-	mi := &file_unisono_v1_batch_inference_proto_msgTypes[28]
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2218,7 +2874,7 @@ func (x *GetServerInfoResponse) String() string {
 func (*GetServerInfoResponse) ProtoMessage() {}
 
 func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_unisono_v1_batch_inference_proto_msgTypes[28]
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2231,7 +2887,7 @@ func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetServerInfoResponse) Descriptor() ([]byte, []int) {
-	return file_unisono_v1_batch_inference_proto_rawDescGZIP(), []int{28}
+	return file_unisono_v1_batch_inference_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *GetServerInfoResponse) GetVersion() string {
@@ -2291,7 +2947,7 @@ type BenchmarkRequest struct {
 
 func (x *BenchmarkRequest) Reset() {
 	*x = BenchmarkRequest{}
-	mi := &file_unisono_v1_batch_inference_proto_msgTypes[29]
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2303,7 +2959,7 @@ func (x *BenchmarkRequest) String() string {
 func (*BenchmarkRequest) ProtoMessage() {}
 
 func (x *BenchmarkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_unisono_v1_batch_inference_proto_msgTypes[29]
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2316,7 +2972,7 @@ func (x *BenchmarkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BenchmarkRequest.ProtoReflect.Descriptor instead.
 func (*BenchmarkRequest) Descriptor() ([]byte, []int) {
-	return file_unisono_v1_batch_inference_proto_rawDescGZIP(), []int{29}
+	return file_unisono_v1_batch_inference_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *BenchmarkRequest) GetModels() []string {
@@ -2378,7 +3034,7 @@ type BenchmarkResponse struct {
 
 func (x *BenchmarkResponse) Reset() {
 	*x = BenchmarkResponse{}
-	mi := &file_unisono_v1_batch_inference_proto_msgTypes[30]
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2390,7 +3046,7 @@ func (x *BenchmarkResponse) String() string {
 func (*BenchmarkResponse) ProtoMessage() {}
 
 func (x *BenchmarkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_unisono_v1_batch_inference_proto_msgTypes[30]
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2403,7 +3059,7 @@ func (x *BenchmarkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BenchmarkResponse.ProtoReflect.Descriptor instead.
 func (*BenchmarkResponse) Descriptor() ([]byte, []int) {
-	return file_unisono_v1_batch_inference_proto_rawDescGZIP(), []int{30}
+	return file_unisono_v1_batch_inference_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *BenchmarkResponse) GetMessage() isBenchmarkResponse_Message {
@@ -2460,7 +3116,7 @@ type ListModelsRequest struct {
 
 func (x *ListModelsRequest) Reset() {
 	*x = ListModelsRequest{}
-	mi := &file_unisono_v1_batch_inference_proto_msgTypes[31]
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2472,7 +3128,7 @@ func (x *ListModelsRequest) String() string {
 func (*ListModelsRequest) ProtoMessage() {}
 
 func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_unisono_v1_batch_inference_proto_msgTypes[31]
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2485,7 +3141,7 @@ func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsRequest.ProtoReflect.Descriptor instead.
 func (*ListModelsRequest) Descriptor() ([]byte, []int) {
-	return file_unisono_v1_batch_inference_proto_rawDescGZIP(), []int{31}
+	return file_unisono_v1_batch_inference_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListModelsRequest) GetBackend() string {
@@ -2508,7 +3164,7 @@ type ListModelsResponse struct {
 
 func (x *ListModelsResponse) Reset() {
 	*x = ListModelsResponse{}
-	mi := &file_unisono_v1_batch_inference_proto_msgTypes[32]
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2520,7 +3176,7 @@ func (x *ListModelsResponse) String() string {
 func (*ListModelsResponse) ProtoMessage() {}
 
 func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_unisono_v1_batch_inference_proto_msgTypes[32]
+	mi := &file_unisono_v1_batch_inference_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2533,7 +3189,7 @@ func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsResponse.ProtoReflect.Descriptor instead.
 func (*ListModelsResponse) Descriptor() ([]byte, []int) {
-	return file_unisono_v1_batch_inference_proto_rawDescGZIP(), []int{32}
+	return file_unisono_v1_batch_inference_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListModelsResponse) GetModels() []*Model {
@@ -2555,7 +3211,7 @@ var File_unisono_v1_batch_inference_proto protoreflect.FileDescriptor
 const file_unisono_v1_batch_inference_proto_rawDesc = "" +
 	"\n" +
 	" unisono/v1/batch_inference.proto\x12\n" +
-	"unisono.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x16unisono/v1/event.proto\x1a\x15unisono/v1/item.proto\x1a\x17unisono/v1/server.proto\"\xe6\b\n" +
+	"unisono.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x16unisono/v1/event.proto\x1a\x15unisono/v1/item.proto\x1a\x15unisono/v1/kept.proto\x1a\x17unisono/v1/server.proto\"\xe6\b\n" +
 	"\vBatchConfig\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12-\n" +
 	"\aoptions\x18\x02 \x01(\v2\x13.unisono.v1.OptionsR\aoptions\x128\n" +
@@ -2612,10 +3268,15 @@ const file_unisono_v1_batch_inference_proto_rawDesc = "" +
 	"\tadd_items\x18\x02 \x01(\v2\x14.unisono.v1.AddItemsH\x00R\baddItems\x12/\n" +
 	"\arelease\x18\x03 \x01(\v2\x13.unisono.v1.ReleaseH\x00R\arelease\x12<\n" +
 	"\fcancel_items\x18\x04 \x01(\v2\x17.unisono.v1.CancelItemsH\x00R\vcancelItemsB\t\n" +
-	"\amessage\"\x80\x01\n" +
+	"\amessage\"\x9e\x02\n" +
 	"\x0fStreamBatchOpen\x121\n" +
 	"\x06config\x18\x01 \x01(\v2\x17.unisono.v1.BatchConfigH\x00R\x06config\x121\n" +
-	"\x06reopen\x18\x02 \x01(\v2\x17.unisono.v1.ReopenBatchH\x00R\x06reopenB\a\n" +
+	"\x06reopen\x18\x02 \x01(\v2\x17.unisono.v1.ReopenBatchH\x00R\x06reopen\x12\x18\n" +
+	"\adurable\x18\x03 \x01(\bR\adurable\x12E\n" +
+	"\bmetadata\x18\x04 \x03(\v2).unisono.v1.StreamBatchOpen.MetadataEntryR\bmetadata\x1a;\n" +
+	"\rMetadataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\a\n" +
 	"\x05batch\"\x80\x01\n" +
 	"\vReopenBatch\x12\x19\n" +
 	"\bbatch_id\x18\x01 \x01(\tR\abatchId\x12%\n" +
@@ -2652,7 +3313,46 @@ const file_unisono_v1_batch_inference_proto_rawDesc = "" +
 	"\bitem_ids\x18\x02 \x03(\tR\aitemIds\"X\n" +
 	"\x13CancelBatchResponse\x12\x1c\n" +
 	"\tcancelled\x18\x01 \x01(\rR\tcancelled\x12#\n" +
-	"\ralready_ended\x18\x02 \x01(\rR\falreadyEnded\"\xa7\x01\n" +
+	"\ralready_ended\x18\x02 \x01(\rR\falreadyEnded\"\xf4\x01\n" +
+	"\x12SubmitBatchRequest\x12/\n" +
+	"\x06config\x18\x01 \x01(\v2\x17.unisono.v1.BatchConfigR\x06config\x12&\n" +
+	"\x05items\x18\x02 \x03(\v2\x10.unisono.v1.ItemR\x05items\x12H\n" +
+	"\bmetadata\x18\x03 \x03(\v2,.unisono.v1.SubmitBatchRequest.MetadataEntryR\bmetadata\x1a;\n" +
+	"\rMetadataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"B\n" +
+	"\x13SubmitBatchResponse\x12+\n" +
+	"\x05batch\x18\x01 \x01(\v2\x15.unisono.v1.KeptBatchR\x05batch\",\n" +
+	"\x0fGetBatchRequest\x12\x19\n" +
+	"\bbatch_id\x18\x01 \x01(\tR\abatchId\"?\n" +
+	"\x10GetBatchResponse\x12+\n" +
+	"\x05batch\x18\x01 \x01(\v2\x15.unisono.v1.KeptBatchR\x05batch\"\x80\x01\n" +
+	"\x12ListBatchesRequest\x12\x1b\n" +
+	"\tpage_size\x18\x01 \x01(\rR\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\x12.\n" +
+	"\x06states\x18\x03 \x03(\x0e2\x16.unisono.v1.BatchStateR\x06states\"n\n" +
+	"\x13ListBatchesResponse\x12/\n" +
+	"\abatches\x18\x01 \x03(\v2\x15.unisono.v1.KeptBatchR\abatches\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x9a\x01\n" +
+	"\x12ListResultsRequest\x12\x19\n" +
+	"\bbatch_id\x18\x01 \x01(\tR\abatchId\x12\x1b\n" +
+	"\tpage_size\x18\x02 \x01(\rR\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x03 \x01(\tR\tpageToken\x12-\n" +
+	"\x06states\x18\x04 \x03(\x0e2\x15.unisono.v1.ItemStateR\x06states\"m\n" +
+	"\x13ListResultsResponse\x12.\n" +
+	"\x06events\x18\x01 \x03(\v2\x16.unisono.v1.BatchEventR\x06events\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"M\n" +
+	"\x11RetryBatchRequest\x12\x19\n" +
+	"\bbatch_id\x18\x01 \x01(\tR\abatchId\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x02 \x01(\tR\trequestId\"A\n" +
+	"\x12RetryBatchResponse\x12+\n" +
+	"\x05batch\x18\x01 \x01(\v2\x15.unisono.v1.KeptBatchR\x05batch\"/\n" +
+	"\x12DeleteBatchRequest\x12\x19\n" +
+	"\bbatch_id\x18\x01 \x01(\tR\abatchId\"\x15\n" +
+	"\x13DeleteBatchResponse\"\xa7\x01\n" +
 	"\x10PlanBatchRequest\x12/\n" +
 	"\x06config\x18\x01 \x01(\v2\x17.unisono.v1.BatchConfigR\x06config\x12&\n" +
 	"\x05items\x18\x02 \x03(\v2\x10.unisono.v1.ItemR\x05items\x12\x1b\n" +
@@ -2725,11 +3425,18 @@ const file_unisono_v1_batch_inference_proto_rawDesc = "" +
 	"\fOnDisconnect\x12\x1d\n" +
 	"\x19ON_DISCONNECT_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14ON_DISCONNECT_CANCEL\x10\x01\x12\x18\n" +
-	"\x14ON_DISCONNECT_DETACH\x10\x022\x95\x06\n" +
+	"\x14ON_DISCONNECT_DETACH\x10\x022\xe9\t\n" +
 	"\x0eBatchInference\x12G\n" +
 	"\bRunBatch\x12\x1b.unisono.v1.RunBatchRequest\x1a\x1c.unisono.v1.RunBatchResponse0\x01\x12R\n" +
 	"\vStreamBatch\x12\x1e.unisono.v1.StreamBatchRequest\x1a\x1f.unisono.v1.StreamBatchResponse(\x010\x01\x12>\n" +
-	"\x05Infer\x12\x18.unisono.v1.InferRequest\x1a\x19.unisono.v1.InferResponse0\x01\x12P\n" +
+	"\x05Infer\x12\x18.unisono.v1.InferRequest\x1a\x19.unisono.v1.InferResponse0\x01\x12N\n" +
+	"\vSubmitBatch\x12\x1e.unisono.v1.SubmitBatchRequest\x1a\x1f.unisono.v1.SubmitBatchResponse\x12E\n" +
+	"\bGetBatch\x12\x1b.unisono.v1.GetBatchRequest\x1a\x1c.unisono.v1.GetBatchResponse\x12N\n" +
+	"\vListBatches\x12\x1e.unisono.v1.ListBatchesRequest\x1a\x1f.unisono.v1.ListBatchesResponse\x12N\n" +
+	"\vListResults\x12\x1e.unisono.v1.ListResultsRequest\x1a\x1f.unisono.v1.ListResultsResponse\x12K\n" +
+	"\n" +
+	"RetryBatch\x12\x1d.unisono.v1.RetryBatchRequest\x1a\x1e.unisono.v1.RetryBatchResponse\x12N\n" +
+	"\vDeleteBatch\x12\x1e.unisono.v1.DeleteBatchRequest\x1a\x1f.unisono.v1.DeleteBatchResponse\x12P\n" +
 	"\vAttachBatch\x12\x1e.unisono.v1.AttachBatchRequest\x1a\x1f.unisono.v1.AttachBatchResponse0\x01\x12N\n" +
 	"\vCancelBatch\x12\x1e.unisono.v1.CancelBatchRequest\x1a\x1f.unisono.v1.CancelBatchResponse\x12H\n" +
 	"\tPlanBatch\x12\x1c.unisono.v1.PlanBatchRequest\x1a\x1d.unisono.v1.PlanBatchResponse\x12K\n" +
@@ -2754,7 +3461,7 @@ func file_unisono_v1_batch_inference_proto_rawDescGZIP() []byte {
 }
 
 var file_unisono_v1_batch_inference_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_unisono_v1_batch_inference_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_unisono_v1_batch_inference_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_unisono_v1_batch_inference_proto_goTypes = []any{
 	(CoScheduling)(0),             // 0: unisono.v1.CoScheduling
 	(Priority)(0),                 // 1: unisono.v1.Priority
@@ -2783,112 +3490,152 @@ var file_unisono_v1_batch_inference_proto_goTypes = []any{
 	(*AttachBatchResponse)(nil),   // 24: unisono.v1.AttachBatchResponse
 	(*CancelBatchRequest)(nil),    // 25: unisono.v1.CancelBatchRequest
 	(*CancelBatchResponse)(nil),   // 26: unisono.v1.CancelBatchResponse
-	(*PlanBatchRequest)(nil),      // 27: unisono.v1.PlanBatchRequest
-	(*PlanBatchResponse)(nil),     // 28: unisono.v1.PlanBatchResponse
-	(*ListPassesRequest)(nil),     // 29: unisono.v1.ListPassesRequest
-	(*ListPassesResponse)(nil),    // 30: unisono.v1.ListPassesResponse
-	(*ForwardPass)(nil),           // 31: unisono.v1.ForwardPass
-	(*GetServerInfoRequest)(nil),  // 32: unisono.v1.GetServerInfoRequest
-	(*GetServerInfoResponse)(nil), // 33: unisono.v1.GetServerInfoResponse
-	(*BenchmarkRequest)(nil),      // 34: unisono.v1.BenchmarkRequest
-	(*BenchmarkResponse)(nil),     // 35: unisono.v1.BenchmarkResponse
-	(*ListModelsRequest)(nil),     // 36: unisono.v1.ListModelsRequest
-	(*ListModelsResponse)(nil),    // 37: unisono.v1.ListModelsResponse
-	(*Options)(nil),               // 38: unisono.v1.Options
-	(*durationpb.Duration)(nil),   // 39: google.protobuf.Duration
-	(*Message)(nil),               // 40: unisono.v1.Message
-	(*Item)(nil),                  // 41: unisono.v1.Item
-	(*BatchEvent)(nil),            // 42: unisono.v1.BatchEvent
-	(*status.Status)(nil),         // 43: google.rpc.Status
-	(*GroupPlan)(nil),             // 44: unisono.v1.GroupPlan
-	(*PlanWarning)(nil),           // 45: unisono.v1.PlanWarning
-	(*PlanRefusal)(nil),           // 46: unisono.v1.PlanRefusal
-	(*timestamppb.Timestamp)(nil), // 47: google.protobuf.Timestamp
-	(*ServerLimits)(nil),          // 48: unisono.v1.ServerLimits
-	(*BackendStatus)(nil),         // 49: unisono.v1.BackendStatus
-	(*BenchmarkRun)(nil),          // 50: unisono.v1.BenchmarkRun
-	(*BenchmarkVerdict)(nil),      // 51: unisono.v1.BenchmarkVerdict
-	(*Model)(nil),                 // 52: unisono.v1.Model
+	(*SubmitBatchRequest)(nil),    // 27: unisono.v1.SubmitBatchRequest
+	(*SubmitBatchResponse)(nil),   // 28: unisono.v1.SubmitBatchResponse
+	(*GetBatchRequest)(nil),       // 29: unisono.v1.GetBatchRequest
+	(*GetBatchResponse)(nil),      // 30: unisono.v1.GetBatchResponse
+	(*ListBatchesRequest)(nil),    // 31: unisono.v1.ListBatchesRequest
+	(*ListBatchesResponse)(nil),   // 32: unisono.v1.ListBatchesResponse
+	(*ListResultsRequest)(nil),    // 33: unisono.v1.ListResultsRequest
+	(*ListResultsResponse)(nil),   // 34: unisono.v1.ListResultsResponse
+	(*RetryBatchRequest)(nil),     // 35: unisono.v1.RetryBatchRequest
+	(*RetryBatchResponse)(nil),    // 36: unisono.v1.RetryBatchResponse
+	(*DeleteBatchRequest)(nil),    // 37: unisono.v1.DeleteBatchRequest
+	(*DeleteBatchResponse)(nil),   // 38: unisono.v1.DeleteBatchResponse
+	(*PlanBatchRequest)(nil),      // 39: unisono.v1.PlanBatchRequest
+	(*PlanBatchResponse)(nil),     // 40: unisono.v1.PlanBatchResponse
+	(*ListPassesRequest)(nil),     // 41: unisono.v1.ListPassesRequest
+	(*ListPassesResponse)(nil),    // 42: unisono.v1.ListPassesResponse
+	(*ForwardPass)(nil),           // 43: unisono.v1.ForwardPass
+	(*GetServerInfoRequest)(nil),  // 44: unisono.v1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil), // 45: unisono.v1.GetServerInfoResponse
+	(*BenchmarkRequest)(nil),      // 46: unisono.v1.BenchmarkRequest
+	(*BenchmarkResponse)(nil),     // 47: unisono.v1.BenchmarkResponse
+	(*ListModelsRequest)(nil),     // 48: unisono.v1.ListModelsRequest
+	(*ListModelsResponse)(nil),    // 49: unisono.v1.ListModelsResponse
+	nil,                           // 50: unisono.v1.StreamBatchOpen.MetadataEntry
+	nil,                           // 51: unisono.v1.SubmitBatchRequest.MetadataEntry
+	(*Options)(nil),               // 52: unisono.v1.Options
+	(*durationpb.Duration)(nil),   // 53: google.protobuf.Duration
+	(*Message)(nil),               // 54: unisono.v1.Message
+	(*Item)(nil),                  // 55: unisono.v1.Item
+	(*BatchEvent)(nil),            // 56: unisono.v1.BatchEvent
+	(*status.Status)(nil),         // 57: google.rpc.Status
+	(*KeptBatch)(nil),             // 58: unisono.v1.KeptBatch
+	(BatchState)(0),               // 59: unisono.v1.BatchState
+	(ItemState)(0),                // 60: unisono.v1.ItemState
+	(*GroupPlan)(nil),             // 61: unisono.v1.GroupPlan
+	(*PlanWarning)(nil),           // 62: unisono.v1.PlanWarning
+	(*PlanRefusal)(nil),           // 63: unisono.v1.PlanRefusal
+	(*timestamppb.Timestamp)(nil), // 64: google.protobuf.Timestamp
+	(*ServerLimits)(nil),          // 65: unisono.v1.ServerLimits
+	(*BackendStatus)(nil),         // 66: unisono.v1.BackendStatus
+	(*BenchmarkRun)(nil),          // 67: unisono.v1.BenchmarkRun
+	(*BenchmarkVerdict)(nil),      // 68: unisono.v1.BenchmarkVerdict
+	(*Model)(nil),                 // 69: unisono.v1.Model
 }
 var file_unisono_v1_batch_inference_proto_depIdxs = []int32{
-	38, // 0: unisono.v1.BatchConfig.options:type_name -> unisono.v1.Options
-	39, // 1: unisono.v1.BatchConfig.keep_alive:type_name -> google.protobuf.Duration
+	52, // 0: unisono.v1.BatchConfig.options:type_name -> unisono.v1.Options
+	53, // 1: unisono.v1.BatchConfig.keep_alive:type_name -> google.protobuf.Duration
 	3,  // 2: unisono.v1.BatchConfig.validation:type_name -> unisono.v1.ValidationMode
-	39, // 3: unisono.v1.BatchConfig.queue_timeout:type_name -> google.protobuf.Duration
-	39, // 4: unisono.v1.BatchConfig.item_timeout:type_name -> google.protobuf.Duration
-	39, // 5: unisono.v1.BatchConfig.batch_deadline:type_name -> google.protobuf.Duration
+	53, // 3: unisono.v1.BatchConfig.queue_timeout:type_name -> google.protobuf.Duration
+	53, // 4: unisono.v1.BatchConfig.item_timeout:type_name -> google.protobuf.Duration
+	53, // 5: unisono.v1.BatchConfig.batch_deadline:type_name -> google.protobuf.Duration
 	4,  // 6: unisono.v1.BatchConfig.on_disconnect:type_name -> unisono.v1.OnDisconnect
-	39, // 7: unisono.v1.BatchConfig.detach_grace:type_name -> google.protobuf.Duration
+	53, // 7: unisono.v1.BatchConfig.detach_grace:type_name -> google.protobuf.Duration
 	7,  // 8: unisono.v1.BatchConfig.deltas:type_name -> unisono.v1.DeltaConfig
 	8,  // 9: unisono.v1.BatchConfig.release:type_name -> unisono.v1.ReleasePolicy
 	0,  // 10: unisono.v1.BatchConfig.co_scheduling:type_name -> unisono.v1.CoScheduling
 	1,  // 11: unisono.v1.BatchConfig.priority:type_name -> unisono.v1.Priority
 	6,  // 12: unisono.v1.BatchConfig.shared_context:type_name -> unisono.v1.SharedContext
 	2,  // 13: unisono.v1.BatchConfig.context_policy:type_name -> unisono.v1.ContextPolicy
-	40, // 14: unisono.v1.SharedContext.messages:type_name -> unisono.v1.Message
-	39, // 15: unisono.v1.DeltaConfig.flush_interval:type_name -> google.protobuf.Duration
-	39, // 16: unisono.v1.ReleasePolicy.interval:type_name -> google.protobuf.Duration
+	54, // 14: unisono.v1.SharedContext.messages:type_name -> unisono.v1.Message
+	53, // 15: unisono.v1.DeltaConfig.flush_interval:type_name -> google.protobuf.Duration
+	53, // 16: unisono.v1.ReleasePolicy.interval:type_name -> google.protobuf.Duration
 	5,  // 17: unisono.v1.RunBatchRequest.config:type_name -> unisono.v1.BatchConfig
-	41, // 18: unisono.v1.RunBatchRequest.items:type_name -> unisono.v1.Item
-	42, // 19: unisono.v1.RunBatchResponse.event:type_name -> unisono.v1.BatchEvent
-	41, // 20: unisono.v1.InferRequest.item:type_name -> unisono.v1.Item
+	55, // 18: unisono.v1.RunBatchRequest.items:type_name -> unisono.v1.Item
+	56, // 19: unisono.v1.RunBatchResponse.event:type_name -> unisono.v1.BatchEvent
+	55, // 20: unisono.v1.InferRequest.item:type_name -> unisono.v1.Item
 	5,  // 21: unisono.v1.InferRequest.config:type_name -> unisono.v1.BatchConfig
-	42, // 22: unisono.v1.InferResponse.event:type_name -> unisono.v1.BatchEvent
+	56, // 22: unisono.v1.InferResponse.event:type_name -> unisono.v1.BatchEvent
 	14, // 23: unisono.v1.StreamBatchRequest.open:type_name -> unisono.v1.StreamBatchOpen
 	16, // 24: unisono.v1.StreamBatchRequest.add_items:type_name -> unisono.v1.AddItems
 	17, // 25: unisono.v1.StreamBatchRequest.release:type_name -> unisono.v1.Release
 	18, // 26: unisono.v1.StreamBatchRequest.cancel_items:type_name -> unisono.v1.CancelItems
 	5,  // 27: unisono.v1.StreamBatchOpen.config:type_name -> unisono.v1.BatchConfig
 	15, // 28: unisono.v1.StreamBatchOpen.reopen:type_name -> unisono.v1.ReopenBatch
-	7,  // 29: unisono.v1.ReopenBatch.deltas:type_name -> unisono.v1.DeltaConfig
-	41, // 30: unisono.v1.AddItems.items:type_name -> unisono.v1.Item
-	42, // 31: unisono.v1.StreamBatchResponse.event:type_name -> unisono.v1.BatchEvent
-	20, // 32: unisono.v1.StreamBatchResponse.items_acknowledged:type_name -> unisono.v1.ItemsAcknowledged
-	22, // 33: unisono.v1.StreamBatchResponse.credit:type_name -> unisono.v1.Credit
-	21, // 34: unisono.v1.ItemsAcknowledged.items:type_name -> unisono.v1.ItemAcknowledged
-	43, // 35: unisono.v1.ItemAcknowledged.refusal:type_name -> google.rpc.Status
-	7,  // 36: unisono.v1.AttachBatchRequest.deltas:type_name -> unisono.v1.DeltaConfig
-	42, // 37: unisono.v1.AttachBatchResponse.event:type_name -> unisono.v1.BatchEvent
-	5,  // 38: unisono.v1.PlanBatchRequest.config:type_name -> unisono.v1.BatchConfig
-	41, // 39: unisono.v1.PlanBatchRequest.items:type_name -> unisono.v1.Item
-	44, // 40: unisono.v1.PlanBatchResponse.groups:type_name -> unisono.v1.GroupPlan
-	45, // 41: unisono.v1.PlanBatchResponse.warnings:type_name -> unisono.v1.PlanWarning
-	46, // 42: unisono.v1.PlanBatchResponse.refusals:type_name -> unisono.v1.PlanRefusal
-	31, // 43: unisono.v1.ListPassesResponse.passes:type_name -> unisono.v1.ForwardPass
-	47, // 44: unisono.v1.ForwardPass.time:type_name -> google.protobuf.Timestamp
-	47, // 45: unisono.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
-	48, // 46: unisono.v1.GetServerInfoResponse.limits:type_name -> unisono.v1.ServerLimits
-	49, // 47: unisono.v1.GetServerInfoResponse.backends:type_name -> unisono.v1.BackendStatus
-	38, // 48: unisono.v1.BenchmarkRequest.options:type_name -> unisono.v1.Options
-	50, // 49: unisono.v1.BenchmarkResponse.run:type_name -> unisono.v1.BenchmarkRun
-	51, // 50: unisono.v1.BenchmarkResponse.verdict:type_name -> unisono.v1.BenchmarkVerdict
-	52, // 51: unisono.v1.ListModelsResponse.models:type_name -> unisono.v1.Model
-	49, // 52: unisono.v1.ListModelsResponse.unreachable:type_name -> unisono.v1.BackendStatus
-	9,  // 53: unisono.v1.BatchInference.RunBatch:input_type -> unisono.v1.RunBatchRequest
-	13, // 54: unisono.v1.BatchInference.StreamBatch:input_type -> unisono.v1.StreamBatchRequest
-	11, // 55: unisono.v1.BatchInference.Infer:input_type -> unisono.v1.InferRequest
-	23, // 56: unisono.v1.BatchInference.AttachBatch:input_type -> unisono.v1.AttachBatchRequest
-	25, // 57: unisono.v1.BatchInference.CancelBatch:input_type -> unisono.v1.CancelBatchRequest
-	27, // 58: unisono.v1.BatchInference.PlanBatch:input_type -> unisono.v1.PlanBatchRequest
-	29, // 59: unisono.v1.BatchInference.ListPasses:input_type -> unisono.v1.ListPassesRequest
-	32, // 60: unisono.v1.BatchInference.GetServerInfo:input_type -> unisono.v1.GetServerInfoRequest
-	34, // 61: unisono.v1.BatchInference.Benchmark:input_type -> unisono.v1.BenchmarkRequest
-	36, // 62: unisono.v1.BatchInference.ListModels:input_type -> unisono.v1.ListModelsRequest
-	10, // 63: unisono.v1.BatchInference.RunBatch:output_type -> unisono.v1.RunBatchResponse
-	19, // 64: unisono.v1.BatchInference.StreamBatch:output_type -> unisono.v1.StreamBatchResponse
-	12, // 65: unisono.v1.BatchInference.Infer:output_type -> unisono.v1.InferResponse
-	24, // 66: unisono.v1.BatchInference.AttachBatch:output_type -> unisono.v1.AttachBatchResponse
-	26, // 67: unisono.v1.BatchInference.CancelBatch:output_type -> unisono.v1.CancelBatchResponse
-	28, // 68: unisono.v1.BatchInference.PlanBatch:output_type -> unisono.v1.PlanBatchResponse
-	30, // 69: unisono.v1.BatchInference.ListPasses:output_type -> unisono.v1.ListPassesResponse
-	33, // 70: unisono.v1.BatchInference.GetServerInfo:output_type -> unisono.v1.GetServerInfoResponse
-	35, // 71: unisono.v1.BatchInference.Benchmark:output_type -> unisono.v1.BenchmarkResponse
-	37, // 72: unisono.v1.BatchInference.ListModels:output_type -> unisono.v1.ListModelsResponse
-	63, // [63:73] is the sub-list for method output_type
-	53, // [53:63] is the sub-list for method input_type
-	53, // [53:53] is the sub-list for extension type_name
-	53, // [53:53] is the sub-list for extension extendee
-	0,  // [0:53] is the sub-list for field type_name
+	50, // 29: unisono.v1.StreamBatchOpen.metadata:type_name -> unisono.v1.StreamBatchOpen.MetadataEntry
+	7,  // 30: unisono.v1.ReopenBatch.deltas:type_name -> unisono.v1.DeltaConfig
+	55, // 31: unisono.v1.AddItems.items:type_name -> unisono.v1.Item
+	56, // 32: unisono.v1.StreamBatchResponse.event:type_name -> unisono.v1.BatchEvent
+	20, // 33: unisono.v1.StreamBatchResponse.items_acknowledged:type_name -> unisono.v1.ItemsAcknowledged
+	22, // 34: unisono.v1.StreamBatchResponse.credit:type_name -> unisono.v1.Credit
+	21, // 35: unisono.v1.ItemsAcknowledged.items:type_name -> unisono.v1.ItemAcknowledged
+	57, // 36: unisono.v1.ItemAcknowledged.refusal:type_name -> google.rpc.Status
+	7,  // 37: unisono.v1.AttachBatchRequest.deltas:type_name -> unisono.v1.DeltaConfig
+	56, // 38: unisono.v1.AttachBatchResponse.event:type_name -> unisono.v1.BatchEvent
+	5,  // 39: unisono.v1.SubmitBatchRequest.config:type_name -> unisono.v1.BatchConfig
+	55, // 40: unisono.v1.SubmitBatchRequest.items:type_name -> unisono.v1.Item
+	51, // 41: unisono.v1.SubmitBatchRequest.metadata:type_name -> unisono.v1.SubmitBatchRequest.MetadataEntry
+	58, // 42: unisono.v1.SubmitBatchResponse.batch:type_name -> unisono.v1.KeptBatch
+	58, // 43: unisono.v1.GetBatchResponse.batch:type_name -> unisono.v1.KeptBatch
+	59, // 44: unisono.v1.ListBatchesRequest.states:type_name -> unisono.v1.BatchState
+	58, // 45: unisono.v1.ListBatchesResponse.batches:type_name -> unisono.v1.KeptBatch
+	60, // 46: unisono.v1.ListResultsRequest.states:type_name -> unisono.v1.ItemState
+	56, // 47: unisono.v1.ListResultsResponse.events:type_name -> unisono.v1.BatchEvent
+	58, // 48: unisono.v1.RetryBatchResponse.batch:type_name -> unisono.v1.KeptBatch
+	5,  // 49: unisono.v1.PlanBatchRequest.config:type_name -> unisono.v1.BatchConfig
+	55, // 50: unisono.v1.PlanBatchRequest.items:type_name -> unisono.v1.Item
+	61, // 51: unisono.v1.PlanBatchResponse.groups:type_name -> unisono.v1.GroupPlan
+	62, // 52: unisono.v1.PlanBatchResponse.warnings:type_name -> unisono.v1.PlanWarning
+	63, // 53: unisono.v1.PlanBatchResponse.refusals:type_name -> unisono.v1.PlanRefusal
+	43, // 54: unisono.v1.ListPassesResponse.passes:type_name -> unisono.v1.ForwardPass
+	64, // 55: unisono.v1.ForwardPass.time:type_name -> google.protobuf.Timestamp
+	64, // 56: unisono.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	65, // 57: unisono.v1.GetServerInfoResponse.limits:type_name -> unisono.v1.ServerLimits
+	66, // 58: unisono.v1.GetServerInfoResponse.backends:type_name -> unisono.v1.BackendStatus
+	52, // 59: unisono.v1.BenchmarkRequest.options:type_name -> unisono.v1.Options
+	67, // 60: unisono.v1.BenchmarkResponse.run:type_name -> unisono.v1.BenchmarkRun
+	68, // 61: unisono.v1.BenchmarkResponse.verdict:type_name -> unisono.v1.BenchmarkVerdict
+	69, // 62: unisono.v1.ListModelsResponse.models:type_name -> unisono.v1.Model
+	66, // 63: unisono.v1.ListModelsResponse.unreachable:type_name -> unisono.v1.BackendStatus
+	9,  // 64: unisono.v1.BatchInference.RunBatch:input_type -> unisono.v1.RunBatchRequest
+	13, // 65: unisono.v1.BatchInference.StreamBatch:input_type -> unisono.v1.StreamBatchRequest
+	11, // 66: unisono.v1.BatchInference.Infer:input_type -> unisono.v1.InferRequest
+	27, // 67: unisono.v1.BatchInference.SubmitBatch:input_type -> unisono.v1.SubmitBatchRequest
+	29, // 68: unisono.v1.BatchInference.GetBatch:input_type -> unisono.v1.GetBatchRequest
+	31, // 69: unisono.v1.BatchInference.ListBatches:input_type -> unisono.v1.ListBatchesRequest
+	33, // 70: unisono.v1.BatchInference.ListResults:input_type -> unisono.v1.ListResultsRequest
+	35, // 71: unisono.v1.BatchInference.RetryBatch:input_type -> unisono.v1.RetryBatchRequest
+	37, // 72: unisono.v1.BatchInference.DeleteBatch:input_type -> unisono.v1.DeleteBatchRequest
+	23, // 73: unisono.v1.BatchInference.AttachBatch:input_type -> unisono.v1.AttachBatchRequest
+	25, // 74: unisono.v1.BatchInference.CancelBatch:input_type -> unisono.v1.CancelBatchRequest
+	39, // 75: unisono.v1.BatchInference.PlanBatch:input_type -> unisono.v1.PlanBatchRequest
+	41, // 76: unisono.v1.BatchInference.ListPasses:input_type -> unisono.v1.ListPassesRequest
+	44, // 77: unisono.v1.BatchInference.GetServerInfo:input_type -> unisono.v1.GetServerInfoRequest
+	46, // 78: unisono.v1.BatchInference.Benchmark:input_type -> unisono.v1.BenchmarkRequest
+	48, // 79: unisono.v1.BatchInference.ListModels:input_type -> unisono.v1.ListModelsRequest
+	10, // 80: unisono.v1.BatchInference.RunBatch:output_type -> unisono.v1.RunBatchResponse
+	19, // 81: unisono.v1.BatchInference.StreamBatch:output_type -> unisono.v1.StreamBatchResponse
+	12, // 82: unisono.v1.BatchInference.Infer:output_type -> unisono.v1.InferResponse
+	28, // 83: unisono.v1.BatchInference.SubmitBatch:output_type -> unisono.v1.SubmitBatchResponse
+	30, // 84: unisono.v1.BatchInference.GetBatch:output_type -> unisono.v1.GetBatchResponse
+	32, // 85: unisono.v1.BatchInference.ListBatches:output_type -> unisono.v1.ListBatchesResponse
+	34, // 86: unisono.v1.BatchInference.ListResults:output_type -> unisono.v1.ListResultsResponse
+	36, // 87: unisono.v1.BatchInference.RetryBatch:output_type -> unisono.v1.RetryBatchResponse
+	38, // 88: unisono.v1.BatchInference.DeleteBatch:output_type -> unisono.v1.DeleteBatchResponse
+	24, // 89: unisono.v1.BatchInference.AttachBatch:output_type -> unisono.v1.AttachBatchResponse
+	26, // 90: unisono.v1.BatchInference.CancelBatch:output_type -> unisono.v1.CancelBatchResponse
+	40, // 91: unisono.v1.BatchInference.PlanBatch:output_type -> unisono.v1.PlanBatchResponse
+	42, // 92: unisono.v1.BatchInference.ListPasses:output_type -> unisono.v1.ListPassesResponse
+	45, // 93: unisono.v1.BatchInference.GetServerInfo:output_type -> unisono.v1.GetServerInfoResponse
+	47, // 94: unisono.v1.BatchInference.Benchmark:output_type -> unisono.v1.BenchmarkResponse
+	49, // 95: unisono.v1.BatchInference.ListModels:output_type -> unisono.v1.ListModelsResponse
+	80, // [80:96] is the sub-list for method output_type
+	64, // [64:80] is the sub-list for method input_type
+	64, // [64:64] is the sub-list for extension type_name
+	64, // [64:64] is the sub-list for extension extendee
+	0,  // [0:64] is the sub-list for field type_name
 }
 
 func init() { file_unisono_v1_batch_inference_proto_init() }
@@ -2898,6 +3645,7 @@ func file_unisono_v1_batch_inference_proto_init() {
 	}
 	file_unisono_v1_event_proto_init()
 	file_unisono_v1_item_proto_init()
+	file_unisono_v1_kept_proto_init()
 	file_unisono_v1_server_proto_init()
 	file_unisono_v1_batch_inference_proto_msgTypes[0].OneofWrappers = []any{}
 	file_unisono_v1_batch_inference_proto_msgTypes[2].OneofWrappers = []any{}
@@ -2918,7 +3666,7 @@ func file_unisono_v1_batch_inference_proto_init() {
 		(*StreamBatchResponse_Credit)(nil),
 	}
 	file_unisono_v1_batch_inference_proto_msgTypes[16].OneofWrappers = []any{}
-	file_unisono_v1_batch_inference_proto_msgTypes[30].OneofWrappers = []any{
+	file_unisono_v1_batch_inference_proto_msgTypes[42].OneofWrappers = []any{
 		(*BenchmarkResponse_Run)(nil),
 		(*BenchmarkResponse_Verdict)(nil),
 	}
@@ -2928,7 +3676,7 @@ func file_unisono_v1_batch_inference_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_unisono_v1_batch_inference_proto_rawDesc), len(file_unisono_v1_batch_inference_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   33,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

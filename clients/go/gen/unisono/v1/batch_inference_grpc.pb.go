@@ -25,6 +25,12 @@ const (
 	BatchInference_RunBatch_FullMethodName      = "/unisono.v1.BatchInference/RunBatch"
 	BatchInference_StreamBatch_FullMethodName   = "/unisono.v1.BatchInference/StreamBatch"
 	BatchInference_Infer_FullMethodName         = "/unisono.v1.BatchInference/Infer"
+	BatchInference_SubmitBatch_FullMethodName   = "/unisono.v1.BatchInference/SubmitBatch"
+	BatchInference_GetBatch_FullMethodName      = "/unisono.v1.BatchInference/GetBatch"
+	BatchInference_ListBatches_FullMethodName   = "/unisono.v1.BatchInference/ListBatches"
+	BatchInference_ListResults_FullMethodName   = "/unisono.v1.BatchInference/ListResults"
+	BatchInference_RetryBatch_FullMethodName    = "/unisono.v1.BatchInference/RetryBatch"
+	BatchInference_DeleteBatch_FullMethodName   = "/unisono.v1.BatchInference/DeleteBatch"
 	BatchInference_AttachBatch_FullMethodName   = "/unisono.v1.BatchInference/AttachBatch"
 	BatchInference_CancelBatch_FullMethodName   = "/unisono.v1.BatchInference/CancelBatch"
 	BatchInference_PlanBatch_FullMethodName     = "/unisono.v1.BatchInference/PlanBatch"
@@ -90,9 +96,36 @@ type BatchInferenceClient interface {
 	// them.
 	// Codes: as RunBatch. The item's failure is a result here too.
 	Infer(ctx context.Context, in *InferRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[InferResponse], error)
+	// Keeps a batch, and runs it: it outlives this call, the connection and the
+	// service. Answered when it is on the disk; what was accepted is never lost.
+	// It runs when it is its turn, by priority and then in the order in which
+	// batches came. Malformed items are as in RunBatch. What `on_disconnect` says
+	// is of no matter; this call's deadline is not the batch's.
+	// Codes: as RunBatch; RESOURCE_EXHAUSTED also where there is no room on the
+	// disk; FAILED_PRECONDITION where the service keeps none (UNISONO_DATA_DIR).
+	SubmitBatch(ctx context.Context, in *SubmitBatchRequest, opts ...grpc.CallOption) (*SubmitBatchResponse, error)
+	// How a kept batch stands.
+	// Codes: NOT_FOUND (no such batch, deleted, or one that is not kept).
+	GetBatch(ctx context.Context, in *GetBatchRequest, opts ...grpc.CallOption) (*GetBatchResponse, error)
+	// Kept batches, the newest first.
+	// Codes: INVALID_ARGUMENT (page_token).
+	ListBatches(ctx context.Context, in *ListBatchesRequest, opts ...grpc.CallOption) (*ListBatchesResponse, error)
+	// Results of a kept batch, in the order in which items ended; while it runs,
+	// those so far.
+	// Codes: NOT_FOUND, INVALID_ARGUMENT (page_token).
+	ListResults(ctx context.Context, in *ListResultsRequest, opts ...grpc.CallOption) (*ListResultsResponse, error)
+	// Submits a new batch of those items of a kept batch that failed, expired or
+	// were cancelled, with the same config. What was malformed stays out.
+	// Codes: as SubmitBatch; NOT_FOUND; FAILED_PRECONDITION (it has not ended);
+	// INVALID_ARGUMENT (nothing can be tried again).
+	RetryBatch(ctx context.Context, in *RetryBatchRequest, opts ...grpc.CallOption) (*RetryBatchResponse, error)
+	// Deletes a kept batch with its items and results.
+	// Codes: NOT_FOUND; FAILED_PRECONDITION (it has not ended: cancel it first).
+	DeleteBatch(ctx context.Context, in *DeleteBatchRequest, opts ...grpc.CallOption) (*DeleteBatchResponse, error)
 	// Streams the events of a batch after a sequence number, then follows it to
 	// its end. Any number of callers may attach; cancelling this call leaves the
-	// batch alone. Kept for 15 minutes after the end of the batch.
+	// batch alone. Kept for 15 minutes after the end of the batch; a batch that
+	// was submitted, until it is deleted.
 	// Codes: NOT_FOUND (no such batch, or forgotten), OUT_OF_RANGE (events before
 	// that sequence are no longer kept, or it was never reached).
 	AttachBatch(ctx context.Context, in *AttachBatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AttachBatchResponse], error)
@@ -181,6 +214,66 @@ func (c *batchInferenceClient) Infer(ctx context.Context, in *InferRequest, opts
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type BatchInference_InferClient = grpc.ServerStreamingClient[InferResponse]
+
+func (c *batchInferenceClient) SubmitBatch(ctx context.Context, in *SubmitBatchRequest, opts ...grpc.CallOption) (*SubmitBatchResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SubmitBatchResponse)
+	err := c.cc.Invoke(ctx, BatchInference_SubmitBatch_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *batchInferenceClient) GetBatch(ctx context.Context, in *GetBatchRequest, opts ...grpc.CallOption) (*GetBatchResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetBatchResponse)
+	err := c.cc.Invoke(ctx, BatchInference_GetBatch_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *batchInferenceClient) ListBatches(ctx context.Context, in *ListBatchesRequest, opts ...grpc.CallOption) (*ListBatchesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListBatchesResponse)
+	err := c.cc.Invoke(ctx, BatchInference_ListBatches_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *batchInferenceClient) ListResults(ctx context.Context, in *ListResultsRequest, opts ...grpc.CallOption) (*ListResultsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListResultsResponse)
+	err := c.cc.Invoke(ctx, BatchInference_ListResults_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *batchInferenceClient) RetryBatch(ctx context.Context, in *RetryBatchRequest, opts ...grpc.CallOption) (*RetryBatchResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RetryBatchResponse)
+	err := c.cc.Invoke(ctx, BatchInference_RetryBatch_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *batchInferenceClient) DeleteBatch(ctx context.Context, in *DeleteBatchRequest, opts ...grpc.CallOption) (*DeleteBatchResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeleteBatchResponse)
+	err := c.cc.Invoke(ctx, BatchInference_DeleteBatch_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
 
 func (c *batchInferenceClient) AttachBatch(ctx context.Context, in *AttachBatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AttachBatchResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -326,9 +419,36 @@ type BatchInferenceServer interface {
 	// them.
 	// Codes: as RunBatch. The item's failure is a result here too.
 	Infer(*InferRequest, grpc.ServerStreamingServer[InferResponse]) error
+	// Keeps a batch, and runs it: it outlives this call, the connection and the
+	// service. Answered when it is on the disk; what was accepted is never lost.
+	// It runs when it is its turn, by priority and then in the order in which
+	// batches came. Malformed items are as in RunBatch. What `on_disconnect` says
+	// is of no matter; this call's deadline is not the batch's.
+	// Codes: as RunBatch; RESOURCE_EXHAUSTED also where there is no room on the
+	// disk; FAILED_PRECONDITION where the service keeps none (UNISONO_DATA_DIR).
+	SubmitBatch(context.Context, *SubmitBatchRequest) (*SubmitBatchResponse, error)
+	// How a kept batch stands.
+	// Codes: NOT_FOUND (no such batch, deleted, or one that is not kept).
+	GetBatch(context.Context, *GetBatchRequest) (*GetBatchResponse, error)
+	// Kept batches, the newest first.
+	// Codes: INVALID_ARGUMENT (page_token).
+	ListBatches(context.Context, *ListBatchesRequest) (*ListBatchesResponse, error)
+	// Results of a kept batch, in the order in which items ended; while it runs,
+	// those so far.
+	// Codes: NOT_FOUND, INVALID_ARGUMENT (page_token).
+	ListResults(context.Context, *ListResultsRequest) (*ListResultsResponse, error)
+	// Submits a new batch of those items of a kept batch that failed, expired or
+	// were cancelled, with the same config. What was malformed stays out.
+	// Codes: as SubmitBatch; NOT_FOUND; FAILED_PRECONDITION (it has not ended);
+	// INVALID_ARGUMENT (nothing can be tried again).
+	RetryBatch(context.Context, *RetryBatchRequest) (*RetryBatchResponse, error)
+	// Deletes a kept batch with its items and results.
+	// Codes: NOT_FOUND; FAILED_PRECONDITION (it has not ended: cancel it first).
+	DeleteBatch(context.Context, *DeleteBatchRequest) (*DeleteBatchResponse, error)
 	// Streams the events of a batch after a sequence number, then follows it to
 	// its end. Any number of callers may attach; cancelling this call leaves the
-	// batch alone. Kept for 15 minutes after the end of the batch.
+	// batch alone. Kept for 15 minutes after the end of the batch; a batch that
+	// was submitted, until it is deleted.
 	// Codes: NOT_FOUND (no such batch, or forgotten), OUT_OF_RANGE (events before
 	// that sequence are no longer kept, or it was never reached).
 	AttachBatch(*AttachBatchRequest, grpc.ServerStreamingServer[AttachBatchResponse]) error
@@ -375,6 +495,24 @@ func (UnimplementedBatchInferenceServer) StreamBatch(grpc.BidiStreamingServer[St
 }
 func (UnimplementedBatchInferenceServer) Infer(*InferRequest, grpc.ServerStreamingServer[InferResponse]) error {
 	return status.Error(codes.Unimplemented, "method Infer not implemented")
+}
+func (UnimplementedBatchInferenceServer) SubmitBatch(context.Context, *SubmitBatchRequest) (*SubmitBatchResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SubmitBatch not implemented")
+}
+func (UnimplementedBatchInferenceServer) GetBatch(context.Context, *GetBatchRequest) (*GetBatchResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetBatch not implemented")
+}
+func (UnimplementedBatchInferenceServer) ListBatches(context.Context, *ListBatchesRequest) (*ListBatchesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListBatches not implemented")
+}
+func (UnimplementedBatchInferenceServer) ListResults(context.Context, *ListResultsRequest) (*ListResultsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListResults not implemented")
+}
+func (UnimplementedBatchInferenceServer) RetryBatch(context.Context, *RetryBatchRequest) (*RetryBatchResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RetryBatch not implemented")
+}
+func (UnimplementedBatchInferenceServer) DeleteBatch(context.Context, *DeleteBatchRequest) (*DeleteBatchResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteBatch not implemented")
 }
 func (UnimplementedBatchInferenceServer) AttachBatch(*AttachBatchRequest, grpc.ServerStreamingServer[AttachBatchResponse]) error {
 	return status.Error(codes.Unimplemented, "method AttachBatch not implemented")
@@ -446,6 +584,114 @@ func _BatchInference_Infer_Handler(srv interface{}, stream grpc.ServerStream) er
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type BatchInference_InferServer = grpc.ServerStreamingServer[InferResponse]
+
+func _BatchInference_SubmitBatch_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SubmitBatchRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(BatchInferenceServer).SubmitBatch(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: BatchInference_SubmitBatch_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(BatchInferenceServer).SubmitBatch(ctx, req.(*SubmitBatchRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _BatchInference_GetBatch_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetBatchRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(BatchInferenceServer).GetBatch(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: BatchInference_GetBatch_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(BatchInferenceServer).GetBatch(ctx, req.(*GetBatchRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _BatchInference_ListBatches_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListBatchesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(BatchInferenceServer).ListBatches(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: BatchInference_ListBatches_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(BatchInferenceServer).ListBatches(ctx, req.(*ListBatchesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _BatchInference_ListResults_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListResultsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(BatchInferenceServer).ListResults(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: BatchInference_ListResults_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(BatchInferenceServer).ListResults(ctx, req.(*ListResultsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _BatchInference_RetryBatch_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RetryBatchRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(BatchInferenceServer).RetryBatch(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: BatchInference_RetryBatch_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(BatchInferenceServer).RetryBatch(ctx, req.(*RetryBatchRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _BatchInference_DeleteBatch_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteBatchRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(BatchInferenceServer).DeleteBatch(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: BatchInference_DeleteBatch_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(BatchInferenceServer).DeleteBatch(ctx, req.(*DeleteBatchRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
 
 func _BatchInference_AttachBatch_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(AttachBatchRequest)
@@ -566,6 +812,30 @@ var BatchInference_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "unisono.v1.BatchInference",
 	HandlerType: (*BatchInferenceServer)(nil),
 	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "SubmitBatch",
+			Handler:    _BatchInference_SubmitBatch_Handler,
+		},
+		{
+			MethodName: "GetBatch",
+			Handler:    _BatchInference_GetBatch_Handler,
+		},
+		{
+			MethodName: "ListBatches",
+			Handler:    _BatchInference_ListBatches_Handler,
+		},
+		{
+			MethodName: "ListResults",
+			Handler:    _BatchInference_ListResults_Handler,
+		},
+		{
+			MethodName: "RetryBatch",
+			Handler:    _BatchInference_RetryBatch_Handler,
+		},
+		{
+			MethodName: "DeleteBatch",
+			Handler:    _BatchInference_DeleteBatch_Handler,
+		},
 		{
 			MethodName: "CancelBatch",
 			Handler:    _BatchInference_CancelBatch_Handler,

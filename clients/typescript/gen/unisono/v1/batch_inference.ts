@@ -22,8 +22,9 @@ import {
 import { Duration } from "../../google/protobuf/duration.js";
 import { Timestamp } from "../../google/protobuf/timestamp.js";
 import { Status } from "../../google/rpc/status.js";
-import { BatchEvent } from "./event.js";
+import { BatchEvent, BatchState, ItemState } from "./event.js";
 import { Item, Message, Options } from "./item.js";
+import { KeptBatch } from "./kept.js";
 import {
   BackendStatus,
   BenchmarkRun,
@@ -326,9 +327,23 @@ export interface StreamBatchOpen {
      * A batch that this service knows. Its former stream, if any, ends with
      * ABORTED. If its input is closed, its events are sent, and items are
      * refused with INPUT_CLOSED.
+     * Of a kept batch that has ended, the events are sent and nothing is read.
      */
     { $case: "reopen"; value: ReopenBatch }
     | undefined;
+  /**
+   * With `config`: the batch is kept, as by SubmitBatch. An item is acknowledged
+   * when it is on the disk. The batch outlives this call and the service; without
+   * a stream for `detach_grace`, its input is closed. Waits for no turn.
+   */
+  durable: boolean;
+  /** With `durable`: as in SubmitBatchRequest. */
+  metadata: { [key: string]: string };
+}
+
+export interface StreamBatchOpen_MetadataEntry {
+  key: string;
+  value: string;
 }
 
 /** Goes on with a batch after a lost connection. */
@@ -454,6 +469,109 @@ export interface CancelBatchResponse {
   cancelled: number;
   /** Items that had ended before. */
   alreadyEnded: number;
+}
+
+/** Asks for a batch to be kept and run. */
+export interface SubmitBatchRequest {
+  /** What applies to all items. */
+  config:
+    | BatchConfig
+    | undefined;
+  /** The items. 1 to 50,000. */
+  items: Item[];
+  /**
+   * The caller's own words, given back with the batch: up to 16, keys of up to
+   * 64 bytes, values of up to 512.
+   */
+  metadata: { [key: string]: string };
+}
+
+export interface SubmitBatchRequest_MetadataEntry {
+  key: string;
+  value: string;
+}
+
+/** The batch is kept. */
+export interface SubmitBatchResponse {
+  /** The batch: a new one, or the one of the same `request_id`. */
+  batch: KeptBatch | undefined;
+}
+
+/** Asks for a kept batch. */
+export interface GetBatchRequest {
+  /** The batch. Required. */
+  batchId: string;
+}
+
+/** The batch. */
+export interface GetBatchResponse {
+  /** As it stands. */
+  batch: KeptBatch | undefined;
+}
+
+/** Asks for kept batches. */
+export interface ListBatchesRequest {
+  /** Batches a page. 0: 100. At most 1,000. */
+  pageSize: number;
+  /** `next_page_token` of the page before. */
+  pageToken: string;
+  /** Only those in these states. Empty: all. */
+  states: BatchState[];
+}
+
+/** A page of kept batches. */
+export interface ListBatchesResponse {
+  /** The newest first. */
+  batches: KeptBatch[];
+  /** For the next page. Empty: this is the last. */
+  nextPageToken: string;
+}
+
+/** Asks for results. */
+export interface ListResultsRequest {
+  /** The batch. Required. */
+  batchId: string;
+  /** Results a page. 0: 100. At most 1,000; fewer where they are large. */
+  pageSize: number;
+  /** `next_page_token` of the page before. */
+  pageToken: string;
+  /** Only items that ended so. Empty: all. */
+  states: ItemState[];
+}
+
+/** A page of results. */
+export interface ListResultsResponse {
+  /**
+   * Events `result`, each behind its `result_part`s, with their numbers. Parts of
+   * a large result may stand on the page before it.
+   */
+  events: BatchEvent[];
+  /** For the next page. Empty: there are no more, or not yet. */
+  nextPageToken: string;
+}
+
+/** Asks for what failed to be tried again. */
+export interface RetryBatchRequest {
+  /** The batch. Required. */
+  batchId: string;
+  /** Makes this call safe to send again; see BatchConfig. */
+  requestId: string;
+}
+
+/** The new batch is kept. */
+export interface RetryBatchResponse {
+  /** The new batch. */
+  batch: KeptBatch | undefined;
+}
+
+/** Asks for a kept batch to be deleted. */
+export interface DeleteBatchRequest {
+  /** The batch. Required. */
+  batchId: string;
+}
+
+/** It is deleted. */
+export interface DeleteBatchResponse {
 }
 
 /** Asks what RunBatch would do. */
@@ -1476,7 +1594,7 @@ export const StreamBatchRequest: MessageFns<StreamBatchRequest> = {
 };
 
 function createBaseStreamBatchOpen(): StreamBatchOpen {
-  return { batch: undefined };
+  return { batch: undefined, durable: false, metadata: {} };
 }
 
 export const StreamBatchOpen: MessageFns<StreamBatchOpen> = {
@@ -1489,6 +1607,12 @@ export const StreamBatchOpen: MessageFns<StreamBatchOpen> = {
         ReopenBatch.encode(message.batch.value, writer.uint32(18).fork()).join();
         break;
     }
+    if (message.durable !== false) {
+      writer.uint32(24).bool(message.durable);
+    }
+    globalThis.Object.entries(message.metadata).forEach(([key, value]: [string, string]) => {
+      StreamBatchOpen_MetadataEntry.encode({ key: key as any, value }, writer.uint32(34).fork()).join();
+    });
     return writer;
   },
 
@@ -1519,6 +1643,25 @@ export const StreamBatchOpen: MessageFns<StreamBatchOpen> = {
             }
 
             message.batch = { $case: "reopen", value: ReopenBatch.decode(reader, reader.uint32()) };
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.durable = reader.bool();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            const entry4 = StreamBatchOpen_MetadataEntry.decode(reader, reader.uint32());
+            if (entry4.value !== undefined) {
+              message.metadata[entry4.key] = entry4.value;
+            }
             continue;
           }
         }
@@ -1552,6 +1695,83 @@ export const StreamBatchOpen: MessageFns<StreamBatchOpen> = {
         break;
       }
     }
+    message.durable = object.durable ?? false;
+    message.metadata = (globalThis.Object.entries(object.metadata ?? {}) as [string, string][]).reduce(
+      (acc: { [key: string]: string }, [key, value]: [string, string]) => {
+        if (value !== undefined) {
+          acc[key] = globalThis.String(value);
+        }
+        return acc;
+      },
+      {},
+    );
+    return message;
+  },
+};
+
+function createBaseStreamBatchOpen_MetadataEntry(): StreamBatchOpen_MetadataEntry {
+  return { key: "", value: "" };
+}
+
+export const StreamBatchOpen_MetadataEntry: MessageFns<StreamBatchOpen_MetadataEntry> = {
+  encode(message: StreamBatchOpen_MetadataEntry, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.key !== "") {
+      writer.uint32(10).string(message.key);
+    }
+    if (message.value !== "") {
+      writer.uint32(18).string(message.value);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): StreamBatchOpen_MetadataEntry {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseStreamBatchOpen_MetadataEntry();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.value = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<StreamBatchOpen_MetadataEntry>): StreamBatchOpen_MetadataEntry {
+    return StreamBatchOpen_MetadataEntry.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<StreamBatchOpen_MetadataEntry>): StreamBatchOpen_MetadataEntry {
+    const message = createBaseStreamBatchOpen_MetadataEntry();
+    message.key = object.key ?? "";
+    message.value = object.value ?? "";
     return message;
   },
 };
@@ -2362,6 +2582,888 @@ export const CancelBatchResponse: MessageFns<CancelBatchResponse> = {
     const message = createBaseCancelBatchResponse();
     message.cancelled = object.cancelled ?? 0;
     message.alreadyEnded = object.alreadyEnded ?? 0;
+    return message;
+  },
+};
+
+function createBaseSubmitBatchRequest(): SubmitBatchRequest {
+  return { config: undefined, items: [], metadata: {} };
+}
+
+export const SubmitBatchRequest: MessageFns<SubmitBatchRequest> = {
+  encode(message: SubmitBatchRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.config !== undefined) {
+      BatchConfig.encode(message.config, writer.uint32(10).fork()).join();
+    }
+    for (const v of message.items) {
+      Item.encode(v!, writer.uint32(18).fork()).join();
+    }
+    globalThis.Object.entries(message.metadata).forEach(([key, value]: [string, string]) => {
+      SubmitBatchRequest_MetadataEntry.encode({ key: key as any, value }, writer.uint32(26).fork()).join();
+    });
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): SubmitBatchRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSubmitBatchRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.config = BatchConfig.decode(reader, reader.uint32());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.items.push(Item.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            const entry3 = SubmitBatchRequest_MetadataEntry.decode(reader, reader.uint32());
+            if (entry3.value !== undefined) {
+              message.metadata[entry3.key] = entry3.value;
+            }
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<SubmitBatchRequest>): SubmitBatchRequest {
+    return SubmitBatchRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<SubmitBatchRequest>): SubmitBatchRequest {
+    const message = createBaseSubmitBatchRequest();
+    message.config = (object.config !== undefined && object.config !== null)
+      ? BatchConfig.fromPartial(object.config)
+      : undefined;
+    message.items = object.items?.map((e) => Item.fromPartial(e)) || [];
+    message.metadata = (globalThis.Object.entries(object.metadata ?? {}) as [string, string][]).reduce(
+      (acc: { [key: string]: string }, [key, value]: [string, string]) => {
+        if (value !== undefined) {
+          acc[key] = globalThis.String(value);
+        }
+        return acc;
+      },
+      {},
+    );
+    return message;
+  },
+};
+
+function createBaseSubmitBatchRequest_MetadataEntry(): SubmitBatchRequest_MetadataEntry {
+  return { key: "", value: "" };
+}
+
+export const SubmitBatchRequest_MetadataEntry: MessageFns<SubmitBatchRequest_MetadataEntry> = {
+  encode(message: SubmitBatchRequest_MetadataEntry, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.key !== "") {
+      writer.uint32(10).string(message.key);
+    }
+    if (message.value !== "") {
+      writer.uint32(18).string(message.value);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): SubmitBatchRequest_MetadataEntry {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSubmitBatchRequest_MetadataEntry();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.value = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<SubmitBatchRequest_MetadataEntry>): SubmitBatchRequest_MetadataEntry {
+    return SubmitBatchRequest_MetadataEntry.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<SubmitBatchRequest_MetadataEntry>): SubmitBatchRequest_MetadataEntry {
+    const message = createBaseSubmitBatchRequest_MetadataEntry();
+    message.key = object.key ?? "";
+    message.value = object.value ?? "";
+    return message;
+  },
+};
+
+function createBaseSubmitBatchResponse(): SubmitBatchResponse {
+  return { batch: undefined };
+}
+
+export const SubmitBatchResponse: MessageFns<SubmitBatchResponse> = {
+  encode(message: SubmitBatchResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.batch !== undefined) {
+      KeptBatch.encode(message.batch, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): SubmitBatchResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSubmitBatchResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.batch = KeptBatch.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<SubmitBatchResponse>): SubmitBatchResponse {
+    return SubmitBatchResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<SubmitBatchResponse>): SubmitBatchResponse {
+    const message = createBaseSubmitBatchResponse();
+    message.batch = (object.batch !== undefined && object.batch !== null)
+      ? KeptBatch.fromPartial(object.batch)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseGetBatchRequest(): GetBatchRequest {
+  return { batchId: "" };
+}
+
+export const GetBatchRequest: MessageFns<GetBatchRequest> = {
+  encode(message: GetBatchRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.batchId !== "") {
+      writer.uint32(10).string(message.batchId);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): GetBatchRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseGetBatchRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.batchId = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<GetBatchRequest>): GetBatchRequest {
+    return GetBatchRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<GetBatchRequest>): GetBatchRequest {
+    const message = createBaseGetBatchRequest();
+    message.batchId = object.batchId ?? "";
+    return message;
+  },
+};
+
+function createBaseGetBatchResponse(): GetBatchResponse {
+  return { batch: undefined };
+}
+
+export const GetBatchResponse: MessageFns<GetBatchResponse> = {
+  encode(message: GetBatchResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.batch !== undefined) {
+      KeptBatch.encode(message.batch, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): GetBatchResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseGetBatchResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.batch = KeptBatch.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<GetBatchResponse>): GetBatchResponse {
+    return GetBatchResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<GetBatchResponse>): GetBatchResponse {
+    const message = createBaseGetBatchResponse();
+    message.batch = (object.batch !== undefined && object.batch !== null)
+      ? KeptBatch.fromPartial(object.batch)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseListBatchesRequest(): ListBatchesRequest {
+  return { pageSize: 0, pageToken: "", states: [] };
+}
+
+export const ListBatchesRequest: MessageFns<ListBatchesRequest> = {
+  encode(message: ListBatchesRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.pageSize !== 0) {
+      writer.uint32(8).uint32(message.pageSize);
+    }
+    if (message.pageToken !== "") {
+      writer.uint32(18).string(message.pageToken);
+    }
+    if (message.states.length !== 0) {
+      writer.uint32(26).fork();
+      for (const v of message.states) {
+        writer.int32(v);
+      }
+      writer.join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListBatchesRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListBatchesRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.pageSize = reader.uint32();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.pageToken = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag === 24) {
+              message.states.push(reader.int32() as any);
+
+              continue;
+            }
+
+            if (tag === 26) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.states.push(reader.int32() as any);
+              }
+
+              continue;
+            }
+
+            break;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<ListBatchesRequest>): ListBatchesRequest {
+    return ListBatchesRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ListBatchesRequest>): ListBatchesRequest {
+    const message = createBaseListBatchesRequest();
+    message.pageSize = object.pageSize ?? 0;
+    message.pageToken = object.pageToken ?? "";
+    message.states = object.states?.map((e) => e) || [];
+    return message;
+  },
+};
+
+function createBaseListBatchesResponse(): ListBatchesResponse {
+  return { batches: [], nextPageToken: "" };
+}
+
+export const ListBatchesResponse: MessageFns<ListBatchesResponse> = {
+  encode(message: ListBatchesResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.batches) {
+      KeptBatch.encode(v!, writer.uint32(10).fork()).join();
+    }
+    if (message.nextPageToken !== "") {
+      writer.uint32(18).string(message.nextPageToken);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListBatchesResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListBatchesResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.batches.push(KeptBatch.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.nextPageToken = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<ListBatchesResponse>): ListBatchesResponse {
+    return ListBatchesResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ListBatchesResponse>): ListBatchesResponse {
+    const message = createBaseListBatchesResponse();
+    message.batches = object.batches?.map((e) => KeptBatch.fromPartial(e)) || [];
+    message.nextPageToken = object.nextPageToken ?? "";
+    return message;
+  },
+};
+
+function createBaseListResultsRequest(): ListResultsRequest {
+  return { batchId: "", pageSize: 0, pageToken: "", states: [] };
+}
+
+export const ListResultsRequest: MessageFns<ListResultsRequest> = {
+  encode(message: ListResultsRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.batchId !== "") {
+      writer.uint32(10).string(message.batchId);
+    }
+    if (message.pageSize !== 0) {
+      writer.uint32(16).uint32(message.pageSize);
+    }
+    if (message.pageToken !== "") {
+      writer.uint32(26).string(message.pageToken);
+    }
+    if (message.states.length !== 0) {
+      writer.uint32(34).fork();
+      for (const v of message.states) {
+        writer.int32(v);
+      }
+      writer.join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListResultsRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListResultsRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.batchId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.pageSize = reader.uint32();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.pageToken = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag === 32) {
+              message.states.push(reader.int32() as any);
+
+              continue;
+            }
+
+            if (tag === 34) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.states.push(reader.int32() as any);
+              }
+
+              continue;
+            }
+
+            break;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<ListResultsRequest>): ListResultsRequest {
+    return ListResultsRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ListResultsRequest>): ListResultsRequest {
+    const message = createBaseListResultsRequest();
+    message.batchId = object.batchId ?? "";
+    message.pageSize = object.pageSize ?? 0;
+    message.pageToken = object.pageToken ?? "";
+    message.states = object.states?.map((e) => e) || [];
+    return message;
+  },
+};
+
+function createBaseListResultsResponse(): ListResultsResponse {
+  return { events: [], nextPageToken: "" };
+}
+
+export const ListResultsResponse: MessageFns<ListResultsResponse> = {
+  encode(message: ListResultsResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.events) {
+      BatchEvent.encode(v!, writer.uint32(10).fork()).join();
+    }
+    if (message.nextPageToken !== "") {
+      writer.uint32(18).string(message.nextPageToken);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListResultsResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListResultsResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.events.push(BatchEvent.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.nextPageToken = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<ListResultsResponse>): ListResultsResponse {
+    return ListResultsResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ListResultsResponse>): ListResultsResponse {
+    const message = createBaseListResultsResponse();
+    message.events = object.events?.map((e) => BatchEvent.fromPartial(e)) || [];
+    message.nextPageToken = object.nextPageToken ?? "";
+    return message;
+  },
+};
+
+function createBaseRetryBatchRequest(): RetryBatchRequest {
+  return { batchId: "", requestId: "" };
+}
+
+export const RetryBatchRequest: MessageFns<RetryBatchRequest> = {
+  encode(message: RetryBatchRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.batchId !== "") {
+      writer.uint32(10).string(message.batchId);
+    }
+    if (message.requestId !== "") {
+      writer.uint32(18).string(message.requestId);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RetryBatchRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRetryBatchRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.batchId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.requestId = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<RetryBatchRequest>): RetryBatchRequest {
+    return RetryBatchRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<RetryBatchRequest>): RetryBatchRequest {
+    const message = createBaseRetryBatchRequest();
+    message.batchId = object.batchId ?? "";
+    message.requestId = object.requestId ?? "";
+    return message;
+  },
+};
+
+function createBaseRetryBatchResponse(): RetryBatchResponse {
+  return { batch: undefined };
+}
+
+export const RetryBatchResponse: MessageFns<RetryBatchResponse> = {
+  encode(message: RetryBatchResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.batch !== undefined) {
+      KeptBatch.encode(message.batch, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RetryBatchResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRetryBatchResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.batch = KeptBatch.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<RetryBatchResponse>): RetryBatchResponse {
+    return RetryBatchResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<RetryBatchResponse>): RetryBatchResponse {
+    const message = createBaseRetryBatchResponse();
+    message.batch = (object.batch !== undefined && object.batch !== null)
+      ? KeptBatch.fromPartial(object.batch)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseDeleteBatchRequest(): DeleteBatchRequest {
+  return { batchId: "" };
+}
+
+export const DeleteBatchRequest: MessageFns<DeleteBatchRequest> = {
+  encode(message: DeleteBatchRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.batchId !== "") {
+      writer.uint32(10).string(message.batchId);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): DeleteBatchRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseDeleteBatchRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.batchId = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<DeleteBatchRequest>): DeleteBatchRequest {
+    return DeleteBatchRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<DeleteBatchRequest>): DeleteBatchRequest {
+    const message = createBaseDeleteBatchRequest();
+    message.batchId = object.batchId ?? "";
+    return message;
+  },
+};
+
+function createBaseDeleteBatchResponse(): DeleteBatchResponse {
+  return {};
+}
+
+export const DeleteBatchResponse: MessageFns<DeleteBatchResponse> = {
+  encode(_: DeleteBatchResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): DeleteBatchResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseDeleteBatchResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<DeleteBatchResponse>): DeleteBatchResponse {
+    return DeleteBatchResponse.fromPartial(base ?? {});
+  },
+  fromPartial(_: DeepPartial<DeleteBatchResponse>): DeleteBatchResponse {
+    const message = createBaseDeleteBatchResponse();
     return message;
   },
 };
@@ -3389,9 +4491,96 @@ export const BatchInferenceService = {
     responseDeserialize: (value: Buffer): InferResponse => InferResponse.decode(value),
   },
   /**
+   * Keeps a batch, and runs it: it outlives this call, the connection and the
+   * service. Answered when it is on the disk; what was accepted is never lost.
+   * It runs when it is its turn, by priority and then in the order in which
+   * batches came. Malformed items are as in RunBatch. What `on_disconnect` says
+   * is of no matter; this call's deadline is not the batch's.
+   * Codes: as RunBatch; RESOURCE_EXHAUSTED also where there is no room on the
+   * disk; FAILED_PRECONDITION where the service keeps none (UNISONO_DATA_DIR).
+   */
+  submitBatch: {
+    path: "/unisono.v1.BatchInference/SubmitBatch" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: SubmitBatchRequest): Buffer => Buffer.from(SubmitBatchRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): SubmitBatchRequest => SubmitBatchRequest.decode(value),
+    responseSerialize: (value: SubmitBatchResponse): Buffer => Buffer.from(SubmitBatchResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): SubmitBatchResponse => SubmitBatchResponse.decode(value),
+  },
+  /**
+   * How a kept batch stands.
+   * Codes: NOT_FOUND (no such batch, deleted, or one that is not kept).
+   */
+  getBatch: {
+    path: "/unisono.v1.BatchInference/GetBatch" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: GetBatchRequest): Buffer => Buffer.from(GetBatchRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): GetBatchRequest => GetBatchRequest.decode(value),
+    responseSerialize: (value: GetBatchResponse): Buffer => Buffer.from(GetBatchResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): GetBatchResponse => GetBatchResponse.decode(value),
+  },
+  /**
+   * Kept batches, the newest first.
+   * Codes: INVALID_ARGUMENT (page_token).
+   */
+  listBatches: {
+    path: "/unisono.v1.BatchInference/ListBatches" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: ListBatchesRequest): Buffer => Buffer.from(ListBatchesRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): ListBatchesRequest => ListBatchesRequest.decode(value),
+    responseSerialize: (value: ListBatchesResponse): Buffer => Buffer.from(ListBatchesResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): ListBatchesResponse => ListBatchesResponse.decode(value),
+  },
+  /**
+   * Results of a kept batch, in the order in which items ended; while it runs,
+   * those so far.
+   * Codes: NOT_FOUND, INVALID_ARGUMENT (page_token).
+   */
+  listResults: {
+    path: "/unisono.v1.BatchInference/ListResults" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: ListResultsRequest): Buffer => Buffer.from(ListResultsRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): ListResultsRequest => ListResultsRequest.decode(value),
+    responseSerialize: (value: ListResultsResponse): Buffer => Buffer.from(ListResultsResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): ListResultsResponse => ListResultsResponse.decode(value),
+  },
+  /**
+   * Submits a new batch of those items of a kept batch that failed, expired or
+   * were cancelled, with the same config. What was malformed stays out.
+   * Codes: as SubmitBatch; NOT_FOUND; FAILED_PRECONDITION (it has not ended);
+   * INVALID_ARGUMENT (nothing can be tried again).
+   */
+  retryBatch: {
+    path: "/unisono.v1.BatchInference/RetryBatch" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: RetryBatchRequest): Buffer => Buffer.from(RetryBatchRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): RetryBatchRequest => RetryBatchRequest.decode(value),
+    responseSerialize: (value: RetryBatchResponse): Buffer => Buffer.from(RetryBatchResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): RetryBatchResponse => RetryBatchResponse.decode(value),
+  },
+  /**
+   * Deletes a kept batch with its items and results.
+   * Codes: NOT_FOUND; FAILED_PRECONDITION (it has not ended: cancel it first).
+   */
+  deleteBatch: {
+    path: "/unisono.v1.BatchInference/DeleteBatch" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: DeleteBatchRequest): Buffer => Buffer.from(DeleteBatchRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): DeleteBatchRequest => DeleteBatchRequest.decode(value),
+    responseSerialize: (value: DeleteBatchResponse): Buffer => Buffer.from(DeleteBatchResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): DeleteBatchResponse => DeleteBatchResponse.decode(value),
+  },
+  /**
    * Streams the events of a batch after a sequence number, then follows it to
    * its end. Any number of callers may attach; cancelling this call leaves the
-   * batch alone. Kept for 15 minutes after the end of the batch.
+   * batch alone. Kept for 15 minutes after the end of the batch; a batch that
+   * was submitted, until it is deleted.
    * Codes: NOT_FOUND (no such batch, or forgotten), OUT_OF_RANGE (events before
    * that sequence are no longer kept, or it was never reached).
    */
@@ -3538,9 +4727,48 @@ export interface BatchInferenceServer extends UntypedServiceImplementation {
    */
   infer: handleServerStreamingCall<InferRequest, InferResponse>;
   /**
+   * Keeps a batch, and runs it: it outlives this call, the connection and the
+   * service. Answered when it is on the disk; what was accepted is never lost.
+   * It runs when it is its turn, by priority and then in the order in which
+   * batches came. Malformed items are as in RunBatch. What `on_disconnect` says
+   * is of no matter; this call's deadline is not the batch's.
+   * Codes: as RunBatch; RESOURCE_EXHAUSTED also where there is no room on the
+   * disk; FAILED_PRECONDITION where the service keeps none (UNISONO_DATA_DIR).
+   */
+  submitBatch: handleUnaryCall<SubmitBatchRequest, SubmitBatchResponse>;
+  /**
+   * How a kept batch stands.
+   * Codes: NOT_FOUND (no such batch, deleted, or one that is not kept).
+   */
+  getBatch: handleUnaryCall<GetBatchRequest, GetBatchResponse>;
+  /**
+   * Kept batches, the newest first.
+   * Codes: INVALID_ARGUMENT (page_token).
+   */
+  listBatches: handleUnaryCall<ListBatchesRequest, ListBatchesResponse>;
+  /**
+   * Results of a kept batch, in the order in which items ended; while it runs,
+   * those so far.
+   * Codes: NOT_FOUND, INVALID_ARGUMENT (page_token).
+   */
+  listResults: handleUnaryCall<ListResultsRequest, ListResultsResponse>;
+  /**
+   * Submits a new batch of those items of a kept batch that failed, expired or
+   * were cancelled, with the same config. What was malformed stays out.
+   * Codes: as SubmitBatch; NOT_FOUND; FAILED_PRECONDITION (it has not ended);
+   * INVALID_ARGUMENT (nothing can be tried again).
+   */
+  retryBatch: handleUnaryCall<RetryBatchRequest, RetryBatchResponse>;
+  /**
+   * Deletes a kept batch with its items and results.
+   * Codes: NOT_FOUND; FAILED_PRECONDITION (it has not ended: cancel it first).
+   */
+  deleteBatch: handleUnaryCall<DeleteBatchRequest, DeleteBatchResponse>;
+  /**
    * Streams the events of a batch after a sequence number, then follows it to
    * its end. Any number of callers may attach; cancelling this call leaves the
-   * batch alone. Kept for 15 minutes after the end of the batch.
+   * batch alone. Kept for 15 minutes after the end of the batch; a batch that
+   * was submitted, until it is deleted.
    * Codes: NOT_FOUND (no such batch, or forgotten), OUT_OF_RANGE (events before
    * that sequence are no longer kept, or it was never reached).
    */
@@ -3645,9 +4873,132 @@ export interface BatchInferenceClient extends Client {
     options?: Partial<CallOptions>,
   ): ClientReadableStream<InferResponse>;
   /**
+   * Keeps a batch, and runs it: it outlives this call, the connection and the
+   * service. Answered when it is on the disk; what was accepted is never lost.
+   * It runs when it is its turn, by priority and then in the order in which
+   * batches came. Malformed items are as in RunBatch. What `on_disconnect` says
+   * is of no matter; this call's deadline is not the batch's.
+   * Codes: as RunBatch; RESOURCE_EXHAUSTED also where there is no room on the
+   * disk; FAILED_PRECONDITION where the service keeps none (UNISONO_DATA_DIR).
+   */
+  submitBatch(
+    request: SubmitBatchRequest,
+    callback: (error: ServiceError | null, response: SubmitBatchResponse) => void,
+  ): ClientUnaryCall;
+  submitBatch(
+    request: SubmitBatchRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: SubmitBatchResponse) => void,
+  ): ClientUnaryCall;
+  submitBatch(
+    request: SubmitBatchRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: SubmitBatchResponse) => void,
+  ): ClientUnaryCall;
+  /**
+   * How a kept batch stands.
+   * Codes: NOT_FOUND (no such batch, deleted, or one that is not kept).
+   */
+  getBatch(
+    request: GetBatchRequest,
+    callback: (error: ServiceError | null, response: GetBatchResponse) => void,
+  ): ClientUnaryCall;
+  getBatch(
+    request: GetBatchRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: GetBatchResponse) => void,
+  ): ClientUnaryCall;
+  getBatch(
+    request: GetBatchRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: GetBatchResponse) => void,
+  ): ClientUnaryCall;
+  /**
+   * Kept batches, the newest first.
+   * Codes: INVALID_ARGUMENT (page_token).
+   */
+  listBatches(
+    request: ListBatchesRequest,
+    callback: (error: ServiceError | null, response: ListBatchesResponse) => void,
+  ): ClientUnaryCall;
+  listBatches(
+    request: ListBatchesRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: ListBatchesResponse) => void,
+  ): ClientUnaryCall;
+  listBatches(
+    request: ListBatchesRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: ListBatchesResponse) => void,
+  ): ClientUnaryCall;
+  /**
+   * Results of a kept batch, in the order in which items ended; while it runs,
+   * those so far.
+   * Codes: NOT_FOUND, INVALID_ARGUMENT (page_token).
+   */
+  listResults(
+    request: ListResultsRequest,
+    callback: (error: ServiceError | null, response: ListResultsResponse) => void,
+  ): ClientUnaryCall;
+  listResults(
+    request: ListResultsRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: ListResultsResponse) => void,
+  ): ClientUnaryCall;
+  listResults(
+    request: ListResultsRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: ListResultsResponse) => void,
+  ): ClientUnaryCall;
+  /**
+   * Submits a new batch of those items of a kept batch that failed, expired or
+   * were cancelled, with the same config. What was malformed stays out.
+   * Codes: as SubmitBatch; NOT_FOUND; FAILED_PRECONDITION (it has not ended);
+   * INVALID_ARGUMENT (nothing can be tried again).
+   */
+  retryBatch(
+    request: RetryBatchRequest,
+    callback: (error: ServiceError | null, response: RetryBatchResponse) => void,
+  ): ClientUnaryCall;
+  retryBatch(
+    request: RetryBatchRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: RetryBatchResponse) => void,
+  ): ClientUnaryCall;
+  retryBatch(
+    request: RetryBatchRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: RetryBatchResponse) => void,
+  ): ClientUnaryCall;
+  /**
+   * Deletes a kept batch with its items and results.
+   * Codes: NOT_FOUND; FAILED_PRECONDITION (it has not ended: cancel it first).
+   */
+  deleteBatch(
+    request: DeleteBatchRequest,
+    callback: (error: ServiceError | null, response: DeleteBatchResponse) => void,
+  ): ClientUnaryCall;
+  deleteBatch(
+    request: DeleteBatchRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: DeleteBatchResponse) => void,
+  ): ClientUnaryCall;
+  deleteBatch(
+    request: DeleteBatchRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: DeleteBatchResponse) => void,
+  ): ClientUnaryCall;
+  /**
    * Streams the events of a batch after a sequence number, then follows it to
    * its end. Any number of callers may attach; cancelling this call leaves the
-   * batch alone. Kept for 15 minutes after the end of the batch.
+   * batch alone. Kept for 15 minutes after the end of the batch; a batch that
+   * was submitted, until it is deleted.
    * Codes: NOT_FOUND (no such batch, or forgotten), OUT_OF_RANGE (events before
    * that sequence are no longer kept, or it was never reached).
    */

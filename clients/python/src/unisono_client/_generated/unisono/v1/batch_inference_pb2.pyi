@@ -599,8 +599,35 @@ class StreamBatchOpen(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     CONFIG_FIELD_NUMBER: _builtins.int
     REOPEN_FIELD_NUMBER: _builtins.int
+    DURABLE_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    durable: _builtins.bool
+    """With `config`: the batch is kept, as by SubmitBatch. An item is acknowledged
+    when it is on the disk. The batch outlives this call and the service; without
+    a stream for `detach_grace`, its input is closed. Waits for no turn.
+    """
     @_builtins.property
     def config(self) -> Global___BatchConfig:
         """A new batch."""
@@ -610,17 +637,24 @@ class StreamBatchOpen(_message.Message):
         """A batch that this service knows. Its former stream, if any, ends with
         ABORTED. If its input is closed, its events are sent, and items are
         refused with INPUT_CLOSED.
+        Of a kept batch that has ended, the events are sent and nothing is read.
         """
+
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """With `durable`: as in SubmitBatchRequest."""
 
     def __init__(
         self,
         *,
         config: Global___BatchConfig | None = ...,
         reopen: Global___ReopenBatch | None = ...,
+        durable: _builtins.bool = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "config", b"config", "reopen", b"reopen"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "config", b"config", "reopen", b"reopen"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "config", b"config", "durable", b"durable", "metadata", b"metadata", "reopen", b"reopen"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_batch: _TypeAlias = _typing.Literal["config", "reopen"]  # noqa: Y015
     _WhichOneofArgType_batch: _TypeAlias = _typing.Literal["batch", b"batch"]  # noqa: Y015

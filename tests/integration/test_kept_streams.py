@@ -1,0 +1,147 @@
+"""Streams whose batches are kept: acknowledged when on the disk, and gone on with by the next service."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from grpc import StatusCode
+
+from tests.integration.service import LIMIT_S, House, Stream, chat, chats, config, house, refused, span
+from tests.integration.test_kept_batches import COMPLETED, RUNNING, until_over
+from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
+
+
+async def opened(h: House, metadata: dict[str, str] | None = None, **fields: Any) -> Stream:
+    """A stream on a new batch that is kept; its batch is known."""
+    stream = h.stream()
+    _ = await stream.send(open=pb.StreamBatchOpen(config=config(**fields), durable=True, metadata=metadata))
+    return await stream.until(lambda one: one.credits)
+
+
+async def test_a_stream_of_a_kept_batch(tmp_path: Path) -> None:
+    """Items in several messages; afterwards it is a kept batch like any other."""
+    async with house(keeps_in=tmp_path) as h:
+        stream = await opened(h, {"job": "a"})
+        for start in range(0, 100, 10):
+            _ = await stream.add(*(chat(f"i{start + n}", num_predict=1) for n in range(10)))
+        _ = await stream.half_close()
+        seen = await stream.to_end()
+        found = await until_over(h, seen.batch_id)
+        listed = await h.list_results(seen.batch_id)
+    assert len(seen.results) == len(stream.acks) == 100
+    assert (found.state, found.counts.completed, dict(found.metadata)) == (COMPLETED, 100, {"job": "a"})
+    assert listed.results == seen.results
+
+
+async def test_what_was_acknowledged_is_kept(tmp_path: Path) -> None:
+    """Also where its stream, and then the service, ended before it went: the next one runs it."""
+    async with house(keeps_in=tmp_path, starts_away=True) as h:
+        stream = await opened(h, detach_grace=span(0.0))
+        _ = await stream.add(*chats(5, num_predict=1))
+        _ = await stream.until_acked(5)
+        batch_id = stream.seen.batch_id
+    async with house(keeps_in=tmp_path) as h:
+        # Nobody adds to it for its detach_grace, so that its input is closed.
+        assert (await until_over(h, batch_id)).counts.completed == 5
+
+
+async def test_a_stream_goes_on_with_the_next_service(tmp_path: Path) -> None:
+    """What it sends again is acknowledged again, and runs once; what is new joins."""
+    items = chats(8, num_predict=1)
+    async with house(keeps_in=tmp_path) as h:
+        stream = await opened(h)
+        _ = await stream.add(*items[:4])
+        _ = await stream.until(lambda one: len(one.seen.results) == 4)
+        before = stream.seen
+    async with house(keeps_in=tmp_path) as h:
+        again = await h.stream().reopen(before.batch_id, before.sequences[-1])
+        _ = await again.add(*items)
+        _ = await again.half_close()
+        after = await again.to_end()
+        found = await until_over(h, before.batch_id)
+        assert len(h.work) == 4
+    assert [ack.item_id for ack in again.acks] == [item.item_id for item in items]
+    assert not any(ack.HasField("refusal") for ack in again.acks)
+    assert set(after.results) == {"i4", "i5", "i6", "i7"}
+    assert before.sequences + after.sequences == list(range(1, found.last_sequence + 1))
+    assert (found.counts.completed, found.restarts) == (8, 1)
+
+
+async def test_a_lost_stream_does_not_end_its_batch(tmp_path: Path) -> None:
+    """Whatever on_disconnect says; it can be reopened, by the same service too."""
+    async with house(keeps_in=tmp_path, pass_s=0.01) as h:
+        stream = await opened(h)
+        _ = await stream.add(*chats(4, num_predict=20))
+        _ = await stream.until_acked(4)
+        _ = stream.call.cancel()
+        batch_id = stream.seen.batch_id
+        again = await h.stream().reopen(batch_id, stream.seen.sequences[-1])
+        _ = await again.add(chat("last", num_predict=1))
+        _ = await again.half_close()
+        _ = await again.to_end()
+        found = await h.kept(batch_id)
+    assert (found.state, found.counts.completed) == (COMPLETED, 5)
+
+
+async def test_one_that_has_ended_gives_its_events(tmp_path: Path) -> None:
+    """A stream that comes back late finds what it missed, also in the next service."""
+    async with house(keeps_in=tmp_path) as h:
+        stream = await opened(h)
+        _ = await stream.add(*chats(3, num_predict=1))
+        _ = await stream.half_close()
+        seen = await stream.to_end()
+    async with house(keeps_in=tmp_path) as h:
+        again = await h.stream().reopen(seen.batch_id, 2)
+        found = await again.to_end()
+    assert [event.sequence for event in found.events] == seen.sequences[2:]
+    assert found.results == seen.results
+
+
+async def test_what_is_wrong_or_twice_is_told(tmp_path: Path) -> None:
+    """As on any stream; only what was taken is kept."""
+    async with house(keeps_in=tmp_path) as h:
+        stream = await opened(h, validation=pb.VALIDATION_MODE_PER_ITEM)
+        _ = await stream.add(chat("a", num_predict=1), chat("a"), chat("bad", temperature=-1.0))
+        _ = await stream.half_close()
+        seen = await stream.to_end()
+        found = await until_over(h, seen.batch_id)
+    assert [ack.HasField("refusal") for ack in stream.acks] == [False, True, False]
+    assert seen.states() == {"a": "COMPLETED", "bad": "FAILED"}
+    assert (found.counts.accepted, found.counts.completed, found.counts.failed) == (2, 1, 1)
+
+
+async def test_cancelled_while_items_come(tmp_path: Path) -> None:
+    """Each item that was taken has an end."""
+    async with house(keeps_in=tmp_path, pass_s=0.01) as h:
+        stream = await opened(h)
+        _ = await stream.add(*chats(20, num_predict=100))
+        _ = await h.cancel(stream.seen.batch_id)
+        seen = await stream.to_end()
+        found = await until_over(h, stream.seen.batch_id)
+    taken = [ack for ack in stream.acks if not ack.HasField("refusal")]
+    assert len(seen.results) == len(taken) == found.counts.accepted == found.counts.cancelled
+
+
+async def test_the_call_s_deadline_is_not_the_batch_s(tmp_path: Path) -> None:
+    """The stream ends, the batch goes on."""
+    async with house(keeps_in=tmp_path, pass_s=0.01) as h:
+        call = h.stub.StreamBatch(timeout=0.3)
+        stream = Stream(call)
+        _ = await stream.send(open=pb.StreamBatchOpen(config=config(detach_grace=span(0.0)), durable=True))
+        _ = await stream.add(*chats(2, num_predict=60))
+        _ = await stream.until_acked(2)
+        async with asyncio.timeout(LIMIT_S):
+            assert await call.code() is StatusCode.DEADLINE_EXCEEDED
+        assert (await h.kept(stream.seen.batch_id)).state == RUNNING
+        assert (await until_over(h, stream.seen.batch_id)).counts.completed == 2
+
+
+async def test_a_service_that_keeps_nothing_refuses_it() -> None:
+    """Before anything is sent."""
+    async with house() as h:
+        stream = h.stream()
+        _ = await stream.send(open=pb.StreamBatchOpen(config=config(), durable=True))
+        found = await refused(stream)
+        assert found.reason == "NOTHING_KEPT"
