@@ -87,7 +87,7 @@ async def _serve_until_told(settings: Settings) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
-    async with running(settings, on_progress=log.info, with_metrics=True, with_store=True) as service:
+    async with running(settings, on_progress=log.info, with_metrics=True, with_store=True, with_http=True) as service:
         # Thousands of items live for a while: at Python's own thresholds, going through them again and again takes a
         # tenth of the time. What is there from the beginning stays.
         gc.freeze()
@@ -95,6 +95,7 @@ async def _serve_until_told(settings: Settings) -> None:
         log.info(
             "serving",
             listen=service.target,
+            http=service.http_url or "none",
             backend=service.backend_description,
             metrics=service.metrics_url or "none",
             version=__version__,

@@ -53,10 +53,12 @@ from unisono.folders import data_folder, slots_path
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
+    from unisono.adapters.journal.sqlite import SqliteJournal
     from unisono.app.ports import Backend, Listener
     from unisono.config import BackendSettings, Settings
     from unisono.core.arbiter import Back
     from unisono.core.model import ModelInfo
+    from unisono.edge.rest.server import RestServer
 
 log = structlog.get_logger("unisono")
 # Where Ollama listens when nobody says otherwise, and how long a look whether it is there may take.
@@ -91,6 +93,8 @@ class RunningService:
     batches: Batches
     # Where its metrics are, for people and scrapers; empty: nowhere.
     metrics_url: str = ""
+    # Where it serves OpenAI's API; empty: nowhere.
+    http_url: str = ""
 
     @property
     def backend(self) -> Backend:
@@ -105,10 +109,12 @@ async def running(
     on_progress: Callable[[str], None] = lambda _: None,
     with_metrics: bool = False,
     with_store: bool = False,
+    with_http: bool = False,
 ) -> AsyncGenerator[RunningService, None]:
     """Runs the service until the context is left; then drains it.
 
-    `with_metrics`: it serves them where they are set. `with_store`: it keeps batches where that is set.
+    `with_metrics`, `with_http`: it serves metrics, and OpenAI's API, where that is set. `with_store`: it keeps
+    batches where that is set.
 
     A backend that is away does not keep it from starting. Raises OSError where it cannot listen, UnisonoError where
     the embedded engine cannot be had, and SettingError where backends are not configured as they must be.
@@ -181,7 +187,8 @@ async def running(
         if series is not None:
             series.registry.register(StandingCollector(drivers, unplanned=lambda: batches.unplanned))
             metrics_url = await _serve_metrics(series, settings, stack)
-        durable = await _start_store(settings, batches, clock, stack) if with_store else None
+        kept = await _start_store(settings, batches, clock, stack) if with_store else None
+        durable = kept.durable if kept is not None else None
         servicer = BatchInferenceServicer(
             batches=batches,
             durable=durable,
@@ -195,6 +202,7 @@ async def running(
             ),
             report_defect=report_defect,
         )
+        rest = await _start_rest(settings, kept, batches, clock, stack) if with_http else None
         server = GrpcServer(servicer)
         port = await server.start(settings.listen)
         is_socket = settings.listen.startswith("unix:")
@@ -206,6 +214,7 @@ async def running(
                 backends=tuple(backends),
                 batches=batches,
                 metrics_url=metrics_url,
+                http_url=rest.url if rest is not None else "",
             )
         finally:
             await server.drain()
@@ -273,9 +282,17 @@ def build_backend(
         raise SettingError(f"{one.written_in}: the address of backend {one.name}: {error}") from error
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kept:
+    """Where batches are kept."""
+
+    journal: SqliteJournal
+    durable: DurableBatches
+
+
 async def _start_store(
     settings: Settings, batches: Batches, clock: SystemClock, stack: AsyncExitStack
-) -> DurableBatches | None:
+) -> _Kept | None:
     """Where batches are kept, and those that have not ended going on; None: nowhere, because it is set so.
 
     Nor where nobody has set a folder, and the usual one cannot be had: that is a warning.
@@ -307,7 +324,59 @@ async def _start_store(
     found = await durable.start()
     if found:
         log.info("batches go on that had not ended", batches=found, folder=str(folder))
-    return durable
+    return _Kept(journal=journal, durable=durable)
+
+
+async def _start_rest(
+    settings: Settings, kept: _Kept | None, batches: Batches, clock: SystemClock, stack: AsyncExitStack
+) -> RestServer | None:
+    """Serves OpenAI's API until the stack is left; None where there is to be none, or somebody else has the port.
+
+    Batches that were made of files go on all the same.
+    """
+    # Only now, as with the journal.
+    from unisono.app.file_batches import FileBatches, FileSettings  # noqa: PLC0415
+    from unisono.edge.rest.app import RestRoutes  # noqa: PLC0415
+    from unisono.edge.rest.lines import OpenAILines  # noqa: PLC0415
+    from unisono.edge.rest.server import RestServer  # noqa: PLC0415
+
+    made: FileBatches | None = None
+    if kept is not None:
+        made = FileBatches(
+            kept.journal.files(),
+            kept.durable,
+            batches,
+            OpenAILines(batches.limits),
+            clock,
+            settings=FileSettings(keep_s=settings.retention, most_open=settings.max_kept_batches),
+            report_defect=report_defect,
+        )
+        await made.start()
+        stack.push_async_callback(made.close)
+    address = parse_address(settings.http_listen)
+    if address is None:
+        return None
+
+    def trouble() -> str:
+        if kept is None:
+            return ""
+        if kept.durable.is_closing:
+            return "it is being stopped"
+        return f"its journal {kept.journal.trouble}" if kept.journal.trouble else ""
+
+    routes = RestRoutes(made, trouble=trouble, report_defect=report_defect)
+    try:
+        server = await RestServer.start(routes.app(), *address)
+    except OSError as error:
+        log.warning(
+            "OpenAI's API is not served",
+            listen=settings.http_listen,
+            error=os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error),
+            remedy="set UNISONO_HTTP_LISTEN to another address, or to none",
+        )
+        return None
+    stack.push_async_callback(server.stop)
+    return server
 
 
 def _failpoints(environ: Mapping[str, str]) -> Failpoints:

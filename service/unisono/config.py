@@ -297,6 +297,10 @@ class Settings(BaseSettings):
     # Where `unisono serve` serves its metrics, at /metrics; "none": nowhere. That the port is taken is a warning.
     metrics_listen: Annotated[str, BeforeValidator(_address)] = "127.0.0.1:9464"
 
+    # Where `unisono serve` serves OpenAI's Files and Batches; "none": nowhere. That the port is taken is a warning.
+    # Loopback by default: there is no authentication yet.
+    http_listen: Annotated[str, BeforeValidator(_address)] = "127.0.0.1:4080"
+
     # -- Traces; where they go is told by the standard OTEL_* variables.
     # Items of one batch that get a span of their own; failures always do.
     trace_items: int = Field(default=1000, ge=0)

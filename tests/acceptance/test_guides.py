@@ -17,6 +17,7 @@ from unisono.config import Settings
 RUN_BY = {
     "README.md": {
         "make run": "# `make test` runs this test; what `make run` runs is the first of the command lines below",
+        "from openai import OpenAI": "acceptance/test_readme.py::test_openai_s_client_answers",
         "import grpc": "acceptance/test_readme.py::test_the_first_call_from_python_answers",
         "grpcurl": "clients/test_grpcurl.py::test_the_readme_s_command_answers",
         "unisono doctor": "acceptance/test_readme.py::test_the_command_lines_run",

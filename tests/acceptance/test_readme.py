@@ -29,7 +29,7 @@ def blocks(language: str) -> list[str]:
 
 async def test_the_first_call_from_python_answers() -> None:
     """The Python snippet, as it stands, asks a service and gets an answer for each question."""
-    (snippet,) = blocks("python")
+    (snippet,) = [block for block in blocks("python") if "import grpc" in block]
     names: dict[str, object] = {}
     exec(compile(snippet, "README.md", "exec"), names)  # that it runs is the point
     ask = names["ask"]
@@ -38,6 +38,22 @@ async def test_the_first_call_from_python_answers() -> None:
     async with house(models=[FakeModel(name="only")]) as h:
         answers = await ask(h.target, ["[[say=Rome]]", "[[say=Paris]]"])
     assert answers == {"question-0": "Rome", "question-1": "Paris"}
+
+
+async def test_openai_s_client_answers(tmp_path: Path) -> None:
+    """The snippet for OpenAI's client, as it stands, with the port that is the default."""
+    (snippet,) = [block for block in blocks("python") if "from openai import OpenAI" in block]
+    names: dict[str, object] = {}
+    exec(compile(snippet, "README.md", "exec"), names)  # that it runs is the point
+    answers = names["answers"]
+    assert callable(answers)
+    assert f"http://{Settings.model_fields['http_listen'].default}/v1" in snippet
+    body = {"messages": [{"role": "user", "content": "[[say=Rome]]"}]}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    (tmp_path / "requests.jsonl").write_text(json.dumps(line) + "\n")
+    async with house(models=[FakeModel(name="only")], keeps_in=tmp_path / "data", with_http=True) as h:
+        found = await asyncio.to_thread(answers, f"{h.http_url}/v1", str(tmp_path / "requests.jsonl"))
+    assert json.loads(found)["response"]["body"]["choices"][0]["message"]["content"] == "Rome"
 
 
 def test_the_grpcurl_call_is_one_of_the_contract() -> None:

@@ -39,6 +39,7 @@ def service_process(
         "UNISONO_DRAIN": "0s",
         "UNISONO_STATE_DIR": "none",
         "UNISONO_METRICS_LISTEN": "none",
+        "UNISONO_HTTP_LISTEN": "none",
         "UNISONO_DEFAULT_MODEL": "first",
         **{f"UNISONO_{name.upper()}": value for name, value in (settings or {}).items()},
     }

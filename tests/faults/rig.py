@@ -129,6 +129,7 @@ class Service:
             "UNISONO_DATA_DIR": str(folder / "data"),
             "UNISONO_STATE_DIR": "none",
             "UNISONO_METRICS_LISTEN": "none",
+            "UNISONO_HTTP_LISTEN": "none",
             "UNISONO_OLLAMA_URL": backend_url,
             "UNISONO_DEFAULT_MODEL": MODEL,
             "UNISONO_SLOTS": str(SLOTS),

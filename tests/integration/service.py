@@ -361,11 +361,19 @@ class House:
     """A running service, the stand-in behind it, and a channel to it."""
 
     def __init__(
-        self, fake: FakeOllama, target: str, batches: Batches, logs: Sequence[Any], metrics_url: str = ""
+        self,
+        fake: FakeOllama,
+        target: str,
+        batches: Batches,
+        logs: Sequence[Any],
+        *,
+        metrics_url: str = "",
+        http_url: str = "",
     ) -> None:
         self.fake = fake
-        # Empty unless it was asked for.
+        # Empty unless they were asked for.
         self.metrics_url = metrics_url
+        self.http_url = http_url
         self.target = target
         self.batches = batches
         self.channel = self.dial()
@@ -491,6 +499,7 @@ async def house(
     settings: dict[str, Any] | None = None,
     starts_away: bool = False,
     with_metrics: bool = False,
+    with_http: bool = False,
     keeps_in: Path | None = None,
     **fake_settings: Any,
 ) -> AsyncGenerator[House, None]:
@@ -510,14 +519,24 @@ async def house(
                 usual = {
                     "listen": "127.0.0.1:0",
                     "metrics_listen": "127.0.0.1:0",
+                    "http_listen": "127.0.0.1:0",
                     "ollama_url": fake.url,
                     "drain": 0.0,
                     "state_dir": "none",
                     "data_dir": str(keeps_in),
                 }
                 made = Settings(**{**usual, **(settings or {})})
-                async with running(made, with_metrics=with_metrics, with_store=keeps_in is not None) as service:
-                    here = House(fake, service.target, service.batches, logs, service.metrics_url)
+                async with running(
+                    made, with_metrics=with_metrics, with_store=keeps_in is not None, with_http=with_http
+                ) as service:
+                    here = House(
+                        fake,
+                        service.target,
+                        service.batches,
+                        logs,
+                        metrics_url=service.metrics_url,
+                        http_url=service.http_url,
+                    )
                     try:
                         yield here
                     finally:

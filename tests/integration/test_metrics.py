@@ -210,7 +210,12 @@ async def test_a_port_that_is_taken_is_a_warning() -> None:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *("-m", "unisono", "serve", "--listen", "127.0.0.1:0", "--ollama", fake.url),
-                env={**inherited, "UNISONO_STATE_DIR": "none", "UNISONO_METRICS_LISTEN": where},
+                env={
+                    **inherited,
+                    "UNISONO_STATE_DIR": "none",
+                    "UNISONO_METRICS_LISTEN": where,
+                    "UNISONO_HTTP_LISTEN": "none",
+                },
                 stdin=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
             )

@@ -14,7 +14,7 @@ from tests.fakes.ollama import FakeModel, FakeOllama
 from tests.integration.service import LIMIT_S
 
 # Nothing is left behind, and no port is taken that others may want.
-QUIET = {"UNISONO_STATE_DIR": "none", "UNISONO_METRICS_LISTEN": "none"}
+QUIET = {"UNISONO_STATE_DIR": "none", "UNISONO_METRICS_LISTEN": "none", "UNISONO_HTTP_LISTEN": "none"}
 
 
 async def unisono(*arguments: str, **environ: str) -> tuple[int | None, str, str]:

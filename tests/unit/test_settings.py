@@ -84,6 +84,15 @@ def test_metrics_are_served_at_an_address(
     assert parse_address(Settings().metrics_listen) == address
 
 
+def test_openai_s_api_is_served_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless it is said; or nowhere."""
+    assert parse_address(Settings().http_listen) == ("127.0.0.1", 4080)
+    monkeypatch.setenv("UNISONO_HTTP_LISTEN", "[::1]:80")
+    assert parse_address(Settings().http_listen) == ("::1", 80)
+    monkeypatch.setenv("UNISONO_HTTP_LISTEN", "none")
+    assert parse_address(Settings().http_listen) is None
+
+
 # -- What is wrong -----------------------------------------------------------------------------------------------
 
 
@@ -99,6 +108,7 @@ def test_metrics_are_served_at_an_address(
         ("UNISONO_STALL_TIMEOUT", "0s", "is '0s'; it must be a duration like 500ms, 30s or 1h30m, above 0"),
         ("UNISONO_LOAD_TIMEOUT", "soon", ": 'soon' is not a duration: write it as 500ms, 30s, 10m or 1h30m"),
         ("UNISONO_METRICS_LISTEN", ":9464", ": ':9464' is not an address: write HOST:PORT, or none"),
+        ("UNISONO_HTTP_LISTEN", "4080", ": '4080' is not an address: write HOST:PORT, or none"),
         ("UNISONO_METRICS_LISTEN", "9464", ": '9464' is not an address: write HOST:PORT, or none"),
         ("UNISONO_METRICS_LISTEN", "::1:9464", ": '::1:9464' is not an address: write HOST:PORT, or none"),
         ("UNISONO_METRICS_LISTEN", "here:70000", ": 'here:70000' is not an address: write HOST:PORT, or none"),

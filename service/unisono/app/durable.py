@@ -126,6 +126,11 @@ class DurableBatches:
             _ = task.cancel()
         _ = await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    @property
+    def is_closing(self) -> bool:
+        """Whether nothing more goes."""
+        return self._is_closing
+
     # -- What callers do ---------------------------------------------------------------------------------------
 
     async def submit(
@@ -138,15 +143,18 @@ class DurableBatches:
         metadata: Mapping[str, str],
         fingerprint: bytes = b"",
         parent_id: str = "",
+        batch_id: str = "",
     ) -> tuple[StoredBatch, bool]:
         """Keeps a batch whose items were checked; answers with it, and whether it is new.
 
+        `batch_id`: what it is called, where it has a name already.
         Raises RequestIdReusedError, LimitExceededError (too many batches, or no room to keep them),
         ShuttingDownError.
         """
         items = [_as_kept(one) for one in checked]
         new = self._new(config, method=method, carrier=carrier, metadata=metadata, fingerprint=fingerprint)
-        stored, is_new = await self._store.submit(replace(new, parent_id=parent_id), items, is_whole=True)
+        new = replace(new, parent_id=parent_id, batch_id=batch_id or new.batch_id)
+        stored, is_new = await self._store.submit(new, items, is_whole=True)
         self._enter(stored)
         self._go_on()
         return stored, is_new
@@ -216,13 +224,7 @@ class DurableBatches:
         """A batch that is to be kept; raises LimitExceededError, ShuttingDownError."""
         if self._is_closing:
             raise ShuttingDownError("the service is being stopped; send this again to its successor")
-        if len(self._waiting) + len(self._running) >= self._settings.most_open:
-            raise LimitExceededError(
-                f"{len(self._waiting) + len(self._running):,} kept batches have not ended; at most "
-                f"{self._settings.most_open:,} may be open",
-                metadata={"limit": "max_kept_batches"},
-                retry_after_s=30.0,
-            )
+        self.refuse_too_many()
         now_ns = self._clock.time_ns()
         return NewBatch(
             batch_id=new_id(),
@@ -242,6 +244,16 @@ class DurableBatches:
         """
         if not stored.is_over and not self.runs(stored.batch_id) and stored.batch_id not in self._ended:
             self._waiting[stored.batch_id] = stored
+
+    def refuse_too_many(self) -> None:
+        """Raises LimitExceededError where as many batches are open as may be."""
+        if len(self._waiting) + len(self._running) >= self._settings.most_open:
+            raise LimitExceededError(
+                f"{len(self._waiting) + len(self._running):,} kept batches have not ended; at most "
+                f"{self._settings.most_open:,} may be open",
+                metadata={"limit": "max_kept_batches"},
+                retry_after_s=30.0,
+            )
 
     async def retry(
         self,
@@ -291,6 +303,15 @@ class DurableBatches:
     async def get(self, batch_id: str) -> StoredBatch:
         """See the port."""
         return await self._store.get(batch_id)
+
+    async def until_over(self, batch_id: str) -> StoredBatch:
+        """The batch, once it has ended; raises BatchNotFoundError."""
+        while True:
+            turned = self._turned
+            stored = await self._store.get(batch_id)
+            if stored.is_over:
+                return stored
+            _ = await turned.wait()
 
     async def page(
         self, *, after: int, limit: int, states: Sequence[BatchState] = ()

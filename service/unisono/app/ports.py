@@ -6,7 +6,7 @@ Each port is a Protocol; `adapters/` implements them, and every implementation p
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from unisono.core.durable import EndedItem, NewBatch, StoredBatch
     from unisono.core.errors import UnisonoError
     from unisono.core.events import BatchState, Journalled, LastingEvent, Result, Summary
+    from unisono.core.files import FileBatch, StoredFile
     from unisono.core.model import (
         Finished,
         Item,
@@ -260,7 +261,7 @@ class Listener(Protocol):
     """Whoever wants to watch batches."""
 
     def batch_accepted(self, *, batch_id: str, method: str, carrier: Mapping[str, str], at_ns: int) -> BatchWatch:
-        """A batch exists. `method` is the rpc's full name ("unisono.v1.BatchInference/RunBatch").
+        """A batch exists. `method`: an rpc's full name ("unisono.v1.BatchInference/RunBatch"), or "POST /v1/batches".
 
         `carrier` holds the caller's metadata, from which its trace context (traceparent, tracestate) is taken.
         """
@@ -420,4 +421,92 @@ class BatchStore(Journal, Protocol):
 
     async def ended(self, batch_id: str) -> list[EndedItem]:
         """All items that have a result, in their order."""
+        ...
+
+
+class FileDraft(Protocol):
+    """A file that is being written, and that nobody can find yet."""
+
+    @property
+    def file_id(self) -> str:
+        """The name that it will have."""
+        ...
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that were written so far."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Adds something; raises LimitExceededError where there is no room."""
+        ...
+
+    async def discard(self) -> None:
+        """It is not wanted; nothing where it was kept."""
+        ...
+
+
+class FileStore(Protocol):
+    """Files, and the batches that are made of them. What is kept outlives the process.
+
+    Files are named by ids of the store's own; no name that a caller chose is ever opened. Each change is on the disk
+    when the call returns. Raises LimitExceededError where nothing can be written.
+    """
+
+    async def start(self) -> None:
+        """Forgets what a process that ended had begun to write."""
+        ...
+
+    async def draft(self) -> FileDraft:
+        """A new file, still empty."""
+        ...
+
+    async def keep(self, draft: FileDraft, file: StoredFile) -> None:
+        """The draft is a file from now on, and has all of its bytes."""
+        ...
+
+    async def find(self, file_id: str) -> StoredFile | None:
+        """A file; None: there is none of that id."""
+        ...
+
+    async def page(
+        self, *, after: str, limit: int, purpose: str = "", is_oldest_first: bool = False
+    ) -> list[StoredFile] | None:
+        """Up to `limit` files behind `after`, which is an id, or empty; None: there is none of that id."""
+        ...
+
+    async def open(self, file_id: str) -> BinaryIO | None:
+        """What a file holds, to be read and closed on threads; None: there is none of that id."""
+        ...
+
+    async def delete(self, file_id: str) -> bool:
+        """Forgets a file; whether there was one."""
+        ...
+
+    async def delete_old(self, now_ns: int) -> None:
+        """Forgets files and batches whose time is over."""
+        ...
+
+    async def put_batch(self, batch: FileBatch) -> None:
+        """Keeps a batch that is new."""
+        ...
+
+    async def find_batch(self, batch_id: str) -> FileBatch | None:
+        """A batch; None: none of that id was made of a file."""
+        ...
+
+    async def page_batches(self, *, after: str, limit: int) -> list[FileBatch] | None:
+        """Up to `limit` batches, the newest first, as `page`."""
+        ...
+
+    async def open_batches(self) -> list[FileBatch]:
+        """Those that have not ended, the oldest first."""
+        ...
+
+    async def set_cancelling(self, batch_id: str, at_ns: int) -> None:
+        """Somebody wants an open batch to end; the first time counts."""
+        ...
+
+    async def end_batch(self, batch: FileBatch, kept: Sequence[tuple[FileDraft, StoredFile]]) -> None:
+        """A batch has ended as it says, and these are its files: all of it at one time, or nothing."""
         ...

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from unisono.edge.batchfile.line import Form
 from unisono.edge.cli.forms import Forms, TooMixedError, write_forms
-from unisono.edge.cli.lines_in import Form
 
 
 @given(st.lists(st.sampled_from(Form), min_size=1, max_size=100))

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unisono._generated.unisono.v1 import item_pb2
-from unisono.edge.cli.lines_in import BadLine, Form, GoodLine, LineReader
+from unisono.edge.batchfile.line import Form
+from unisono.edge.cli.lines_in import BadLine, GoodLine, LineReader
 from unisono.edge.cli.source import Line
 
 PICTURE = base64.b64encode(b"\x89PNG picture").decode()

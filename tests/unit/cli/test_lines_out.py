@@ -8,7 +8,8 @@ from google.protobuf import text_format
 
 from tests.unit.cli.fake_server import status
 from unisono._generated.unisono.v1 import event_pb2
-from unisono.edge.cli.lines_in import Form, Origin
+from unisono.edge.batchfile.line import Form
+from unisono.edge.cli.lines_in import Origin
 from unisono.edge.cli.lines_out import Ended, to_line
 
 ANSWER = """

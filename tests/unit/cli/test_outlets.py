@@ -11,8 +11,9 @@ from rich.console import Console
 
 from tests.unit.cli.fake_server import status
 from unisono._generated.unisono.v1 import event_pb2
+from unisono.edge.batchfile.line import Form
 from unisono.edge.cli import outlets
-from unisono.edge.cli.lines_in import Form, Origin
+from unisono.edge.cli.lines_in import Origin
 from unisono.edge.cli.lines_out import Ended
 from unisono.edge.cli.outlets import Answers, InOrder, JsonLines
 

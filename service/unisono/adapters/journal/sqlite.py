@@ -24,7 +24,8 @@ from sqlalchemy.exc import DBAPIError
 from unisono.adapters.journal import store, tables
 from unisono.adapters.journal.doubts import Doubts
 from unisono.adapters.journal.errors import translated
-from unisono.adapters.journal.file import JOURNAL_FILE, open_engines, take_folder
+from unisono.adapters.journal.file import FILES_FOLDER, JOURNAL_FILE, open_engines, take_folder
+from unisono.adapters.journal.files import SqliteFiles
 from unisono.adapters.journal.rows import count_in, event_row
 from unisono.adapters.journal.writer import Writer
 from unisono.core.errors import (
@@ -365,6 +366,10 @@ class SqliteJournal:
             return store.ended(connection, number)
 
         return await self._ask(look)
+
+    def files(self) -> SqliteFiles:
+        """Files beside the journal's own, whose rows it writes."""
+        return SqliteFiles(self._folder / FILES_FOLDER, change=self._change, ask=self._ask)
 
     async def _change(self, write: Callable[[Connection], T]) -> T:
         """Changes something in a transaction of its own; and deletes what nobody was told of."""

@@ -109,3 +109,50 @@ events = Table(
     # An item ends once.
     Index("one_result", "batch", "item_index", unique=True, sqlite_where=text("kind = 'result'")),
 )
+
+files = Table(
+    "files",
+    metadata,
+    # In the order in which they were kept.
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    # The file's name on the disk too.
+    Column("file_id", String, nullable=False, unique=True),
+    Column("purpose", String, nullable=False),
+    # The caller's name for it; nothing is ever opened by it.
+    Column("filename", String, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("created_ns", BigInteger, nullable=False),
+    Column("expires_ns", BigInteger),
+    Index("files_to_delete", "expires_ns"),
+    sqlite_autoincrement=True,
+)
+
+# See FileBatch. Neither its files nor its kept batch are foreign keys: each may be deleted before the others.
+file_batches = Table(
+    "file_batches",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("batch_id", String, nullable=False, unique=True),
+    Column("input_file_id", String, nullable=False),
+    Column("endpoint", String, nullable=False),
+    Column("window", String, nullable=False),
+    Column("expires_ns", BigInteger, nullable=False),
+    Column("created_ns", BigInteger, nullable=False),
+    Column("metadata", LargeBinary, nullable=False),
+    Column("output_keep_s", Integer),
+    # As FileBatchState's values.
+    Column("state", String, nullable=False),
+    Column("cancelling_ns", BigInteger),
+    Column("in_progress_ns", BigInteger),
+    Column("finalizing_ns", BigInteger),
+    Column("ended_ns", BigInteger),
+    Column("keep_until_ns", BigInteger),
+    Column("errors", LargeBinary, nullable=False),
+    Column("output_file_id", String),
+    Column("error_file_id", String),
+    Column("tally", LargeBinary),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Index("file_batches_by_state", "state", "number"),
+    Index("file_batches_to_delete", "keep_until_ns"),
+    sqlite_autoincrement=True,
+)

@@ -18,6 +18,8 @@ from typing import Final
 # `rpc.service` are deprecated.
 RPC_SYSTEM_NAME: Final = "rpc.system.name"
 RPC_METHOD: Final = "rpc.method"
+HTTP_REQUEST_METHOD: Final = "http.request.method"
+HTTP_ROUTE: Final = "http.route"
 SERVER_ADDRESS: Final = "server.address"
 SERVER_PORT: Final = "server.port"
 # The reason of core/errors.py.

@@ -127,9 +127,13 @@ class TraceListener:
         sent = {name: carrier[name] for name in W3C_HEADERS if name in carrier}
         # An empty context to start from: what the current task is part of is none of this trace's business.
         context = W3C.extract(sent, context=Context())
+        verb, _, route = method.partition(" ")
         attributes: Attributes = {
-            names.RPC_SYSTEM_NAME: "grpc",
-            names.RPC_METHOD: method,
+            **(
+                {names.HTTP_REQUEST_METHOD: verb, names.HTTP_ROUTE: route}
+                if route
+                else {names.RPC_SYSTEM_NAME: "grpc", names.RPC_METHOD: method}
+            ),
             names.BATCH_ID: encodable(batch_id),
         }
         root = self._tracer.start_span(method, context, kind=SpanKind.SERVER, attributes=attributes, start_time=at_ns)

@@ -10,8 +10,9 @@ from google.rpc import status_pb2
 
 from unisono._generated.unisono.v1 import event_pb2
 from unisono.core.durations import format_duration
+from unisono.edge.batchfile.line import Form
 from unisono.edge.cli.errors import ExitCode, StopError, failed_result, problem_of_status
-from unisono.edge.cli.lines_in import BadLine, Form, LineReader, Origin
+from unisono.edge.cli.lines_in import BadLine, LineReader, Origin
 from unisono.edge.cli.lines_out import STATES, Ended
 from unisono.edge.cli.outlets import Outlet
 from unisono.edge.cli.progress import Display, Meter

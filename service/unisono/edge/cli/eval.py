@@ -18,12 +18,13 @@ import msgspec
 
 from unisono._generated.unisono.v1 import item_pb2
 from unisono.core.benchmark import share_between
+from unisono.edge.batchfile.fields import FieldError, name_of
+from unisono.edge.batchfile.line import Form, parse_object
 from unisono.edge.cli.collector import Collector
 from unisono.edge.cli.connect import Wish, connect
 from unisono.edge.cli.errors import ExitCode, StopError, problem_of_status
 from unisono.edge.cli.feed import LineFeed
-from unisono.edge.cli.fields import FieldError, name_of
-from unisono.edge.cli.lines_in import BadLine, Form, GoodLine, LineReader, Origin, parse_object
+from unisono.edge.cli.lines_in import BadLine, GoodLine, LineReader, Origin
 from unisono.edge.cli.lines_out import STATES, Ended
 from unisono.edge.cli.ports import StartServer
 from unisono.edge.cli.progress import Bar, Display, Lines, Meter
@@ -91,7 +92,7 @@ class QuestionReader(LineReader):
 
     def _parts(self, line: Line) -> tuple[str, str]:
         options = self._options
-        fields = parse_object(line)
+        fields = parse_object(line.text)
         question = fields.get(options.field)
         if not isinstance(question, str) or not question:
             raise FieldError(options.field, f"must be text, not {name_of(question)}")

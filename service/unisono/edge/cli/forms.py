@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, groupby
 
-from unisono.edge.cli.lines_in import Form
+from unisono.edge.batchfile.line import Form
 
 FORMS_KEY = "unisono.forms"
 # What a value of the metadata may hold: more than a hundred changes of form.

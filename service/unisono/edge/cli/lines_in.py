@@ -6,29 +6,14 @@ body itself with an id beside it. A line that cannot be read costs only itself: 
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from enum import Enum
 
 from unisono._generated.unisono.v1 import item_pb2
-from unisono.edge.cli.body import Kind, read_body
-from unisono.edge.cli.fields import FieldError, Fields, name_of, parse_json, quote
-from unisono.edge.cli.source import MAX_LINE_BYTES, Line
-
-_MAX_ID_BYTES = 256
-
-
-class Form(Enum):
-    """How a line was written, and so how its result is; the value is an OpenAI line's `url`."""
-
-    PLAIN = ""
-    CHAT = "/v1/chat/completions"
-    COMPLETIONS = "/v1/completions"
-    EMBEDDINGS = "/v1/embeddings"
-
-
-_KINDS = {Form.CHAT: Kind.CHAT, Form.COMPLETIONS: Kind.GENERATE, Form.EMBEDDINGS: Kind.EMBED}
+from unisono.edge.batchfile.body import Kind, read_body
+from unisono.edge.batchfile.fields import FieldError, Fields, quote
+from unisono.edge.batchfile.line import FORMS, KINDS, Form, parse_object, take_id
+from unisono.edge.cli.source import Line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +65,7 @@ class LineReader:
     def _read_line(self, line: Line) -> GoodLine | BadLine:
         item_id = ""
         try:
-            fields = Fields(parse_object(line))
+            fields = Fields(parse_object(line.text))
             is_openai = any(fields.has(name) for name in ("body", "url", "method"))
             if is_openai and self._form is Form.PLAIN:
                 self._form = Form.CHAT  # until the url is known
@@ -119,33 +104,18 @@ class LineReader:
         method, url = fields.text("method"), fields.text("url")
         if method not in (None, "POST"):
             raise fields.wrong("method", f"must be POST, not {quote(method)}")
-        forms = {form.value: form for form in _KINDS}
-        if url not in forms:
+        if url not in FORMS:
             what = "is missing; it must" if url is None else "must"
-            raise fields.wrong("url", f"{what} be one of {', '.join(forms)}" + (f", not {quote(url)}" if url else ""))
-        self._form = forms[url]
+            raise fields.wrong("url", f"{what} be one of {', '.join(FORMS)}" + (f", not {quote(url)}" if url else ""))
+        self._form = FORMS[url]
         body = fields.child("body")
         if body is None:
             raise fields.wrong("body", "is missing")
         fields.end()
-        kind = _KINDS[self._form]
+        kind = KINDS[self._form]
         if not body.has(kind.value):
             raise body.wrong(kind.value, "is missing")
         return read_body(body, kind, system_beside_messages=False)
-
-
-def parse_object(line: Line) -> dict[str, object]:
-    """The JSON object of a line. Raises FieldError."""
-    if line.text is None:
-        raise FieldError("", f"is longer than {MAX_LINE_BYTES:,} bytes")
-    try:
-        text = line.text.decode()
-    except UnicodeDecodeError as error:
-        raise FieldError("", f"not UTF-8 (byte {error.start + 1} of the line)") from None
-    value = parse_json(text)
-    if not isinstance(value, dict):
-        raise FieldError("", f"must be a JSON object, not {name_of(value)}")
-    return value
 
 
 def _take_id(fields: Fields, *, is_openai: bool) -> tuple[str, str]:
@@ -157,18 +127,7 @@ def _take_id(fields: Fields, *, is_openai: bool) -> tuple[str, str]:
     if not given:
         return "", ""
     name = given[0]
-    value = fields.value(name)
-    if isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**64:
-        value = str(value)
-    if not isinstance(value, str):
-        raise fields.wrong(name, f"must be text, not {name_of(value)}")
-    if not value:
-        raise fields.wrong(name, "is empty; leave it out to have the line's number for an id")
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
-        raise fields.wrong(name, "must not hold control characters")
-    if len(value.encode()) > _MAX_ID_BYTES:
-        raise fields.wrong(name, f"is longer than {_MAX_ID_BYTES} bytes")
-    return value, fields.at(name)
+    return take_id(fields, name), fields.at(name)
 
 
 def _read_plain(fields: Fields) -> item_pb2.Item:

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 from google.protobuf.duration_pb2 import Duration
 
 from unisono._generated.unisono.v1 import event_pb2, item_pb2
+from unisono.edge.batchfile.answers import BODIES, finish_reason, logprobs_of, vector
+from unisono.edge.batchfile.line import Form
 from unisono.edge.cli.errors import problem_of_status
-from unisono.edge.cli.lines_in import Form, Origin
+from unisono.edge.cli.lines_in import Origin
 
 STATES = {
     event_pb2.ITEM_STATE_COMPLETED: "completed",
     event_pb2.ITEM_STATE_FAILED: "failed",
     event_pb2.ITEM_STATE_CANCELLED: "cancelled",
     event_pb2.ITEM_STATE_EXPIRED: "expired",
-}
-_REASONS = {
-    item_pb2.FINISH_REASON_STOP: "stop",
-    item_pb2.FINISH_REASON_LENGTH: "length",
-    item_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
-    item_pb2.FINISH_REASON_EMBEDDED: "embedded",
 }
 
 
@@ -80,7 +75,7 @@ def _plain(ended: Ended) -> dict[str, object]:
 def _plain_completion(completion: item_pb2.Completion) -> dict[str, object]:
     value: dict[str, object] = {"model": completion.model}
     if completion.embeddings:
-        value["embeddings"] = [_vector(embedding) for embedding in completion.embeddings]
+        value["embeddings"] = [vector(embedding) for embedding in completion.embeddings]
     else:
         value["content"] = completion.content
     if completion.thinking:
@@ -91,8 +86,8 @@ def _plain_completion(completion: item_pb2.Completion) -> dict[str, object]:
             for call in completion.tool_calls
         ]
     if completion.logprobs:
-        value["logprobs"] = _logprobs(completion.logprobs)
-    value["finish_reason"] = _reason(completion)
+        value["logprobs"] = logprobs_of(completion.logprobs)
+    value["finish_reason"] = finish_reason(completion)
     return value
 
 
@@ -121,7 +116,7 @@ def _openai(ended: Ended) -> dict[str, object]:
         value["response"] = {
             "status_code": 200,
             "request_id": f"req_{name}",
-            "body": _BODIES[origin.form](name, ended.time_s, result),
+            "body": BODIES[origin.form](name, ended.time_s, result),
         }
     else:
         problem = problem_of_status(result.error)
@@ -129,94 +124,7 @@ def _openai(ended: Ended) -> dict[str, object]:
     return value
 
 
-def _chat_body(name: str, time_s: int, result: event_pb2.Result) -> dict[str, object]:
-    completion = result.completion
-    message: dict[str, object] = {"role": "assistant", "content": completion.content}
-    if completion.thinking:
-        message["reasoning"] = completion.thinking
-    if completion.tool_calls:
-        message["tool_calls"] = [
-            {
-                "id": call.id or f"call_{name}_{number}",
-                "type": "function",
-                "function": {"name": call.name, "arguments": call.arguments_json},
-            }
-            for number, call in enumerate(completion.tool_calls)
-        ]
-    choice = {
-        "index": 0,
-        "message": message,
-        "logprobs": {"content": _logprobs(completion.logprobs)} if completion.logprobs else None,
-        "finish_reason": _reason(completion),
-    }
-    return {
-        "id": f"chatcmpl-{name}",
-        "object": "chat.completion",
-        "created": time_s,
-        "model": completion.model,
-        "choices": [choice],
-        "usage": _openai_usage(result.usage),
-    }
-
-
-def _text_body(name: str, time_s: int, result: event_pb2.Result) -> dict[str, object]:
-    completion = result.completion
-    logprobs = None
-    if completion.logprobs:
-        logprobs = {
-            "tokens": [each.token for each in completion.logprobs],
-            "token_logprobs": [each.logprob for each in completion.logprobs],
-            "top_logprobs": [{top.token: top.logprob for top in each.top} for each in completion.logprobs],
-        }
-    return {
-        "id": f"cmpl-{name}",
-        "object": "text_completion",
-        "created": time_s,
-        "model": completion.model,
-        "choices": [
-            {
-                "index": 0,
-                "text": completion.content,
-                "logprobs": logprobs,
-                "finish_reason": _reason(completion),
-            }
-        ],
-        "usage": _openai_usage(result.usage),
-    }
-
-
-def _embeddings_body(_name: str, _time_s: int, result: event_pb2.Result) -> dict[str, object]:
-    completion, tokens = result.completion, result.usage.prompt_tokens
-    return {
-        "object": "list",
-        "data": [
-            {"object": "embedding", "index": number, "embedding": _vector(embedding)}
-            for number, embedding in enumerate(completion.embeddings)
-        ],
-        "model": completion.model,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-    }
-
-
-_BODIES = {Form.CHAT: _chat_body, Form.COMPLETIONS: _text_body, Form.EMBEDDINGS: _embeddings_body}
-
-
-def _openai_usage(usage: item_pb2.Usage) -> dict[str, object]:
-    value: dict[str, object] = {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-    }
-    if usage.HasField("cached_prompt_tokens"):
-        value["prompt_tokens_details"] = {"cached_tokens": usage.cached_prompt_tokens}
-    return value
-
-
 # -- Both ------------------------------------------------------------------------------------------------------
-
-
-def _reason(completion: item_pb2.Completion) -> str:
-    return _REASONS.get(completion.finish_reason) or completion.finish_reason_raw or "unknown"
 
 
 def release_reason(result: event_pb2.Result) -> str:
@@ -230,25 +138,6 @@ def _usage(usage: item_pb2.Usage) -> dict[str, int]:
     if usage.HasField("cached_prompt_tokens"):
         value["cached_prompt_tokens"] = usage.cached_prompt_tokens
     return value
-
-
-def _logprobs(logprobs: Sequence[item_pb2.TokenLogprob]) -> list[dict[str, object]]:
-    return [
-        {
-            "token": each.token,
-            "logprob": each.logprob,
-            "bytes": list(each.bytes),
-            "top_logprobs": [
-                {"token": top.token, "logprob": top.logprob, "bytes": list(top.bytes)} for top in each.top
-            ],
-        }
-        for each in logprobs
-    ]
-
-
-def _vector(embedding: item_pb2.Embedding) -> list[float]:
-    # Nine figures are enough to tell any two 32-bit floats apart; more would be noise of the conversion.
-    return [float(f"{value:.9g}") for value in embedding.values]
 
 
 def _milliseconds(duration: Duration) -> float:

@@ -12,13 +12,14 @@ import grpc.aio
 
 from unisono._generated.unisono.v1 import batch_inference_pb2 as rpc
 from unisono._generated.unisono.v1 import event_pb2, kept_pb2
+from unisono.edge.batchfile.line import Form
 from unisono.edge.cli.collector import Collector
 from unisono.edge.cli.connect import Connection, Wish, connect_to_running
 from unisono.edge.cli.errors import ExitCode
 from unisono.edge.cli.follower import GIVE_UP_AFTER_S, Follower, stop_for_lost
 from unisono.edge.cli.forms import FORMS_KEY, Forms
 from unisono.edge.cli.kept import PATIENCE_S, UNANSWERED, ask, get_batch, stop_for_kept
-from unisono.edge.cli.lines_in import Form, LineReader
+from unisono.edge.cli.lines_in import LineReader
 from unisono.edge.cli.output import empty_output, open_output
 from unisono.edge.cli.progress import Display
 from unisono.edge.cli.session import LostError

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from unisono.edge.batchfile.line import MAX_LINE_BYTES
+
 # Bytes of one read: enough that a large file costs few of them.
 _READ_BYTES = 128 * 1024
-# A longer line is not kept: the service would not take it (32 MiB a message).
-MAX_LINE_BYTES = 32 * 1024 * 1024 - 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ import binascii
 import re
 
 from unisono._generated.unisono.v1 import item_pb2
-from unisono.edge.cli.fields import FieldError, Fields, check_text, name_of, parse_json, quote, to_json
+from unisono.edge.batchfile.fields import FieldError, Fields, check_text, name_of, parse_json, quote, to_json
 
 _ROLES = {
     "system": item_pb2.ROLE_SYSTEM,

@@ -11,8 +11,8 @@ from enum import Enum
 from google.protobuf.descriptor import FieldDescriptor
 
 from unisono._generated.unisono.v1 import item_pb2
-from unisono.edge.cli.fields import Fields, name_of, to_json
-from unisono.edge.cli.messages import (
+from unisono.edge.batchfile.fields import Fields, name_of, to_json
+from unisono.edge.batchfile.messages import (
     take_format,
     take_images,
     take_logprobs,
