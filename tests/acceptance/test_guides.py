@@ -57,7 +57,8 @@ RUN_BY = {
         "import { credentials }": "clients/test_typescript.py::test_the_readme_s_lines_run",
     },
     "deploy/README.md": {
-        "docker compose": "acceptance/test_guide_commands.py::test_docker_is_called_as_the_files_say",
+        "exec ollama": "acceptance/test_guide_commands.py::test_docker_is_called_as_the_files_say",
+        "--no-deps": "acceptance/test_guide_commands.py::test_docker_is_called_as_the_files_say",
         "memory        =": "acceptance/test_guide_tuning.py::test_the_formula_is_the_product_s",
         "curl -s 127.0.0.1:11434/api/show": "acceptance/test_guide_tuning.py::test_the_worked_example",
         "grpcurl": "acceptance/test_guide_tuning.py::test_a_plan_tells_the_memory",
