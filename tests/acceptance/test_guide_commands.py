@@ -60,8 +60,9 @@ def test_the_backends_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_docker_is_called_as_the_files_say() -> None:
     """Files, services and commands that are handed to docker exist; nothing of it is run here."""
     services = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"]
-    lines = block(DEPLOY, "docker compose").splitlines()
-    assert len(lines) == 3
+    lines = [*block(DEPLOY, "exec ollama").splitlines(), *block(DEPLOY, "--no-deps").splitlines()]
+    lines = [line for line in lines if line.startswith("docker")]
+    assert len(lines) == 4
     for line in lines:
         words = shlex.split(line, comments=True)
         assert words[:3] == ["docker", "compose", "-f"]
@@ -71,7 +72,8 @@ def test_docker_is_called_as_the_files_say() -> None:
             if words[6] == "unisono":
                 read_command(words[7:])
         else:
-            assert words[4:] == ["up", "--build", "--wait"]
+            assert words[4:7] == ["up", "--build", "--wait"]
+            assert not words[7:] or (words[7] == "--no-deps" and set(words[8:]) <= set(services))
 
 
 def test_the_house_is_as_drawn() -> None:
