@@ -349,6 +349,13 @@ async def test_head_is_answered_without_a_body(tmp_path: Path) -> None:
         assert (answer.status_code, answer.content, answer.headers["content-length"]) == (200, b"", "3")
 
 
+async def test_small_answers_go_at_once(tmp_path: Path) -> None:
+    """The best of twenty: a connection that gathers small pieces takes 40 ms each time."""
+    async with served(tmp_path) as (_, client):
+        taken = [(await client.get("/health")).elapsed.total_seconds() for _ in range(20)]
+    assert min(taken) < 0.03
+
+
 # -- How the service is ----------------------------------------------------------------------------------------
 
 
