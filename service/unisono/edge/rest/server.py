@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
@@ -51,6 +52,8 @@ class RestServer:
         except OSError:
             listener.close()
             raise
+        # What is wrong with an upload is told to whoever sent it, and is nobody else's business.
+        logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
         config = uvicorn.Config(
             app,
             http="h11",
