@@ -16,7 +16,7 @@ import httpx
 
 from tests.integration.service import LIMIT_S, house
 
-COUNT = int(os.environ.get("UNISONO_FUZZ", "200"))
+COUNT = int(os.environ.get("UNISONO_FUZZ", "400"))
 SEED = 20_261_122
 STATUSES = {200, 400, 404, 405, 409, 413}
 CHAT = "/v1/chat/completions"

@@ -34,8 +34,9 @@ class RefusedError(Exception):
 
 
 def error_body(status: int, message: str, *, param: str | None = None, code: str | None = None) -> dict[str, object]:
-    """An error as OpenAI writes it."""
-    return {"error": {"message": message, "type": type_of(status), "param": param, "code": code}}
+    """An error as OpenAI writes it. What it repeats of a request may hold halves of surrogate pairs."""
+    where = None if param is None else utf8(param)
+    return {"error": {"message": utf8(message), "type": type_of(status), "param": where, "code": code}}
 
 
 def type_of(status: int) -> str:
@@ -49,8 +50,8 @@ def of_house(error: UnisonoError) -> tuple[int, dict[str, object]]:
     param = error.violations[0].field if error.violations else None
     return row.http, error_body(
         row.http,
-        utf8(error.message),
-        param=None if param is None else utf8(param_of(param)),
+        error.message,
+        param=None if param is None else param_of(param),
         code=error.reason.lower(),
     )
 

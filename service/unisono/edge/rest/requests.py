@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from unisono.core.durations import parse_duration
-from unisono.edge.batchfile.fields import FieldError, Fields, name_of, parse_json
+from unisono.edge.batchfile.fields import FieldError, Fields, check_text, name_of, parse_json
 from unisono.edge.batchfile.line import FORMS
 from unisono.edge.rest.errors import RefusedError
 
@@ -117,13 +117,14 @@ def _metadata(value: object) -> dict[str, str]:
         raise FieldError("metadata", f"has {len(value)} entries; at most {MAX_PAIRS} are kept")
     found: dict[str, str] = {}
     for key, text in value.items():
+        _ = check_text(key, "metadata")
         if not isinstance(text, str):
             raise FieldError(f"metadata.{key[:MAX_KEY]}", f"must be text, not {name_of(text)}")
         if not 0 < len(key) <= MAX_KEY:
             raise FieldError("metadata", f"has a key of {len(key)} characters; 1 to {MAX_KEY} are kept")
         if len(text) > MAX_VALUE:
             raise FieldError(f"metadata.{key}", f"has {len(text):,} characters; at most {MAX_VALUE} are kept")
-        found[key] = text
+        found[key] = check_text(text, f"metadata.{key}")
     return found
 
 
