@@ -250,7 +250,8 @@ def test_what_would_do_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="'temprature' is not known"):
         _ = ChatUnisono(temprature=0)  # type: ignore[call-arg]
     schema = {"name": "weather", "description": "tells it", "parameters": {"type": "object", "properties": {}}}
-    for name, value in (("tool_choice", "weather"), ("strict", True)):
+    forced: tuple[tuple[str, Any], ...] = (("tool_choice", "weather"), ("strict", True))
+    for name, value in forced:
         with pytest.raises(ValueError, match=name):
             _ = ChatUnisono().bind_tools([schema], **{name: value})
         with pytest.raises(ValueError, match=name):

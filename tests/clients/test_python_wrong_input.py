@@ -4,42 +4,45 @@ from __future__ import annotations
 
 from datetime import timedelta
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from unisono_client import Chat, Embed, Generate, Message, RefusedError
+from unisono_client import Message, RefusedError
+from unisono_client import items as typed
 from unisono_client._generated.unisono.v1 import item_pb2
 from unisono_client.config import config_of, deltas_of, options_of
 from unisono_client.items import to_message
 
-TALK = [{"role": "user", "content": "x"}]
+# What is wrong here on purpose, a type checker would tell as well.
+Chat, Embed, Generate = cast("Any", typed.Chat), cast("Any", typed.Embed), cast("Any", typed.Generate)
+WRONG_MESSAGE = cast("Any", Message)
 # Arguments of an item, the field that is named, and what is said to be right.
 WRONG_ITEMS: list[tuple[Any, str, str]] = [
     (5, "items[3]", "give str, Chat, Generate or Embed"),
-    (Chat(5), "items[3].messages", "give a list of messages"),  # type: ignore[arg-type]
-    (Chat({"role": "user"}), "items[3].messages", "give a list of messages"),  # type: ignore[arg-type]
-    (Chat(["x"]), "items[3].messages[0]", "give a Message"),  # type: ignore[list-item]
+    (Chat(5), "items[3].messages", "give a list of messages"),
+    (Chat({"role": "user"}), "items[3].messages", "give a list of messages"),
+    (Chat(["x"]), "items[3].messages[0]", "give a Message"),
     (Chat([{"content": "x"}]), "items[3].messages[0].role", "system, user"),
     (Chat([{"role": "user", "contents": "x"}]), "items[3].messages[0].contents", "'content' is"),
-    (Chat([Message("user", 5)]), "items[3].messages[0].content", "give a str"),  # type: ignore[arg-type]
+    (Chat([WRONG_MESSAGE("user", 5)]), "items[3].messages[0].content", "give a str"),
     (Chat([{"role": "user", "images": ["a.png"]}]), "items[3].messages[0].images[0]", "read_bytes"),
     (Chat([{"role": "user", "images": "a.png"}]), "items[3].messages[0].images", "a list of pictures"),
-    (Generate("x", images=["a.png"]), "items[3].images[0]", "read_bytes"),  # type: ignore[list-item]
-    (Generate(5), "items[3].prompt", "give a str"),  # type: ignore[arg-type]
-    (Embed([5]), "items[3].input", "each a str"),  # type: ignore[list-item]
-    (Chat("x", item_id=5), "items[3].item_id", "give a str"),  # type: ignore[arg-type]
-    (Chat("x", model=5), "items[3].model", "give a str"),  # type: ignore[arg-type]
-    (Chat("x", system=5), "items[3].system", "give a str"),  # type: ignore[arg-type]
+    (Generate("x", images=["a.png"]), "items[3].images[0]", "read_bytes"),
+    (Generate(5), "items[3].prompt", "give a str"),
+    (Embed([5]), "items[3].input", "each a str"),
+    (Chat("x", item_id=5), "items[3].item_id", "give a str"),
+    (Chat("x", model=5), "items[3].model", "give a str"),
+    (Chat("x", system=5), "items[3].system", "give a str"),
     (Chat("x", n=True), "items[3].n", "whole number"),
     (Chat("x", logprobs=True), "items[3].logprobs", "0 to 20"),
-    (Chat("x", think="much"), "items[3].think", "'high'"),  # type: ignore[arg-type]
-    (Chat("x", tools=[print]), "items[3].tools[0]", "JSON schema"),  # type: ignore[list-item]
-    (Chat("x", format=Message), "items[3].format", "model_json_schema"),  # type: ignore[arg-type]
-    (Chat("x", options=[1]), "items[3].options", "give a mapping"),  # type: ignore[arg-type]
-    (Chat("x", options={"tempreature": 0}), "items[3].options.tempreature", "'temperature' is"),  # type: ignore[typeddict-unknown-key]
-    (Chat("x", options={"temperature": "0"}), "items[3].options.temperature", "give a number"),  # type: ignore[typeddict-item]
-    (Chat("x", options={"mirostat": 1}), "items[3].options.mirostat", "extra_options,"),  # type: ignore[typeddict-unknown-key]
+    (Chat("x", think="much"), "items[3].think", "'high'"),
+    (Chat("x", tools=[print]), "items[3].tools[0]", "JSON schema"),
+    (Chat("x", format=Message), "items[3].format", "model_json_schema"),
+    (Chat("x", options=[1]), "items[3].options", "give a mapping"),
+    (Chat("x", options={"tempreature": 0}), "items[3].options.tempreature", "'temperature' is"),
+    (Chat("x", options={"temperature": "0"}), "items[3].options.temperature", "give a number"),
+    (Chat("x", options={"mirostat": 1}), "items[3].options.mirostat", "extra_options,"),
 ]
 WRONG_CONFIGS: list[tuple[dict[str, Any], str, str]] = [
     ({"keep_alive": "10m"}, "config.keep_alive", "a number of seconds"),
@@ -80,7 +83,7 @@ def test_a_wrong_config(config: Any, field: str, hint: str) -> None:
 def test_deltas() -> None:
     """So are settings of deltas."""
     with pytest.raises(RefusedError, match=r"deltas\.flush_interval: is 'fast'"):
-        _ = deltas_of({"flush_interval": "fast"})  # type: ignore[typeddict-item]
+        _ = deltas_of(cast("Any", {"flush_interval": "fast"}))
     assert deltas_of({"flush_interval": timedelta(seconds=1)}).flush_interval.seconds == 1
 
 
@@ -90,7 +93,7 @@ def test_extra_options_are_under_the_name_that_is_documented() -> None:
     assert made is not None
     assert (made.extra_options_json, made.runner.num_ctx, list(made.stop)) == ('{"mirostat": 1}', 512, ["end"])
     with pytest.raises(RefusedError) as caught:
-        _ = options_of({"extra_options_json": "{}"})  # type: ignore[typeddict-unknown-key]
+        _ = options_of(cast("Any", {"extra_options_json": "{}"}))
     assert "extra_options" in caught.value.fields[0].description
     assert "extra_options_json" not in caught.value.fields[0].description
 
@@ -110,4 +113,4 @@ def test_objects_of_ollamas_client() -> None:
     assert made.chat.tools[0].name == "f"
     assert made.options.runner.num_ctx == 512
     with pytest.raises(RefusedError, match="read_bytes"):
-        _ = to_message(Chat([Message("user", images=[SimpleNamespace(value="a.png")])]), 0)  # type: ignore[list-item]
+        _ = to_message(Chat([WRONG_MESSAGE("user", images=[SimpleNamespace(value="a.png")])]), 0)
