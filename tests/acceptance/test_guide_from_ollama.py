@@ -15,7 +15,7 @@ import pytest
 from tests.fakes.ollama import Answer, FakeModel
 from tests.guides import ROOT, block, code_in, section, table
 from tests.integration.service import LIMIT_S, House, house
-from unisono_client import Chat, Client, RefusedError
+from unisono_client import Chat, Client, ItemError, RefusedError
 
 ollama = pytest.importorskip("ollama", reason="Ollama's own client is not installed")
 
@@ -104,10 +104,10 @@ async def test_a_prompt_that_is_too_long_is_an_error_here() -> None:
     async with house(models=MODELS) as h, Client(h.target) as client, ollama.AsyncClient(h.fake.url) as theirs:
         cut = await theirs.chat(model="llama3.2", messages=[{"role": "user", "content": long}])
         assert cut.message.content
-        refused = await client.infer(Chat(long), model="llama3.2")
-        assert refused.error is not None
-        assert refused.error.reason == "PROMPT_TOO_LONG"
-        assert refused.error.metadata.keys() >= {"n_prompt_tokens", "n_ctx"}
+        with pytest.raises(ItemError) as caught:
+            _ = await client.infer(Chat(long), model="llama3.2")
+        assert caught.value.reason == "PROMPT_TOO_LONG"
+        assert caught.value.metadata.keys() >= {"n_prompt_tokens", "n_ctx"}
         allowed = await client.infer(Chat(long, truncate=True), model="llama3.2")
         assert allowed.content
 

@@ -117,7 +117,7 @@ async def test_what_is_wrong_with_a_call_is_an_exception() -> None:
             _ = client.run([], **BatchConfig(nonsense=1))  # type: ignore[typeddict-unknown-key]
         with pytest.raises(RefusedError, match="tempreature"):
             _ = await client.infer(Chat("x", options={"tempreature": 0}))  # type: ignore[arg-type]
-        with pytest.raises(RefusedError, match="role is 'robot'"):
+        with pytest.raises(RefusedError, match="role: is 'robot'"):
             _ = [result async for result in client.run([Chat([Message("robot", "x")])], model="fake")]
         with pytest.raises(RefusedError, match="release"):
             _ = client.run([], release={"size": 1})
@@ -242,7 +242,9 @@ async def test_one_answer_and_one_that_streams() -> None:
         assert isinstance(result, Result)
         assert len(deltas) > 1
         assert "".join(each.content for each in deltas) == result.content
-        assert (await client.infer(Chat("x", model="nosuch"))).state is State.FAILED
+        assert (await client.infer(Chat("x", model="nosuch"), raise_errors=False)).state is State.FAILED
+        with pytest.raises(ItemError, match="MODEL_NOT_FOUND"):
+            _ = await client.infer(Chat("x", model="nosuch"))
 
 
 async def test_a_batch_is_attached_to_and_cancelled_by_its_id() -> None:

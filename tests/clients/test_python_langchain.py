@@ -241,3 +241,20 @@ async def test_who_asks_late_hears_of_the_end(target: str) -> None:
         with pytest.raises(UnisonoError) as second:
             _ = await gathered.ask("y")
     assert first.value.reason == second.value.reason == "INVALID_REQUEST"
+
+
+def test_what_would_do_nothing_is_refused() -> None:
+    """An option beside `options`, a misspelt field, a choice that nobody makes: each says what is right."""
+    with pytest.raises(ValueError, match=r"options=\{'temperature'"):
+        _ = ChatUnisono(temperature=0)  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match="'temprature' is not known"):
+        _ = ChatUnisono(temprature=0)  # type: ignore[call-arg]
+    schema = {"name": "weather", "description": "tells it", "parameters": {"type": "object", "properties": {}}}
+    forced: tuple[tuple[str, Any], ...] = (("tool_choice", "weather"), ("strict", True))
+    for name, value in forced:
+        with pytest.raises(ValueError, match=name):
+            _ = ChatUnisono().bind_tools([schema], **{name: value})
+        with pytest.raises(ValueError, match=name):
+            _ = ChatUnisono().invoke("x", **{name: value})
+    _ = ChatUnisono().bind_tools([schema], tool_choice="auto")
+    _ = ChatUnisono().with_structured_output({**schema, "title": "weather"})

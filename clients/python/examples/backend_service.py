@@ -113,7 +113,14 @@ class Callers:
         self._reading: set[asyncio.Task[None]] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One caller."""
+        """One caller, until it has hung up, or is left."""
+        try:
+            await self._serve(reader, writer)
+        except asyncio.CancelledError:
+            # By `leave`. Nobody waits for this task but asyncio's server, which would log a traceback.
+            log.info("a caller was left before it had all its answers")
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if (call := asyncio.current_task()) is not None:
             self._calls.add(call)
             call.add_done_callback(self._calls.discard)

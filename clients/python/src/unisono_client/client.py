@@ -4,7 +4,8 @@
         async for result in client.run(["Why is the sky blue?", "Why is grass green?"], model="llama3.2"):
             print(result.item_id, result.content)
 
-Errors of a call are exceptions (`unisono_client.errors`); what goes wrong with an item is its result's `error`.
+Errors of a call are exceptions (`unisono_client.errors`); what goes wrong with an item of a batch is its result's
+`error`. `infer`, which asks for one answer, raises that, too.
 `unisono_client.sync` has the same names for code without an event loop.
 """
 
@@ -161,10 +162,12 @@ class Client:
             on_report=on_report,
         )
 
-    async def infer(self, item: Item, **config: Unpack[BatchConfig]) -> Result:
+    async def infer(self, item: Item, *, raise_errors: bool = True, **config: Unpack[BatchConfig]) -> Result:
         """One answer. What is asked by many callers at about the same time shares forward passes.
 
-        Raises UnreachableError, BatchLostError, RefusedError. For an item with `n` answers: the first that is there.
+        Raises UnreachableError, BatchLostError, RefusedError; and ItemError where there is no answer, unless
+        `raise_errors` is false: then the result says so, as those of a batch do. For an item with `n` answers: the
+        first that is there.
         """
         first: Result | None = None
         async with contextlib.aclosing(self._infer(item, config, None)) as told:
@@ -173,12 +176,12 @@ class Client:
                     first = each
         if first is None:
             raise ClosedError("the call ended without a result")
-        return first
+        return first.raise_for_error() if raise_errors else first
 
     async def stream(
         self, item: Item, *, deltas: Deltas | None = None, **config: Unpack[BatchConfig]
     ) -> AsyncGenerator[Delta | Result, None]:
-        """One answer as it is generated: deltas, and the result at the end. Raises as `infer`."""
+        """One answer as it is generated: deltas, and the result at the end. Raises as `infer`, but ItemError."""
         async with contextlib.aclosing(self._infer(item, config, deltas_of(deltas))) as told:
             async for each in told:
                 yield each
@@ -226,7 +229,7 @@ class Client:
     def _config(self, config: BatchConfig) -> pb.BatchConfig:
         return config_of(
             config,
-            shared=messages_of(config.get("shared_context", ())),
+            shared=messages_of(config.get("shared_context") or (), "config.shared_context"),
             request_id=f"unisono-client/{uuid.uuid4()}",
             least_grace_s=self._give_up_after_s + _GRACE_MARGIN_S,
         )

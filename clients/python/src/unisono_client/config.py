@@ -8,12 +8,14 @@ The contract, protos/unisono/v1/, says what each field means and what applies wh
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final, Literal, TypedDict, TypeVar, cast
 
 from google.protobuf import duration_pb2, message
+from google.protobuf.descriptor import FieldDescriptor
 
 from unisono_client._generated.unisono.v1 import batch_inference_pb2 as pb
 from unisono_client._generated.unisono.v1 import item_pb2
@@ -121,22 +123,49 @@ def invalid(field: str, description: str) -> RefusedError:
     )
 
 
-def span(value: Span) -> duration_pb2.Duration:
-    """A span of time as the contract has it."""
-    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+def span(value: Span, field: str) -> duration_pb2.Duration:
+    """A span of time as the contract has it. Raises RefusedError for what is none."""
+    if isinstance(value, bool) or not isinstance(value, timedelta | float | int):
+        raise invalid(field, f"is {value!r}; give a number of seconds, or a timedelta")
     made = duration_pb2.Duration()
-    made.FromNanoseconds(round(seconds * 1e9))
+    try:
+        made.FromNanoseconds(round((value.total_seconds() if isinstance(value, timedelta) else value) * 1e9))
+    except (ValueError, OverflowError) as error:
+        raise invalid(field, f"is {value!r}, which is no span of time: {error}") from None
     return made
+
+
+def plain(given: object) -> object:
+    """Objects of other packages (Ollama's own, and pydantic's) as the dictionaries that they stand for."""
+    dump = getattr(given, "model_dump", None)
+    return dump(exclude_none=True) if callable(dump) and not isinstance(given, type) else given
+
+
+def mapping_of(given: object, path: str) -> dict[str, Any]:
+    """A mapping, or what stands for one; raises RefusedError for anything else."""
+    found = plain(given)
+    if not isinstance(found, Mapping):
+        raise invalid(path, f"is {type(given).__name__}; give a mapping of names to values")
+    return dict(found)
 
 
 def options_of(options: Options | None) -> item_pb2.Options | None:
     """Options as the contract has them; raises RefusedError for a name or a type that it does not know."""
     if options is None:
         return None
-    fields: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
-    runner = {**fields.pop("runner", {}), **{key: fields.pop(key) for key in _RUNNER & fields.keys()}}
+    fields = {key: value for key, value in mapping_of(options, "options").items() if value is not None}
+    check_names(fields, Options.__annotations__, "options")
+    runner = {
+        **mapping_of(fields.pop("runner", None) or {}, "options.runner"),
+        **{key: fields.pop(key) for key in _RUNNER & fields.keys()},
+    }
     if "extra_options" in fields:
-        fields["extra_options_json"] = json.dumps(fields.pop("extra_options"))
+        try:
+            fields["extra_options_json"] = json.dumps(
+                mapping_of(fields.pop("extra_options"), "options.extra_options")
+            )
+        except (TypeError, ValueError) as error:
+            raise invalid("options.extra_options", f"is no JSON: {error}") from None
     if isinstance(fields.get("stop"), str):
         fields["stop"] = [fields["stop"]]
     made = build(item_pb2.Options, fields, "options")
@@ -147,7 +176,7 @@ def options_of(options: Options | None) -> item_pb2.Options | None:
 
 def deltas_of(deltas: Deltas | None) -> pb.DeltaConfig:
     """Settings of deltas as the contract has them."""
-    return build(pb.DeltaConfig, _spans(dict(deltas or {}), pb.DeltaConfig), "deltas")
+    return build(pb.DeltaConfig, _spans(mapping_of(deltas or {}, "deltas"), pb.DeltaConfig, "deltas"), "deltas")
 
 
 def config_of(
@@ -162,25 +191,33 @@ def config_of(
     options = options_of(config.get("options"))
     fields.pop("options", None)
     release = fields.pop("release", None)
+    if fields.get("co_scheduling") == "REQUIRED":
+        raise invalid(
+            "config.co_scheduling",
+            "is 'REQUIRED', which only a call with all of its items at once can be: client.stub.RunBatch. Here items"
+            " follow each other; TOGETHER keeps them together wherever that is possible",
+        )
+    for name in _ENUMS.keys() & fields.keys():
+        if (value := fields[name]) is not None and value not in (known := _choices(name)):
+            raise invalid(f"config.{name}", f"is {value!r}; there are: {', '.join(known)}")
     is_left_alone = fields.pop("on_disconnect", "CANCEL") == "DETACH"
     grace = fields.pop("detach_grace", None)
     fields.setdefault("validation", "PER_ITEM")
     fields["request_id"] = fields.get("request_id") or request_id
     for name, prefix in _ENUMS.items():
-        if name in fields:
+        if fields.get(name) is not None:
             fields[name] = f"{prefix}{fields[name]}"
-    made = build(pb.BatchConfig, _spans(fields, pb.BatchConfig), "config")
+    made = build(pb.BatchConfig, _spans(fields, pb.BatchConfig, "config"), "config")
     made.on_disconnect = pb.ON_DISCONNECT_DETACH
     if not is_left_alone:
-        made.detach_grace.CopyFrom(span(least_grace_s))
+        made.detach_grace.CopyFrom(span(least_grace_s, "give_up_after_s"))
     elif grace is not None:
-        made.detach_grace.CopyFrom(span(cast("Span", grace)))
+        made.detach_grace.CopyFrom(span(cast("Span", grace), "config.detach_grace"))
     if options is not None:
         made.options.CopyFrom(options)
     if release is not None:
-        made.release.CopyFrom(
-            build(pb.ReleasePolicy, _spans({**cast("Release", release)}, pb.ReleasePolicy), "release")
-        )
+        policy = _spans(mapping_of(release, "config.release"), pb.ReleasePolicy, "config.release")
+        made.release.CopyFrom(build(pb.ReleasePolicy, policy, "config.release"))
     made.shared_context.messages.extend(shared)
     if not shared:
         made.ClearField("shared_context")
@@ -189,22 +226,57 @@ def config_of(
 
 def build(kind: type[_M], fields: Mapping[str, Any], path: str) -> _M:
     """A message of the contract; raises RefusedError that names a field where there is none of that name or type."""
+    by_name = kind.DESCRIPTOR.fields_by_name
+    check_names(fields, by_name, path)
+    made = kind()
+    for name, value in fields.items():
+        where = f"{path}.{name}" if path else name
+        # Protobuf would take a truth for a number.
+        if isinstance(value, bool) and by_name[name].cpp_type in _NUMBERS:
+            raise invalid(where, f"is {value!r}; give {_NUMBERS[by_name[name].cpp_type]}")
+        try:
+            made.MergeFrom(kind(**{name: value}))
+        except (TypeError, ValueError) as error:
+            wanted = _WANTED.get(by_name[name].cpp_type)
+            told = f"is {value!r}" if len(repr(value)) < _LONG else f"is {type(value).__name__}"
+            many = "a list, each " if by_name[name].is_repeated else ""
+            raise invalid(where, f"{told}; give {many}{wanted}" if wanted else f"{told}: {error}") from None
+    return made
+
+
+def check_names(fields: Mapping[str, Any], known: Mapping[str, Any], path: str) -> None:
+    """Raises RefusedError for the first name that is not known, with the nearest that is."""
     for name in fields:
-        if name not in kind.DESCRIPTOR.fields_by_name:
-            known = ", ".join(sorted(kind.DESCRIPTOR.fields_by_name))
-            raise invalid(f"{path}.{name}", f"is not a field; there are: {known}")
-    try:
-        return kind(**fields)
-    except (TypeError, ValueError) as error:
-        raise invalid(path, f"cannot be taken: {error}") from None
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1)
+            hint = f"; {near[0]!r} is" if near else ""
+            raise invalid(f"{path}.{name}", f"is not a field{hint}; there are: {', '.join(sorted(known))}")
 
 
-def _spans(fields: dict[str, Any], kind: type[message.Message]) -> dict[str, Any]:
+_LONG: Final = 60
+_NUMBERS: Final = {
+    FieldDescriptor.CPPTYPE_INT32: "a whole number",
+    FieldDescriptor.CPPTYPE_INT64: "a whole number",
+    FieldDescriptor.CPPTYPE_UINT32: "a whole number, not below 0",
+    FieldDescriptor.CPPTYPE_UINT64: "a whole number, not below 0",
+    FieldDescriptor.CPPTYPE_FLOAT: "a number",
+    FieldDescriptor.CPPTYPE_DOUBLE: "a number",
+}
+_WANTED: Final = {**_NUMBERS, FieldDescriptor.CPPTYPE_STRING: "a str", FieldDescriptor.CPPTYPE_BOOL: "True or False"}
+
+
+def _choices(name: str) -> Sequence[str]:
+    """What a field that is an enum may be."""
+    kind = pb.BatchConfig.DESCRIPTOR.fields_by_name[name].enum_type
+    return [each.name.removeprefix(_ENUMS[name]) for each in kind.values if each.number] if kind else []
+
+
+def _spans(fields: dict[str, Any], kind: type[message.Message], path: str) -> dict[str, Any]:
     """The fields with spans of time as the contract has them."""
     by_name = kind.DESCRIPTOR.fields_by_name
     is_span = duration_pb2.Duration.DESCRIPTOR
     return {
-        name: span(value) if name in by_name and by_name[name].message_type is is_span else value
+        name: span(value, f"{path}.{name}") if name in by_name and by_name[name].message_type is is_span else value
         for name, value in fields.items()
         if value is not None
     }

@@ -13,11 +13,15 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
+
+from google.protobuf import message
 
 from unisono_client._generated.unisono.v1 import item_pb2
-from unisono_client.config import Options, invalid, options_of
+from unisono_client.config import Options, build, check_names, invalid, mapping_of, options_of, plain
+from unisono_client.errors import RefusedError
 
+_M = TypeVar("_M", bound=message.Message)
 # How an answer must be shaped: "json" for any JSON, or a JSON schema as a mapping or as text.
 Format = Mapping[str, Any] | str
 # Whether, and how much, a model thinks first.
@@ -163,10 +167,12 @@ def to_message(asked: Item, place: int) -> item_pb2.Item:
             case Embed():
                 made = _item(asked)
                 texts = [asked.input] if isinstance(asked.input, str) else asked.input
-                request = item_pb2.EmbedRequest(input=texts, dimensions=asked.dimensions, truncate=asked.truncate)
-                made.embed.CopyFrom(request)
+                made.embed.CopyFrom(_build(item_pb2.EmbedRequest, asked, ("dimensions", "truncate"), input=texts))
             case _:
-                raise invalid(f"items[{place}]", f"is {type(asked).__name__}; give str, Chat, Generate or Embed")
+                raise invalid("", f"is {type(asked).__name__}; give str, Chat, Generate or Embed")
+    except RefusedError as wrong:
+        at = wrong.fields[0]
+        raise invalid(f"items[{place}].{at.field}".rstrip("."), at.description) from None
     except (TypeError, ValueError, KeyError) as error:
         raise invalid(f"items[{place}]", str(error)) from error
     if not made.item_id:
@@ -177,64 +183,106 @@ def to_message(asked: Item, place: int) -> item_pb2.Item:
     return made
 
 
-def messages_of(messages: str | Sequence[Message | Mapping[str, Any]]) -> list[item_pb2.Message]:
-    """Messages as the contract has them. Raises ValueError for a role that is none."""
+def messages_of(messages: object, path: str = "messages") -> list[item_pb2.Message]:
+    """Messages as the contract has them. Raises RefusedError for what is none."""
     if isinstance(messages, str):
         return [item_pb2.Message(role=item_pb2.ROLE_USER, content=messages)]
-    return [_message(each) for each in messages]
+    return [_message(each, f"{path}[{place}]") for place, each in enumerate(_list(messages, path, "messages"))]
+
+
+def _list(given: object, path: str, what: str) -> list[Any]:
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable) or hasattr(given, "model_dump"):
+        raise invalid(path, f"is {type(given).__name__}; give a list of {what}")
+    return list(given)
+
+
+def _build(kind: type[_M], asked: object, names: Sequence[str], **more: object) -> _M:
+    """A message with the fields of these names, where they are given, and more."""
+    fields = {name: value for name in names if (value := getattr(asked, name)) is not None}
+    return build(kind, {**fields, **{name: value for name, value in more.items() if value is not None}}, "")
 
 
 def _item(asked: Chat | Generate | Embed) -> item_pb2.Item:
-    count = None if isinstance(asked, Embed) else asked.n
-    return item_pb2.Item(
-        item_id=asked.item_id or "", model=asked.model or "", options=options_of(asked.options), n=count
-    )
+    names = ("item_id", "model") if isinstance(asked, Embed) else ("item_id", "model", "n")
+    return _build(item_pb2.Item, asked, names, options=options_of(asked.options))
 
 
 def _chat(asked: Chat) -> item_pb2.ChatRequest:
     messages = messages_of(asked.messages)
     if asked.system is not None:
+        if not isinstance(asked.system, str):
+            raise invalid("system", f"is {type(asked.system).__name__}; give a str")
         messages.insert(0, item_pb2.Message(role=item_pb2.ROLE_SYSTEM, content=asked.system))
-    return item_pb2.ChatRequest(
+    return _build(
+        item_pb2.ChatRequest,
+        asked,
+        ("truncate", "shift"),
         messages=messages,
-        tools=[_tool(each) for each in asked.tools],
+        tools=[_tool(each, f"tools[{place}]") for place, each in enumerate(_list(asked.tools, "tools", "tools"))],
         format=_format(asked.format),
         think=_think(asked.think),
-        logprobs=None if asked.logprobs is None else item_pb2.Logprobs(top=asked.logprobs),
-        truncate=asked.truncate,
-        shift=asked.shift,
+        logprobs=_logprobs(asked.logprobs),
     )
 
 
 def _generate(asked: Generate) -> item_pb2.GenerateRequest:
-    return item_pb2.GenerateRequest(
-        prompt=asked.prompt,
-        suffix=asked.suffix,
-        system=asked.system,
-        template=asked.template,
-        raw=asked.raw,
-        images=asked.images,
+    return _build(
+        item_pb2.GenerateRequest,
+        asked,
+        ("prompt", "suffix", "system", "template", "raw", "truncate", "shift"),
+        images=_images(asked.images, "images"),
         format=_format(asked.format),
         think=_think(asked.think),
-        logprobs=None if asked.logprobs is None else item_pb2.Logprobs(top=asked.logprobs),
-        truncate=asked.truncate,
-        shift=asked.shift,
+        logprobs=_logprobs(asked.logprobs),
     )
 
 
-def _message(given: Message | Mapping[str, Any]) -> item_pb2.Message:
-    made = given if isinstance(given, Message) else Message(**given)
+def _message(given: object, path: str) -> item_pb2.Message:
+    if isinstance(given, Message):
+        made = given
+    else:
+        if not isinstance(given, Mapping) and not hasattr(given, "model_dump"):
+            raise invalid(path, f"is {type(given).__name__}; give a Message, or {{'role': 'user', 'content': '…'}}")
+        fields = mapping_of(given, path)
+        if not isinstance(given, Mapping) and "images" in fields:
+            # Ollama's own messages: as they are, and not as text.
+            fields["images"] = getattr(given, "images")  # noqa: B009  # of a type that is not known here
+        check_names(fields, Message.__dataclass_fields__, path)
+        if "role" not in fields:
+            raise invalid(f"{path}.role", f"is absent; there are: {', '.join(_ROLES)}")
+        made = Message(**{name: value for name, value in fields.items() if value is not None})
     if made.role not in _ROLES:
-        raise ValueError(f"role is {made.role!r}; there are: {', '.join(_ROLES)}")
-    return item_pb2.Message(
-        role=_ROLES[made.role],
-        content=made.content,
-        thinking=made.thinking,
-        images=made.images,
-        tool_calls=[_tool_call(each) for each in made.tool_calls],
-        tool_name=made.tool_name,
-        tool_call_id=made.tool_call_id,
-    )
+        raise invalid(f"{path}.role", f"is {made.role!r}; there are: {', '.join(_ROLES)}")
+    fields = {
+        "role": _ROLES[made.role],
+        "content": made.content,
+        "thinking": made.thinking,
+        "images": _images(made.images, f"{path}.images"),
+        "tool_calls": [_tool_call(each) for each in _list(made.tool_calls, f"{path}.tool_calls", "calls")],
+        "tool_name": made.tool_name,
+        "tool_call_id": made.tool_call_id,
+    }
+    return build(item_pb2.Message, fields, path)
+
+
+def _images(given: object, path: str) -> list[bytes]:
+    """Pictures; Ollama's own `Image` has the bytes as its `value`."""
+    images: list[bytes] = []
+    for place, each in enumerate(_list(given, path, "pictures, each the bytes of a file")):
+        image = getattr(each, "value", each)
+        if not isinstance(image, bytes):
+            told = f"is {type(image).__name__}; give the bytes of the picture, as Path(…).read_bytes() has them"
+            raise invalid(f"{path}[{place}]", told)
+        images.append(image)
+    return images
+
+
+def _logprobs(top: object) -> item_pb2.Logprobs | None:
+    if top is None:
+        return None
+    if isinstance(top, bool) or not isinstance(top, int) or top < 0:
+        raise invalid("logprobs", f"is {top!r}; give how many alternatives are told at each token, 0 to 20")
+    return item_pb2.Logprobs(top=top)
 
 
 def _tool_call(given: ToolCall | Mapping[str, Any]) -> item_pb2.ToolCall:
@@ -247,22 +295,36 @@ def _tool_call(given: ToolCall | Mapping[str, Any]) -> item_pb2.ToolCall:
     return item_pb2.ToolCall(id=given.get("id") or "", name=function["name"], arguments_json=text)
 
 
-def _tool(given: Tool | Mapping[str, Any]) -> item_pb2.Tool:
+def _tool(given: object, path: str) -> item_pb2.Tool:
     """Also as OpenAI and Ollama write it: `{"type": "function", "function": {…}}`."""
     if not isinstance(given, Tool):
-        function = given.get("function", given)
+        whole = plain(given)
+        function = whole.get("function", whole) if isinstance(whole, Mapping) else None
+        if not isinstance(function, Mapping) or "name" not in function:
+            told = f"is {type(given).__name__}; give a Tool, with the JSON schema of its arguments"
+            raise invalid(path, told)
         given = Tool(function["name"], function.get("description", ""), function.get("parameters"))
     parameters = "" if given.parameters is None else json.dumps(given.parameters)
-    return item_pb2.Tool(name=given.name, description=given.description, parameters_json=parameters)
+    fields = {"name": given.name, "description": given.description, "parameters_json": parameters}
+    return build(item_pb2.Tool, fields, path)
 
 
-def _format(given: Format | None) -> item_pb2.ResponseFormat | None:
+def _format(given: object) -> item_pb2.ResponseFormat | None:
     if given is None:
         return None
     if given == "json":
         return item_pb2.ResponseFormat(json=True)
+    if not isinstance(given, str | Mapping):
+        raise invalid(
+            "format",
+            f"is {type(given).__name__}; give 'json' or a JSON schema: of a pydantic model, its model_json_schema()",
+        )
     return item_pb2.ResponseFormat(json_schema=given if isinstance(given, str) else json.dumps(given))
 
 
-def _think(given: Think | None) -> item_pb2.Think.ValueType:
-    return item_pb2.THINK_UNSPECIFIED if given is None else _THINK[given]
+def _think(given: object) -> item_pb2.Think.ValueType:
+    if given is None:
+        return item_pb2.THINK_UNSPECIFIED
+    if not isinstance(given, bool | str) or given not in _THINK:
+        raise invalid("think", f"is {given!r}; there are: {', '.join(map(repr, _THINK))}")
+    return _THINK[given]

@@ -27,7 +27,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from unisono_client.client import DEFAULT_TARGET, Client
 from unisono_client.config import BatchConfig, Options
@@ -43,14 +43,14 @@ _T = TypeVar("_T")
 _gathered: ContextVar[Gathered | None] = ContextVar("unisono_gathered", default=None)
 # What may be said beside the messages, as keywords or by `bind`; all else is an option of the model.
 _OF_CHAT: Final = ("tools", "format", "think", "logprobs", "truncate", "shift")
-# Said by LangChain for its own bookkeeping, or for what Ollama does not know.
-_PASSED_OVER: Final = frozenset({"tool_choice", "ls_structured_output_format", "strict"})
+# Said by LangChain for its own bookkeeping.
+_PASSED_OVER: Final = frozenset({"ls_structured_output_format", "tool_choice", "strict"})
 
 
 class ChatUnisono(BaseChatModel):
     """A chat model whose batches are batches."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     # HOST:PORT of the service.
     target: str = DEFAULT_TARGET
@@ -63,6 +63,21 @@ class ChatUnisono(BaseChatModel):
     # For a service behind TLS, or behind something that asks who calls.
     credentials: grpc.ChannelCredentials | None = Field(default=None, exclude=True)
     metadata_of_calls: dict[str, str] = Field(default_factory=dict, exclude=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, given: Any) -> Any:
+        """A name that is not known is not passed over: it would be an option that does nothing."""
+        known = {name for field, about in cls.model_fields.items() for name in (field, about.alias) if name}
+        for name in given if isinstance(given, Mapping) else ():
+            if name in Options.__annotations__:
+                raise ValueError(f"{name!r} is an option of the model: say options={{{name!r}: …}}")
+            if name not in known:
+                raise ValueError(
+                    f"{name!r} is not known; options of the model go into `options`, and what applies to a batch into"
+                    f" `config`; else there are: {', '.join(sorted(known))}"
+                )
+        return given
 
     @property
     def _llm_type(self) -> str:
@@ -79,7 +94,13 @@ class ChatUnisono(BaseChatModel):
         tool_choice: str | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """This model with functions that it may call; which one, or whether, is the model's choice."""
+        """This model with functions that it may call; which one, or whether, is the model's choice.
+
+        Raises ValueError where that is not to be so: a `tool_choice` other than "auto", or `strict`. That of
+        `with_structured_output` ("any") is passed over: what is no call is told by its parser.
+        """
+        is_structured = "ls_structured_output_format" in kwargs
+        _refuse_forced(None if is_structured else tool_choice, kwargs.get("strict"))
         return self.bind(tools=[convert_to_openai_tool(each) for each in tools], **kwargs)
 
     # -- Batches -------------------------------------------------------------------------------------------
@@ -206,6 +227,7 @@ class ChatUnisono(BaseChatModel):
 
     def _chat(self, messages: list[BaseMessage], stop: list[str] | None, said: dict[str, Any]) -> Chat:
         """Raises RefusedError for an option, and ValueError for a message, that the contract does not know."""
+        _refuse_forced(said.get("tool_choice"), said.get("strict"))
         options: dict[str, Any] = {key: each for key, each in said.items() if key not in _PASSED_OVER}
         of_chat = {key: options.pop(key) for key in _OF_CHAT if key in options}
         if stop:
@@ -274,6 +296,17 @@ class _Told:
             raise UnisonoError(message, reason="ANSWER_CHANGED")
         new, self._told = self._text[len(self._told) :], self._text
         return new
+
+
+def _refuse_forced(tool_choice: object, strict: object) -> None:
+    if tool_choice not in {None, "auto"}:
+        raise ValueError(
+            f"tool_choice is {tool_choice!r}: a model behind Ollama cannot be made to call; leave it out"
+        )
+    if strict:
+        raise ValueError(
+            "strict: arguments of calls are not held to their schema; leave it out, or ask with `format`"
+        )
 
 
 def _usage(result: Result) -> UsageMetadata | None:

@@ -87,9 +87,9 @@ class Client:
         """A batch to which items are added while its results are read, by another thread or in turn."""
         return Session(portal().call(_made(self._client, config, releases_itself=False)))
 
-    def infer(self, item: Item, **config: Unpack[BatchConfig]) -> Result:
-        """One answer."""
-        return portal().call(self._client.infer(item, **config))
+    def infer(self, item: Item, *, raise_errors: bool = True, **config: Unpack[BatchConfig]) -> Result:
+        """One answer; raises ItemError where there is none, unless `raise_errors` is false."""
+        return portal().call(self._client.infer(item, raise_errors=raise_errors, **config))
 
     def stream(
         self, item: Item, *, deltas: Deltas | None = None, **config: Unpack[BatchConfig]
