@@ -13,8 +13,8 @@ from tests.clients.served import served
 from unisono_client import Client, Result
 
 COUNT = 10_000
-# The client is meant for 1,000 a second, which is printed and not asserted: a machine that is busy with other things has
-# less, and a test must not fail for that. This bound is only for what is broken.
+# The client is meant for 1,000 a second, which is printed and not asserted: a machine that is busy with other things
+# has less, and a test must not fail for that. This bound is only for what is broken.
 LEAST_PER_S = 150
 LIMIT_S = 100
 
