@@ -1,4 +1,4 @@
-"""Puts the house together: the only file that names concrete classes.
+"""Puts the house together: with `serving.py`, the only file that names concrete classes.
 
 async with running(Settings()) as service:
     …  # service.target answers
@@ -23,10 +23,8 @@ from unisono import __version__
 from unisono.adapters.embedded import EmbeddedBackend
 from unisono.adapters.embedded.backend import MODEL
 from unisono.adapters.embedded.process import EngineProcess, find_model
-from unisono.adapters.journal.failpoints import Failpoints
 from unisono.adapters.journal.memory import MemoryJournal
 from unisono.adapters.llama_server import LlamaServerBackend
-from unisono.adapters.metrics.endpoint import MetricsEndpoint
 from unisono.adapters.metrics.series import Series
 from unisono.adapters.metrics.standing import StandingCollector
 from unisono.adapters.metrics.watch import MetricsListener
@@ -36,7 +34,6 @@ from unisono.adapters.telemetry.setup import configure
 from unisono.adapters.telemetry.trace import TraceListener
 from unisono.app.batches import Batches, BatchesSettings
 from unisono.app.driver import BackendDriver
-from unisono.app.durable import DurableBatches, DurableSettings
 from unisono.app.listeners import BothListeners
 from unisono.app.resolve import Resolver
 from unisono.config import EMBEDDED, LLAMA_SERVER, SettingError, configured_backends, parse_address
@@ -48,17 +45,16 @@ from unisono.core.memory import MemoryBounds
 from unisono.core.window import WindowSettings
 from unisono.edge.grpc.server import MAX_RECEIVE_BYTES, MAX_SEND_BYTES, GrpcServer
 from unisono.edge.grpc.service import BatchInferenceServicer, ServerFacts
-from unisono.folders import data_folder, slots_path
+from unisono.folders import slots_path
+from unisono.serving import report_defect, serve_metrics, start_rest, start_store
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
-    from unisono.adapters.journal.sqlite import SqliteJournal
     from unisono.app.ports import Backend, Listener
     from unisono.config import BackendSettings, Settings
     from unisono.core.arbiter import Back
     from unisono.core.model import ModelInfo
-    from unisono.edge.rest.server import RestServer
 
 log = structlog.get_logger("unisono")
 # Where Ollama listens when nobody says otherwise, and how long a look whether it is there may take.
@@ -186,8 +182,8 @@ async def running(
         metrics_url = ""
         if series is not None:
             series.registry.register(StandingCollector(drivers, unplanned=lambda: batches.unplanned))
-            metrics_url = await _serve_metrics(series, settings, stack)
-        kept = await _start_store(settings, batches, clock, stack) if with_store else None
+            metrics_url = await serve_metrics(series, settings, stack)
+        kept = await start_store(settings, batches, clock, stack) if with_store else None
         durable = kept.durable if kept is not None else None
         servicer = BatchInferenceServicer(
             batches=batches,
@@ -202,7 +198,7 @@ async def running(
             ),
             report_defect=report_defect,
         )
-        rest = await _start_rest(settings, kept, batches, clock, stack) if with_http else None
+        rest = await start_rest(settings, kept, batches, clock, stack) if with_http else None
         server = GrpcServer(servicer)
         port = await server.start(settings.listen)
         is_socket = settings.listen.startswith("unix:")
@@ -282,111 +278,6 @@ def build_backend(
         raise SettingError(f"{one.written_in}: the address of backend {one.name}: {error}") from error
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Kept:
-    """Where batches are kept."""
-
-    journal: SqliteJournal
-    durable: DurableBatches
-
-
-async def _start_store(
-    settings: Settings, batches: Batches, clock: SystemClock, stack: AsyncExitStack
-) -> _Kept | None:
-    """Where batches are kept, and those that have not ended going on; None: nowhere, because it is set so.
-
-    Nor where nobody has set a folder, and the usual one cannot be had: that is a warning.
-    """
-    folder = data_folder(settings, os.environ)
-    if folder is None:
-        return None
-    # Only now: what stands behind it takes a third of a second, which a service for one command is spared.
-    from unisono.adapters.journal.sqlite import SqliteJournal  # noqa: PLC0415
-
-    journal = SqliteJournal(
-        folder, keep_s=settings.retention, max_bytes=settings.max_data_bytes, failpoint=_failpoints(os.environ)
-    )
-    try:
-        await journal.start(clock.time_ns())
-    except (OSError, UnisonoError) as error:
-        if settings.data_dir:
-            raise
-        log.warning("no batches are kept: set UNISONO_DATA_DIR to a folder, or to none", error=str(error))
-        return None
-    stack.push_async_callback(journal.close)
-    durable = DurableBatches(
-        journal,
-        batches,
-        clock,
-        report_defect=report_defect,
-        settings=DurableSettings(most_running=settings.max_kept_running, most_open=settings.max_kept_batches),
-    )
-    found = await durable.start()
-    if found:
-        log.info("batches go on that had not ended", batches=found, folder=str(folder))
-    return _Kept(journal=journal, durable=durable)
-
-
-async def _start_rest(
-    settings: Settings, kept: _Kept | None, batches: Batches, clock: SystemClock, stack: AsyncExitStack
-) -> RestServer | None:
-    """Serves OpenAI's API until the stack is left; None where there is to be none, or somebody else has the port.
-
-    Batches that were made of files go on all the same.
-    """
-    # Only now, as with the journal.
-    from unisono.app.file_batches import FileBatches, FileSettings  # noqa: PLC0415
-    from unisono.edge.rest.app import RestRoutes  # noqa: PLC0415
-    from unisono.edge.rest.lines import OpenAILines  # noqa: PLC0415
-    from unisono.edge.rest.server import RestServer  # noqa: PLC0415
-
-    made: FileBatches | None = None
-    if kept is not None:
-        made = FileBatches(
-            kept.journal.files(),
-            kept.durable,
-            batches,
-            OpenAILines(batches.limits),
-            clock,
-            settings=FileSettings(keep_s=settings.retention, most_open=settings.max_kept_batches),
-            report_defect=report_defect,
-        )
-        await made.start()
-        stack.push_async_callback(made.close)
-    address = parse_address(settings.http_listen)
-    if address is None:
-        return None
-
-    def trouble() -> str:
-        if kept is None:
-            return ""
-        if kept.durable.is_closing:
-            return "it is being stopped"
-        return f"its journal {kept.journal.trouble}" if kept.journal.trouble else ""
-
-    routes = RestRoutes(made, trouble=trouble, report_defect=report_defect)
-    try:
-        server = await RestServer.start(routes.app(), *address)
-    except OSError as error:
-        log.warning(
-            "OpenAI's API is not served",
-            listen=settings.http_listen,
-            error=os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error),
-            remedy="set UNISONO_HTTP_LISTEN to another address, or to none",
-        )
-        return None
-    stack.push_async_callback(server.stop)
-    return server
-
-
-def _failpoints(environ: Mapping[str, str]) -> Failpoints:
-    """Where a test wants this process to fail; as a rule nowhere. Raises SettingError."""
-    try:
-        return Failpoints(environ.get("UNISONO_FAILPOINTS", ""))
-    except ValueError as error:
-        raise SettingError(f"UNISONO_FAILPOINTS: {error}") from error
-
-
 def _warn_of_state(folder: Path) -> None:
     """Says at once, and not when the first slots are learned, that they will not be remembered."""
     try:
@@ -450,11 +341,6 @@ async def describe(backend: Backend) -> str:
     return f"{name} {known} at {backend.url}" if known else f"{name} at {backend.url}, which does not answer yet"
 
 
-def report_defect(where: str, defect: BaseException) -> None:
-    """Tells the log of something that should not have happened, with its trace."""
-    log.error("defect", where=where, exc_info=(type(defect), defect, defect.__traceback__))
-
-
 def report_outage(backend: str, news: Away | Back) -> None:
     """Tells the log that a backend is away, or back."""
     # A log that nobody reads any more is no reason to leave its items alone.
@@ -487,26 +373,6 @@ def _arbiter_settings(settings: Settings, backend: BackendSettings) -> ArbiterSe
         yield_every_s=settings.yield_every if backend.loads_on_demand else 0.0,
         conductor=conductor,
     )
-
-
-async def _serve_metrics(series: Series, settings: Settings, stack: AsyncExitStack) -> str:
-    """Serves metrics until the stack is left, and says where; nowhere (empty) if somebody else has the port."""
-    address = parse_address(settings.metrics_listen)
-    if address is None:
-        return ""
-    try:
-        endpoint = await MetricsEndpoint.start(series.registry, *address, report_defect=report_defect)
-    except OSError as error:
-        log.warning(
-            "metrics are not served",
-            listen=settings.metrics_listen,
-            # asyncio's own words name the address once more.
-            error=os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error),
-            remedy="set UNISONO_METRICS_LISTEN to another address, or to none",
-        )
-        return ""
-    stack.push_async_callback(endpoint.close)
-    return endpoint.url
 
 
 async def _start_driver(driver: BackendDriver, stack: AsyncExitStack) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from unisono.adapters.journal.sqlite import SqliteJournal
-from unisono.app.ports import BatchStore, Journal
+from unisono.app.ports import Journal
+from unisono.app.stores import BatchStore
 from unisono.core.batch import BadItem, BatchConfig
 from unisono.core.durable import NewBatch, StoredBatch
 from unisono.core.events import BatchState, Journalled, Result, ResultPart, Summary

@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 
     from unisono.app.batches import Batches
-    from unisono.app.ports import BatchStore, Clock
+    from unisono.app.ports import Clock
     from unisono.app.run_batch import RunningBatch
+    from unisono.app.stores import BatchStore
     from unisono.core.batch import Ack, BatchConfig, DeltaSettings
     from unisono.core.durable import StoredBatch
     from unisono.core.events import BatchState, Deltas, Journalled

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
     from unisono.app.batches import Batches
     from unisono.app.durable import DurableBatches
-    from unisono.app.ports import Clock, FileDraft, FileStore
+    from unisono.app.ports import Clock
+    from unisono.app.stores import FileDraft, FileStore
     from unisono.core.batch import BadItem
     from unisono.core.durable import StoredBatch
     from unisono.core.model import Item

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Row
 
-    from unisono.app.ports import FileDraft
+    from unisono.app.stores import FileDraft
 
 T = TypeVar("T")
 
@@ -104,7 +104,7 @@ class Draft:
 
 
 class SqliteFiles:
-    """See `app.ports.FileStore`."""
+    """See `app.stores.FileStore`."""
 
     def __init__(self, folder: Path, *, change: Statements, ask: Statements) -> None:
         """`change` writes to the journal's file, `ask` reads it."""

@@ -81,7 +81,7 @@ class _Open:
 
 
 class SqliteJournal:
-    """See `app.ports.Journal` and `app.ports.BatchStore`."""
+    """See `app.ports.Journal` and `app.stores.BatchStore`."""
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from python_multipart.multipart import MultipartCallbacks
 
-    from unisono.app.ports import FileDraft, FileStore
+    from unisono.app.stores import FileDraft, FileStore
 
 # What OpenAI takes of a batch's file.
 MAX_FILE_BYTES: Final = 200 * 1024 * 1024
