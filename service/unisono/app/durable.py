@@ -12,7 +12,6 @@ left as they stand.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING
 from unisono.app.batches import new_id
 from unisono.app.follow import HEARTBEAT_S, follow
 from unisono.app.intake import Checked
+from unisono.app.kept_runs import PAGE, KeptRuns
 from unisono.core.batch import BadItem
 from unisono.core.durable import NewBatch
 from unisono.core.errors import (
@@ -35,7 +35,7 @@ from unisono.core.events import Heartbeat
 from unisono.core.model import ItemState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
     from unisono.app.batches import Batches
     from unisono.app.ports import Clock
@@ -46,20 +46,10 @@ if TYPE_CHECKING:
     from unisono.core.events import BatchState, Deltas, Journalled
     from unisono.core.model import Item
 
-# Items that are read from the store at one time.
-_PAGE = 500
 # Events of a batch that is not running which are read at one time.
 _EVENTS = 64
 # What is old is deleted so often.
 _TIDY_S = 60.0
-# A batch whose items could not be read is tried again after so long.
-_AGAIN_S = 60.0
-# Ended batches whose names are remembered: who sends one of them again must not run it again.
-_MOST_ENDED = 10_000
-# How often it is seen whether all is answered, while the service is being stopped.
-_LOOK_S = 0.02
-# So long the passes of a batch that has ended, and that nobody reads, can be asked for.
-_STAYS_S = 10.0
 # States of items that are worth another try.
 RETRIED = (ItemState.FAILED, ItemState.CANCELLED, ItemState.EXPIRED)
 
@@ -91,46 +81,27 @@ class DurableBatches:
         self._clock = clock
         self._report_defect = report_defect
         self._settings = settings or DurableSettings()
-        # Those that wait for their turn, and those that run.
-        self._waiting: dict[str, StoredBatch] = {}
-        self._running: dict[str, RunningBatch] = {}
-        # Those that have ended here, the last ones.
-        self._ended: OrderedDict[str, None] = OrderedDict()
-        # Of those that run, which have their items.
-        self._began: dict[str, asyncio.Event] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        # Set, and replaced, whenever a batch has begun to run, or ended.
-        self._turned = asyncio.Event()
-        self._is_closing = False
+        self._runs = KeptRuns(
+            store, batches, clock, most_running=self._settings.most_running, report_defect=report_defect
+        )
 
     async def start(self) -> int:
         """Takes over what has not ended, and goes on with it; answers with how many batches."""
         for stored in await self._store.take_over():
-            self._waiting[stored.batch_id] = stored
-        found = len(self._waiting)
-        _ = self._keep(self._tidy())
-        self._go_on()
+            self._runs.waiting[stored.batch_id] = stored
+        found = len(self._runs.waiting)
+        _ = self._runs.keep(self._tidy())
+        self._runs.go_on()
         return found
 
     async def close(self, *, drain_s: float) -> None:
         """Nothing more goes; what is at a backend may be answered for so long. Then all is left as it stands."""
-        self._is_closing = True
-        for batch in self._running.values():
-            batch.rest()
-        until_s = self._clock.monotonic_s() + drain_s
-        while self._clock.monotonic_s() < until_s and any(one.in_flight for one in self._running.values()):  # noqa: ASYNC110
-            # Items end in many places; none of them need know of this.
-            await asyncio.sleep(_LOOK_S)
-        for batch in list(self._running.values()):
-            batch.leave()
-        for task in self._tasks:
-            _ = task.cancel()
-        _ = await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._runs.close(drain_s=drain_s)
 
     @property
     def is_closing(self) -> bool:
         """Whether nothing more goes."""
-        return self._is_closing
+        return self._runs.is_closing
 
     # -- What callers do ---------------------------------------------------------------------------------------
 
@@ -156,8 +127,8 @@ class DurableBatches:
         new = self._new(config, method=method, carrier=carrier, metadata=metadata, fingerprint=fingerprint)
         new = replace(new, parent_id=parent_id, batch_id=batch_id or new.batch_id)
         stored, is_new = await self._store.submit(new, items, is_whole=True)
-        self._enter(stored)
-        self._go_on()
+        self._runs.enter(stored)
+        self._runs.go_on()
         return stored, is_new
 
     async def open_stream(
@@ -175,8 +146,8 @@ class DurableBatches:
         """
         new = self._new(config, method=method, carrier=carrier, metadata=metadata, fingerprint=fingerprint)
         stored, is_new = await self._store.submit(new, [], is_whole=False)
-        self._enter(stored)
-        batch = await self._run_now(stored.batch_id)
+        self._runs.enter(stored)
+        batch = await self._runs.run_now(stored.batch_id)
         if batch is None:
             raise InputClosedError(f"batch {stored.batch_id} has ended; AttachBatch has its events")
         return batch, is_new
@@ -184,7 +155,7 @@ class DurableBatches:
     async def reopen(self, batch_id: str) -> RunningBatch | None:
         """A kept batch for a stream that goes on with it; None: it has ended. Raises BatchNotFoundError."""
         stored = await self._store.get(batch_id)
-        return None if stored.is_over else await self._run_now(batch_id)
+        return None if stored.is_over else await self._runs.run_now(batch_id)
 
     async def add(self, batch: RunningBatch, items: Sequence[Item | BadItem], *, is_reopened: bool) -> list[Ack]:
         """Takes items of a stream, or refuses them; see RunningBatch.add. Answers when those taken are kept.
@@ -193,7 +164,7 @@ class DurableBatches:
         """
         acks, taken = batch.admit(items, is_reopened=is_reopened)
         if taken:
-            await asyncio.shield(self._keep(self._put(batch, taken)))
+            await asyncio.shield(self._runs.keep(self._put(batch, taken)))
         return acks
 
     async def close_input(self, batch: RunningBatch) -> None:
@@ -223,7 +194,7 @@ class DurableBatches:
         fingerprint: bytes,
     ) -> NewBatch:
         """A batch that is to be kept; raises LimitExceededError, ShuttingDownError."""
-        if self._is_closing:
+        if self._runs.is_closing:
             raise ShuttingDownError("the service is being stopped; send this again to its successor")
         self.refuse_too_many()
         now_ns = self._clock.time_ns()
@@ -238,19 +209,11 @@ class DurableBatches:
             deadline_ns=now_ns + round(config.deadline_s * 1e9) if config.deadline_s else None,
         )
 
-    def _enter(self, stored: StoredBatch) -> None:
-        """It waits for its turn from now on, unless it does, runs or has ended already.
-
-        It may have ended since it was looked at; and one that was kept though its caller was told otherwise runs.
-        """
-        if not stored.is_over and not self.runs(stored.batch_id) and stored.batch_id not in self._ended:
-            self._waiting[stored.batch_id] = stored
-
     def refuse_too_many(self) -> None:
         """Raises LimitExceededError where as many batches are open as may be."""
-        if len(self._waiting) + len(self._running) >= self._settings.most_open:
+        if len(self._runs.waiting) + len(self._runs.running) >= self._settings.most_open:
             raise LimitExceededError(
-                f"{len(self._waiting) + len(self._running):,} kept batches have not ended; at most "
+                f"{len(self._runs.waiting) + len(self._runs.running):,} kept batches have not ended; at most "
                 f"{self._settings.most_open:,} may be open",
                 metadata={"limit": "max_kept_batches"},
                 retry_after_s=30.0,
@@ -278,7 +241,7 @@ class DurableBatches:
             )
         again: list[Checked] = []
         after = -1
-        while page := await self._store.items(batch_id, after=after, limit=_PAGE, states=RETRIED):
+        while page := await self._store.items(batch_id, after=after, limit=PAGE, states=RETRIED):
             after = page[-1][0]
             # What could not be run as it came cannot be run now.
             again += [Checked(item, (), place) for place, item in page if not isinstance(item, BadItem)]
@@ -299,7 +262,7 @@ class DurableBatches:
 
     def runs(self, batch_id: str) -> bool:
         """Whether a kept batch of that id runs, or waits for its turn."""
-        return batch_id in self._running or batch_id in self._waiting
+        return self._runs.has(batch_id)
 
     async def get(self, batch_id: str) -> StoredBatch:
         """See the port."""
@@ -308,7 +271,7 @@ class DurableBatches:
     async def until_over(self, batch_id: str) -> StoredBatch:
         """The batch, once it has ended; raises BatchNotFoundError."""
         while True:
-            turned = self._turned
+            turned = self._runs.turned
             stored = await self._store.get(batch_id)
             if stored.is_over:
                 return stored
@@ -333,7 +296,7 @@ class DurableBatches:
             return 0, stored.tally.items
         if not item_ids:
             await self._store.set(batch_id, is_cancelling=True)
-        batch = await self._run_now(batch_id)
+        batch = await self._runs.run_now(batch_id)
         if batch is None:
             stored = await self._store.get(batch_id)
             return 0, stored.tally.items
@@ -344,12 +307,12 @@ class DurableBatches:
     async def delete(self, batch_id: str) -> None:
         """Forgets a batch that has ended."""
         stored = await self._store.get(batch_id)
-        if not stored.is_over or batch_id in self._running:
+        if not stored.is_over or batch_id in self._runs.running:
             raise BatchRunningError(
                 f"batch {batch_id} has not ended: cancel it first", metadata={"batch_id": batch_id}
             )
         if (batch := self._batches.find(batch_id)) is not None:
-            self._let_go(batch)
+            self._runs.let_go(batch)
         await self._store.delete(batch_id)
 
     async def follow(
@@ -359,8 +322,8 @@ class DurableBatches:
         stored = await self._store.get(batch_id)
         _ = self._store.read(batch_id, after, 1)  # raises for a number that was never reached
         while True:
-            turned = self._turned
-            running = self._running.get(batch_id)
+            turned = self._runs.turned
+            running = self._runs.running.get(batch_id)
             if running is not None:
                 async with aclosing(
                     follow(running, self._clock, after=after, deltas=deltas, heartbeat_s=heartbeat_s)
@@ -385,99 +348,7 @@ class DurableBatches:
             except TimeoutError:
                 yield Heartbeat()
 
-    # -- Running -----------------------------------------------------------------------------------------------
-
-    def _go_on(self) -> None:
-        """Runs those whose turn it is: the highest priority, then the first that came."""
-        while self._waiting and len(self._running) < self._settings.most_running and not self._is_closing:
-            stored = max(self._waiting.values(), key=lambda one: one.config.priority)
-            self._begin(stored)
-
-    def _begin(self, stored: StoredBatch) -> None:
-        """It is one of those that run from now on, though its items are still to be read."""
-        del self._waiting[stored.batch_id]
-        batch = self._batches.run_stored(stored, self._store, on_end=self._on_end)
-        self._running[stored.batch_id] = batch
-        self._began[stored.batch_id] = asyncio.Event()
-        self._tell()
-        _ = self._keep(self._run(stored, batch))
-
-    async def _run(self, stored: StoredBatch, batch: RunningBatch) -> None:
-        """Gives a batch its items. One that cannot be read makes room for others, and is tried again later."""
-        try:
-            await self._give_items(stored, batch)
-        except Exception as error:  # noqa: BLE001 - whatever it is must cost this batch alone, and be seen
-            self._report_defect(f"reading kept batch {stored.batch_id}", error)
-            self._began[stored.batch_id].set()
-            batch.leave()
-            await asyncio.sleep(_AGAIN_S)
-            self._waiting[stored.batch_id] = await self._store.get(stored.batch_id)
-            self._go_on()
-
-    async def _give_items(self, stored: StoredBatch, batch: RunningBatch) -> None:
-        batch_id = stored.batch_id
-        if stored.started_ns is None:
-            # Where there is no room to write it, it is not known; the batch runs all the same.
-            with suppress(LimitExceededError):
-                await self._store.set(batch_id, started_ns=self._clock.time_ns())
-        ended = await self._store.ended(batch_id)
-        items: list[tuple[int, Item | BadItem]] = []
-        while page := await self._store.items(batch_id, after=items[-1][0] if items else -1, limit=_PAGE):
-            items += page
-        if self._is_closing:
-            return
-        if stored.deadline_ns is not None:
-            left_s = (stored.deadline_ns - self._clock.time_ns()) / 1e9
-            batch.expire_at(self._clock.monotonic_s() + left_s)
-        batch.run_stored(items, ended, is_whole=stored.is_input_closed)
-        self._began[batch_id].set()
-        if (await self._store.get(batch_id)).is_cancelling:
-            _ = batch.cancel()
-
-    async def _run_now(self, batch_id: str) -> RunningBatch | None:
-        """The batch, with all its items, whether it is its turn or not; None: it has ended."""
-        waiting = self._waiting.get(batch_id)
-        if waiting is not None:
-            self._begin(waiting)
-        batch = self._running.get(batch_id)
-        if batch is not None:
-            _ = await self._began[batch_id].wait()
-        return batch
-
-    def _on_end(self, batch: RunningBatch) -> None:
-        """Its summary is written, though not yet kept."""
-        _ = self._keep(self._end(batch))
-
-    async def _end(self, batch: RunningBatch) -> None:
-        await self._store.settle(batch.batch_id)
-        if not batch.is_left:
-            self._ended[batch.batch_id] = None
-            if len(self._ended) > _MOST_ENDED:
-                _ = self._ended.popitem(last=False)
-        _ = self._running.pop(batch.batch_id, None)
-        _ = self._began.pop(batch.batch_id, None)
-        self._tell()
-        self._go_on()
-        while batch.journal.has_readers:  # noqa: ASYNC110 - readers come and go
-            await asyncio.sleep(_LOOK_S)
-        if not batch.is_left:
-            # Whoever has read its summary asks for its passes next, and they are not in the store.
-            await asyncio.sleep(_STAYS_S)
-        self._let_go(batch)
-
-    def _let_go(self, batch: RunningBatch) -> None:
-        """What is in memory of a batch that has ended is not needed any more."""
-        # One that was left may run again meanwhile, as another.
-        if self._batches.find(batch.batch_id) is batch:
-            self._batches.forget(batch)
-            self._store.forget(batch.batch_id)
-
     # -- Small things ------------------------------------------------------------------------------------------
-
-    def _tell(self) -> None:
-        """Whoever waits for a batch to run, or to end, looks again."""
-        turned, self._turned = self._turned, asyncio.Event()
-        turned.set()
 
     async def _tidy(self) -> None:
         """Deletes what was kept for long enough, now and then."""
@@ -489,19 +360,6 @@ class DurableBatches:
             except UnisonoError as error:
                 self._report_defect("deleting old batches", error)
             await asyncio.sleep(_TIDY_S)
-
-    def _keep(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        """Does something meanwhile; a defect is reported."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-
-        def ended(task: asyncio.Task[None]) -> None:
-            self._tasks.discard(task)
-            if not task.cancelled() and (error := task.exception()) is not None:
-                self._report_defect("a kept batch", error)
-
-        task.add_done_callback(ended)
-        return task
 
 
 def _as_kept(one: Checked) -> Item | BadItem:
