@@ -174,7 +174,7 @@ fn opening(arguments: &Arguments) -> StreamBatchOpen {
             ..BatchConfig::default()
         }),
     };
-    StreamBatchOpen { batch: Some(batch) }
+    StreamBatchOpen { batch: Some(batch), ..StreamBatchOpen::default() }
 }
 
 /// Says how it went, and gives the exit code.
