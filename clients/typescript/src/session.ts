@@ -6,7 +6,7 @@ import {
   BatchConfig,
   type GetServerInfoResponse,
   OnDisconnect,
-  type StreamBatchOpen,
+  StreamBatchOpen,
   type StreamBatchRequest,
   type StreamBatchResponse,
   ValidationMode,
@@ -158,7 +158,7 @@ export class Session {
   // -- Out -----------------------------------------------------------------------------------------------------------
 
   private async write(): Promise<void> {
-    await this.send({ $case: "open", value: { batch: this.opening() } });
+    await this.send({ $case: "open", value: StreamBatchOpen.create({ batch: this.opening() }) });
     await this.writeItems();
     if (this.wasInterrupted) {
       await this.send({ $case: "cancelItems", value: { itemIds: [] } });
