@@ -1,6 +1,7 @@
 """What every test shares: hypothesis profiles, and a count of what was skipped and why."""
 
 import os
+import signal
 from collections import Counter
 from collections.abc import Iterator
 
@@ -12,8 +13,8 @@ from tests.engine import embedded_backend
 # One engine for the whole run: every folder of tests can ask for it.
 __all__ = ["embedded_backend"]
 
-# No test writes into the home of whoever runs it; those of the state folder say where it is.
-os.environ["UNISONO_STATE_DIR"] = "none"
+# No test writes into the home of whoever runs it; those of such folders say where they are.
+os.environ["UNISONO_STATE_DIR"] = os.environ["UNISONO_DATA_DIR"] = "none"
 
 # CI repeats the same examples and does not judge by the clock; at the desk each run tries new ones.
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
@@ -37,3 +38,13 @@ def reason_of(report: pytest.TestReport | pytest.CollectReport) -> str:
     where = report.longrepr
     text = where[2] if isinstance(where, tuple) else str(where)
     return text.removeprefix("Skipped: ")
+
+
+@pytest.fixture
+def heeds_hangup() -> Iterator[None]:
+    """Children are told of a hang-up, also where this run itself is not to be (nohup)."""
+    before = signal.getsignal(signal.SIGHUP)
+    if before is signal.SIG_IGN:
+        _ = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    _ = signal.signal(signal.SIGHUP, before)

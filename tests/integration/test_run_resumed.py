@@ -142,6 +142,7 @@ async def test_an_interrupt_while_the_connection_is_lost(tmp_path: Path) -> None
         h.fake.release_passes()
 
 
+@pytest.mark.usefixtures("heeds_hangup")
 async def test_leaving_on_purpose_cancels_the_batch(tmp_path: Path) -> None:
     """The service keeps a batch whose caller is lost, so one that is left says so: by hang-up, as by Ctrl-C."""
     file = write_lines(tmp_path / "batch.jsonl", prompts(2))

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes, rpc_attributes
-from opentelemetry.semconv.attributes import error_attributes, server_attributes
+from opentelemetry.semconv.attributes import error_attributes, http_attributes, server_attributes
 from opentelemetry.trace import NoOpTracerProvider
 
 from tests.fakes.otlp import Kind, Node, OtlpReceiver, Status, tree_of
@@ -383,7 +383,7 @@ def test_names_are_those_of_the_conventions() -> None:
     """Every attribute that is not this service's own is known to the installed semantic conventions."""
     known = {
         value
-        for module in (gen_ai_attributes, rpc_attributes, error_attributes, server_attributes)
+        for module in (gen_ai_attributes, rpc_attributes, error_attributes, http_attributes, server_attributes)
         for value in vars(module).values()
         if isinstance(value, str)
     }

@@ -55,6 +55,7 @@ async def held(server: FakeServer) -> None:
     await asyncio.wait_for(server.is_holding.wait(), LIMIT_S)
 
 
+@pytest.mark.usefixtures("heeds_hangup")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 async def test_an_interrupt_cancels_the_batch(tmp_path: Path, number: int, code: int) -> None:
     """The service is told, what finished is kept, the rest comes back as cancelled, and the report says so."""

@@ -760,7 +760,8 @@ def test_fifty_thousand_items_are_added_run_and_finished_in_seconds() -> None:
                 pytest.fail(f"nothing was to go wrong: {command}")
     assert ended == 50_000
     assert conductor.next_alarm() is None
-    assert time.perf_counter() - began < 20
+    # Five as a rule; counting branches takes four times as long, and other work on the cores again.
+    assert time.perf_counter() - began < 60
 
 
 @pytest.mark.parametrize("is_reversed", [False, True])
