@@ -23,7 +23,7 @@ from tests.integration.service import (
     span,
 )
 from unisono._generated.unisono.v1 import event_pb2
-from unisono.edge.grpc import convert_in, convert_out
+from unisono.edge.contract import convert_in, convert_out
 
 
 def answers(body: Any) -> bool:

@@ -87,7 +87,7 @@ async def test_wrong_memory_is_put_right_by_items_that_are_nearly_all_prompt(n_b
     Each answer is two tokens after a long prompt. The prompts are computed one after the other, so few of them are
     seen to hold a slot at one time; but more than two are, and then all slots are used.
     """
-    async with FakeOllama(num_parallel=8, pass_s=0.002, prefill_token_s=0.00001, n_batch=n_batch) as fake:
+    async with FakeOllama(num_parallel=8, pass_s=0.01, prefill_token_s=0.00001, n_batch=n_batch) as fake:
         _ = await slots_after(fake, tmp_path, 4)
         path = tmp_path / "slots.json"
         kept = json.loads(path.read_text())

@@ -202,7 +202,7 @@ def test_a_variable_that_is_empty_is_as_if_it_were_not_set(monkeypatch: pytest.M
         monkeypatch.setenv(f"UNISONO_{name.upper()}", "")
     for name in ("BATCH_ENABLED", "BATCH_SIZE", "BATCH_TIMEOUT", "BATCH_MEMORY_FACTOR"):
         monkeypatch.setenv(f"OLLAMA_{name}", "")
-    assert Settings() == usual.model_copy(update={"state_dir": ""})
+    assert Settings() == usual.model_copy(update={"state_dir": "", "data_dir": ""})
     assert idle_settings(Settings(), os.environ) == []
     several = Settings(backends="a=http://x")  # type: ignore[arg-type]  # as it is written
     assert configured_backends(several, {"UNISONO_SLOTS_B": "", "UNISONO_BACKEND_TOKEN_B": ""})

@@ -232,7 +232,7 @@ def main() -> int:
     try:
         is_done = asyncio.run(serve(given))
     except* UnisonoError as errors:
-        log.error("it cannot go on: %s", errors.exceptions[0])  # noqa: TRY400  # says where, and what to do
+        log.critical("it cannot go on: %s", errors.exceptions[0])
     return 0 if is_done else 1
 
 

@@ -15,9 +15,10 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING
 
 from unisono.app.batches import new_id
+from unisono.app.file_lines import Lines, Output, check_some, joined
 from unisono.core.batch import BatchConfig
 from unisono.core.errors import (
     BatchNotFoundError,
@@ -34,66 +35,22 @@ if TYPE_CHECKING:
 
     from unisono.app.batches import Batches
     from unisono.app.durable import DurableBatches
+    from unisono.app.file_lines import LineForm
     from unisono.app.ports import Clock
     from unisono.app.stores import FileDraft, FileStore
     from unisono.core.batch import BadItem
     from unisono.core.durable import StoredBatch
     from unisono.core.model import Item
 
-# Lines that are read at one time, and bytes of them after which no more are.
-_LINES = 500
-_PIECE_BYTES = 1024 * 1024
-# Results that are read at one time, and bytes that are written at one time.
+# Results that are read at one time.
 _RESULTS = 32
-_WRITE_BYTES = 256 * 1024
 # What cannot be written is tried again so much later.
 _AGAIN_S = 2.0
 # What is old is deleted so often.
 _TIDY_S = 60.0
 # The least time that a batch has whose window is over before it is begun.
 _LEAST_S = 0.001
-_BOM = b"\xef\xbb\xbf"
 OUTPUT_PURPOSE = "batch_output"
-
-
-class LineCheck(Protocol):
-    """Looks at the lines of one file, one after the other, and keeps what is wrong with them."""
-
-    @property
-    def errors(self) -> Sequence[LineError]:
-        """What was found."""
-        ...
-
-    @property
-    def is_enough(self) -> bool:
-        """Whether nothing that may follow could make it better."""
-        ...
-
-    def read(self, number: int, text: bytes | None) -> None:
-        """The next line; None: it is too long to be kept."""
-        ...
-
-    def end(self) -> None:
-        """There are no more."""
-        ...
-
-
-class LineForm(Protocol):
-    """How items and results are written in files. Called on threads."""
-
-    max_line_bytes: int
-
-    def check(self, endpoint: str) -> LineCheck:
-        """For a file whose lines ask that endpoint."""
-        ...
-
-    def item(self, text: bytes, endpoint: str) -> Item | BadItem:
-        """The item of a line that was checked."""
-        ...
-
-    def result(self, batch: FileBatch, result: Result, at_ns: int) -> tuple[bytes, bool]:
-        """A result, whole, as a line with its line break; and whether it is for the file of answers."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,13 +241,13 @@ class FileBatches:
             return False
         try:
             check = self._form.check(batch.endpoint)
-            lines = _Lines(stream, self._form.max_line_bytes)
-            while not self._is_left(batch) and await asyncio.to_thread(_check_some, lines, check):
+            lines = Lines(stream, self._form.max_line_bytes)
+            while not self._is_left(batch) and await asyncio.to_thread(check_some, lines, check):
                 pass
             items: list[Item | BadItem] = []
             if not check.errors:
                 _ = await asyncio.to_thread(stream.seek, 0)
-                lines = _Lines(stream, self._form.max_line_bytes)
+                lines = Lines(stream, self._form.max_line_bytes)
                 while not self._is_left(batch) and await asyncio.to_thread(self._take_some, lines, batch, items):
                     pass
         finally:
@@ -322,7 +279,7 @@ class FileBatches:
     def _is_left(self, batch: FileBatch) -> bool:
         return batch.batch_id in self._cancelling
 
-    def _take_some(self, lines: _Lines, batch: FileBatch, items: list[Item | BadItem]) -> bool:
+    def _take_some(self, lines: Lines, batch: FileBatch, items: list[Item | BadItem]) -> bool:
         """Makes items of some lines; False: there are no more."""
         some = lines.some()
         items += [self._form.item(text, batch.endpoint) for _, text in some if text is not None]
@@ -330,7 +287,7 @@ class FileBatches:
 
     async def _finish(self, batch: FileBatch, stored: StoredBatch) -> None:
         """Writes the files of a kept batch that has ended."""
-        answers, errors = _Output(self.files), _Output(self.files)
+        answers, errors = Output(self.files), Output(self.files)
         try:
             after, cached, is_all = 0, 0, False
             parts: list[ResultPart] = []
@@ -429,85 +386,3 @@ class FileBatches:
                 if not isinstance(error, LimitExceededError):
                     self._report_defect("deleting old files", error)
             await asyncio.sleep(_TIDY_S)
-
-
-class _Lines:
-    """The lines of a file, numbered from 1, some at a time. Used on threads."""
-
-    def __init__(self, stream: BinaryIO, max_line_bytes: int) -> None:
-        self._stream = stream
-        self._most = max_line_bytes
-        self._number = 0
-
-    def some(self) -> list[tuple[int, bytes | None]]:
-        """The next lines that are not blank; one that is too long is None. Empty: there are no more."""
-        found: list[tuple[int, bytes | None]] = []
-        room = _PIECE_BYTES
-        while len(found) < _LINES and room > 0 and (text := self._stream.readline(self._most + 2)):
-            self._number += 1
-            room -= len(text)
-            is_long = len(text) > self._most + 1 or (len(text) > self._most and not text.endswith(b"\n"))
-            # The rest of a line that is too long is read, and not kept.
-            while is_long and text and not text.endswith(b"\n"):
-                text = self._stream.readline(self._most)
-            if self._number == 1:
-                text = text.removeprefix(_BOM)
-            if is_long or text.strip():
-                found.append((self._number, None if is_long else text))
-        return found
-
-
-def _check_some(lines: _Lines, check: LineCheck) -> bool:
-    """Looks at some lines; False: there are no more, or no more matter."""
-    some = lines.some()
-    for number, text in some:
-        check.read(number, text)
-    if not some:
-        check.end()
-    return bool(some) and not check.is_enough
-
-
-class _Output:
-    """A file of results that is made when there is one for it."""
-
-    def __init__(self, files: FileStore) -> None:
-        self._files = files
-        self._draft: FileDraft | None = None
-        self._pending = bytearray()
-
-    async def add(self, line: bytes) -> None:
-        self._pending += line
-        if len(self._pending) >= _WRITE_BYTES:
-            await self._flush()
-
-    async def end(self) -> FileDraft | None:
-        """The draft with all that was added; None: nothing was."""
-        if self._pending:
-            await self._flush()
-        return self._draft
-
-    async def discard(self) -> None:
-        """Forgets what was not kept."""
-        if self._draft is not None:
-            await self._draft.discard()
-
-    async def _flush(self) -> None:
-        if self._draft is None:
-            self._draft = await self._files.draft()
-        await self._draft.write(bytes(self._pending))
-        self._pending.clear()
-
-
-def joined(parts: Sequence[ResultPart], result: Result) -> Result:
-    """A result with what stands in front of it put back into it."""
-    done = result.completion
-    if not parts or done is None:
-        return result
-    whole = replace(
-        done,
-        content="".join([*(part.content for part in parts), done.content]),
-        thinking="".join([*(part.thinking for part in parts), done.thinking]),
-        embeddings=tuple(each for part in parts for each in part.embeddings) + done.embeddings,
-        logprobs=tuple(each for part in parts for each in part.logprobs) + done.logprobs,
-    )
-    return replace(result, completion=whole, parts=0)

@@ -79,14 +79,18 @@ class KeptRuns:
         if not stored.is_over and not self.has(stored.batch_id) and stored.batch_id not in self._ended:
             self.waiting[stored.batch_id] = stored
 
+    @property
+    def _is_at_work(self) -> bool:
+        """Whether an item is at a backend."""
+        return any(batch.in_flight for batch in self.running.values())
+
     async def close(self, *, drain_s: float) -> None:
         """Nothing more goes; what is at a backend may be answered for so long. Then all is left as it stands."""
         self.is_closing = True
         for batch in self.running.values():
             batch.rest()
         until_s = self._clock.monotonic_s() + drain_s
-        while self._clock.monotonic_s() < until_s and any(one.in_flight for one in self.running.values()):  # noqa: ASYNC110
-            # Items end in many places; none of them need know of this.
+        while self._is_at_work and self._clock.monotonic_s() < until_s:  # noqa: ASYNC110 - items end in many places
             await asyncio.sleep(_LOOK_S)
         for batch in list(self.running.values()):
             batch.leave()

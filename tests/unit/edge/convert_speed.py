@@ -15,7 +15,7 @@ from tests.unit.edge.samples import COMPLETION, NOW_NS, RESULT
 from unisono._generated.unisono.v1 import item_pb2 as it
 from unisono.core import events, model
 from unisono.core.errors import BackendBusyError, InvalidRequestError, Violation
-from unisono.edge.grpc import convert_in, convert_out
+from unisono.edge.contract import convert_in, convert_out
 from unisono.edge.status import to_status
 
 # Each is measured at least so long, three times; the fastest counts.

@@ -18,7 +18,7 @@ from unisono.core.batch import BatchConfig, ContextPolicy, CoScheduling, DeltaSe
 from unisono.core.commands import Priority
 from unisono.core.errors import InvalidRequestError
 from unisono.core.limits import Limits
-from unisono.edge.grpc import convert_config
+from unisono.edge.contract import convert_config
 
 CENTURY_S = 100 * 365 * 86_400
 # A number that no enum of the contract has.

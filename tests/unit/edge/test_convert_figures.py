@@ -28,7 +28,7 @@ from unisono.core import model, passes, report
 from unisono.core.batch import Ack
 from unisono.core.commands import ReleaseReason
 from unisono.core.limits import Limits
-from unisono.edge.grpc import convert_figures, convert_out, convert_server
+from unisono.edge.contract import convert_figures, convert_out, convert_server
 
 
 def test_progress_has_the_same_names_on_both_sides() -> None:

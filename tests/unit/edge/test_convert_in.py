@@ -19,8 +19,8 @@ from unisono.core import model
 from unisono.core.batch import BadItem
 from unisono.core.errors import InvalidRequestError
 from unisono.core.limits import Limits, check_item
-from unisono.edge.grpc import convert_in
-from unisono.edge.grpc.found import MAX_VIOLATIONS
+from unisono.edge.contract import convert_in
+from unisono.edge.contract.found import MAX_VIOLATIONS
 
 USER = it.Message(role=it.ROLE_USER, content="hello")
 # Numbers that no enum of the contract has.

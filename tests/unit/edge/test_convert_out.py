@@ -39,7 +39,7 @@ from unisono.core.benchmark import BatchRun, steps_of
 from unisono.core.commands import ReleaseReason
 from unisono.core.errors import DuplicateItemError
 from unisono.core.limits import Limits
-from unisono.edge.grpc import convert_benchmark, convert_figures, convert_out, convert_server
+from unisono.edge.contract import convert_benchmark, convert_figures, convert_out, convert_server
 
 
 def event(lasting: events.LastingEvent) -> ev.BatchEvent:

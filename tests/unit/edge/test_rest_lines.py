@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from unisono.app.file_batches import joined
+from unisono.app.file_lines import joined
 from unisono.core.batch import BadItem
 from unisono.core.errors import (
     BackendUnavailableError,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unisono._generated.unisono.v1 import item_pb2 as it
-from unisono.edge.grpc.wire import duration, embedding, timestamp
+from unisono.edge.contract.wire import duration, embedding, timestamp
 
 
 @given(st.integers(0, 2**62))

@@ -68,20 +68,23 @@ class Follower:
         told_results = 0
         while self.report is None:
             call = begin() if begin is not None and not self.batch_id else self._attach()
+            failure: Exception | None = None
             try:
                 while isinstance(response := await in_time(call.read()), pb.AttachBatchResponse | pb.InferResponse):
                     self._patience.regained()
                     for told in self._hear(response.event):
                         told_results += isinstance(told, Result)
                         yield told
-                if self.report is None:
-                    raise EndedEarlyError("the stream ended before its batch did")  # noqa: TRY301  # judged below
             except (grpc.aio.AioRpcError, EndedEarlyError, ProtocolError) as error:
-                if answers and told_results == answers:
-                    return
-                await self._patience.lost(error, batch_id=self.batch_id, after_sequence=self.last_sequence)
+                failure = error
             finally:
                 _ = call.cancel()
+            if failure is None and self.report is None:
+                failure = EndedEarlyError("the stream ended before its batch did")
+            if failure is not None:
+                if answers and told_results == answers:
+                    return
+                await self._patience.lost(failure, batch_id=self.batch_id, after_sequence=self.last_sequence)
 
     def _attach(self) -> _Attached:
         request = pb.AttachBatchRequest(

@@ -237,7 +237,7 @@ def _generate(asked: Generate) -> item_pb2.GenerateRequest:
     )
 
 
-def _message(given: object, path: str) -> item_pb2.Message:
+def _message(given: Any, path: str) -> item_pb2.Message:
     if isinstance(given, Message):
         made = given
     else:
@@ -246,7 +246,7 @@ def _message(given: object, path: str) -> item_pb2.Message:
         fields = mapping_of(given, path)
         if not isinstance(given, Mapping) and "images" in fields:
             # Ollama's own messages: as they are, and not as text.
-            fields["images"] = getattr(given, "images")  # noqa: B009  # of a type that is not known here
+            fields["images"] = given.images
         check_names(fields, Message.__dataclass_fields__, path)
         if "role" not in fields:
             raise invalid(f"{path}.role", f"is absent; there are: {', '.join(_ROLES)}")

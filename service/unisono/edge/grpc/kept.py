@@ -13,7 +13,8 @@ from unisono.core.batch import CoScheduling
 from unisono.core.errors import InvalidRequestError, NothingKeptError, Violation
 from unisono.core.events import Result, weight
 from unisono.core.paging import MAX_MESSAGE_WEIGHT
-from unisono.edge.grpc import convert_config, convert_kept, convert_out, pages
+from unisono.edge.contract import convert_config, convert_kept, convert_out
+from unisono.edge.grpc import pages
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

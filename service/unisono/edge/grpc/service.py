@@ -29,7 +29,7 @@ from unisono.core.errors import (
 )
 from unisono.core.model import RunnerSpec
 from unisono.core.preview import order_of
-from unisono.edge.grpc import (
+from unisono.edge.contract import (
     convert_benchmark,
     convert_config,
     convert_figures,
@@ -37,8 +37,8 @@ from unisono.edge.grpc import (
     convert_kept,
     convert_out,
     convert_server,
-    pages,
 )
+from unisono.edge.grpc import pages
 from unisono.edge.grpc.kept import KeptBatches
 from unisono.edge.grpc.stream import BatchStream
 from unisono.edge.status import to_status

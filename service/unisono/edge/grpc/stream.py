@@ -24,7 +24,7 @@ from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
 from unisono.app.follow import follow
 from unisono.core.errors import InvalidRequestError, StreamReplacedError, UnisonoError, Violation
 from unisono.core.events import Journalled, PassingEvent, Result
-from unisono.edge.grpc import convert_in, convert_out
+from unisono.edge.contract import convert_in, convert_out
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence

@@ -14,7 +14,7 @@ from unisono.edge.batchfile.answers import BODIES
 from unisono.edge.batchfile.body import read_body
 from unisono.edge.batchfile.fields import FieldError, Fields, quote
 from unisono.edge.batchfile.line import FORMS, KINDS, MAX_LINE_BYTES, parse_object, take_id
-from unisono.edge.grpc import convert_in, convert_out
+from unisono.edge.contract import convert_in, convert_out
 from unisono.edge.rest.errors import of_house, param_of
 from unisono.edge.status import utf8
 
@@ -33,7 +33,7 @@ MAX_ERRORS: Final = 100
 
 
 class FileCheck:
-    """Looks at a file's lines; see `app.file_batches.LineCheck`. Bodies are looked at when they become items."""
+    """Looks at a file's lines; see `app.file_lines.LineCheck`. Bodies are looked at when they become items."""
 
     def __init__(self, endpoint: str, *, max_lines: int = MAX_LINES) -> None:
         self._endpoint = endpoint
@@ -117,7 +117,7 @@ class _LineError(Exception):
 
 
 class OpenAILines:
-    """See `app.file_batches.LineForm`."""
+    """See `app.file_lines.LineForm`."""
 
     max_line_bytes = MAX_LINE_BYTES
 

@@ -14,8 +14,8 @@ from unisono.core import events, report
 from unisono.core.commands import ReleaseReason
 from unisono.core.events import BatchState, LoadState
 from unisono.core.model import FinishReason, ItemState
-from unisono.edge.grpc.convert_figures import batch_report, group_planned, progress
-from unisono.edge.grpc.wire import MOST, duration, embedding, maybe, timestamp, word
+from unisono.edge.contract.convert_figures import batch_report, group_planned, progress
+from unisono.edge.contract.wire import MOST, duration, embedding, maybe, timestamp, word
 from unisono.edge.status import cut, to_status, utf8
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from unisono._generated.unisono.v1 import item_pb2
 from unisono.core import batch, limits, model
-from unisono.edge.grpc.found import MAX_VIOLATIONS, Found
+from unisono.edge.contract.found import MAX_VIOLATIONS, Found
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

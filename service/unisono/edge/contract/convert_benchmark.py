@@ -9,10 +9,10 @@ from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
 from unisono._generated.unisono.v1 import server_pb2
 from unisono.app.benchmark import NUM_PREDICT, PROMPT, RUNS, SIZES, Benchmark, Measured, Verdict
 from unisono.core import limits, model
-from unisono.edge.grpc.convert_figures import slot_count
-from unisono.edge.grpc.convert_in import LIMITS, options_of
-from unisono.edge.grpc.found import Found
-from unisono.edge.grpc.wire import duration
+from unisono.edge.contract.convert_figures import slot_count
+from unisono.edge.contract.convert_in import LIMITS, options_of
+from unisono.edge.contract.found import Found
+from unisono.edge.contract.wire import duration
 from unisono.edge.status import cut, utf8
 
 if TYPE_CHECKING:

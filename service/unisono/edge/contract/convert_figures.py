@@ -9,7 +9,7 @@ from unisono._generated.unisono.v1 import event_pb2, item_pb2
 from unisono.core import model as core
 from unisono.core.idle import IdleReason
 from unisono.core.model import PassMethod, SlotSource
-from unisono.edge.grpc.wire import duration, maybe, timestamp, word
+from unisono.edge.contract.wire import duration, maybe, timestamp, word
 from unisono.edge.status import utf8
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
 from unisono.core import batch, limits, model
 from unisono.core.batch import ContextPolicy, CoScheduling
 from unisono.core.commands import Priority
-from unisono.edge.grpc.convert_in import LIMITS, messages_of, options_of
-from unisono.edge.grpc.found import Found
+from unisono.edge.contract.convert_in import LIMITS, messages_of, options_of
+from unisono.edge.contract.found import Found
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,9 +11,9 @@ from unisono.core import model as core
 from unisono.core import report
 from unisono.core.harmonise import BYTES_PER_TOKEN
 from unisono.core.model import SlotSource
-from unisono.edge.grpc.convert_figures import MAX_FAMILIES, digest_of, group_planned, slot_count
-from unisono.edge.grpc.convert_out import ID_BYTES, RELEASE_REASONS
-from unisono.edge.grpc.wire import timestamp
+from unisono.edge.contract.convert_figures import MAX_FAMILIES, digest_of, group_planned, slot_count
+from unisono.edge.contract.convert_out import ID_BYTES, RELEASE_REASONS
+from unisono.edge.contract.wire import timestamp
 from unisono.edge.status import cut, to_status, utf8
 
 if TYPE_CHECKING:
