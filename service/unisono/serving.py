@@ -89,9 +89,11 @@ async def start_rest(
     """
     # Only now, as with the journal.
     from unisono.app.file_batches import FileBatches, FileSettings  # noqa: PLC0415
-    from unisono.edge.rest.app import RestRoutes  # noqa: PLC0415
+    from unisono.edge.rest.app import make_app  # noqa: PLC0415
     from unisono.edge.rest.lines import OpenAILines  # noqa: PLC0415
+    from unisono.edge.rest.openai import OpenAIRoutes  # noqa: PLC0415
     from unisono.edge.rest.server import RestServer  # noqa: PLC0415
+    from unisono.edge.rest.standing import StandingRoutes  # noqa: PLC0415
 
     made: FileBatches | None = None
     if kept is not None:
@@ -117,9 +119,9 @@ async def start_rest(
             return "it is being stopped"
         return f"its journal {kept.journal.trouble}" if kept.journal.trouble else ""
 
-    routes = RestRoutes(made, trouble=trouble, report_defect=report_defect)
+    app = make_app([OpenAIRoutes(made).table(), StandingRoutes(trouble).table()], report_defect=report_defect)
     try:
-        server = await RestServer.start(routes.app(), *address)
+        server = await RestServer.start(app, *address)
     except OSError as error:
         log.warning(
             "OpenAI's API is not served",

@@ -15,7 +15,7 @@ from unisono.edge.batchfile.body import read_body
 from unisono.edge.batchfile.fields import FieldError, Fields, quote
 from unisono.edge.batchfile.line import FORMS, KINDS, MAX_LINE_BYTES, parse_object, take_id
 from unisono.edge.contract import convert_in, convert_out
-from unisono.edge.rest.errors import of_house, param_of
+from unisono.edge.rest.errors import error_body, of_house, param_of
 from unisono.edge.status import utf8
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class OpenAILines:
             what = "The batch was cancelled before this request was answered."
             value["error"] = {"code": "batch_cancelled", "message": what}
         else:
-            status, failed = of_house(error or InternalError("the item ended without an answer"))
+            status, failed = of_house(error or InternalError("the item ended without an answer"), error_body)
             value["response"] = {"status_code": status, "request_id": f"req_{name}", "body": failed}
         return msgspec.json.encode(value) + b"\n", result.completion is not None
 
