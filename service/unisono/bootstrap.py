@@ -36,17 +36,19 @@ from unisono.app.batches import Batches, BatchesSettings
 from unisono.app.driver import BackendDriver
 from unisono.app.listeners import BothListeners
 from unisono.app.resolve import Resolver
-from unisono.config import EMBEDDED, LLAMA_SERVER, SettingError, configured_backends, parse_address
+from unisono.config import EMBEDDED, LLAMA_SERVER, SettingError, configured_backends
 from unisono.core.arbiter import ArbiterSettings, Away
 from unisono.core.conductor import ConductorSettings
 from unisono.core.errors import UnisonoError
 from unisono.core.limits import Limits
 from unisono.core.memory import MemoryBounds
 from unisono.core.window import WindowSettings
+from unisono.edge.grpc.questions import ServerFacts
 from unisono.edge.grpc.server import MAX_RECEIVE_BYTES, MAX_SEND_BYTES, GrpcServer
-from unisono.edge.grpc.service import BatchInferenceServicer, ServerFacts
+from unisono.edge.grpc.service import BatchInferenceServicer
 from unisono.folders import slots_path
 from unisono.serving import report_defect, serve_metrics, start_rest, start_store
+from unisono.setting_kinds import parse_address
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence

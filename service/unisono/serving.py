@@ -14,9 +14,10 @@ import structlog
 from unisono.adapters.journal.failpoints import Failpoints
 from unisono.adapters.metrics.endpoint import MetricsEndpoint
 from unisono.app.durable import DurableBatches, DurableSettings
-from unisono.config import SettingError, parse_address
+from unisono.config import SettingError
 from unisono.core.errors import UnisonoError
 from unisono.folders import data_folder
+from unisono.setting_kinds import parse_address
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

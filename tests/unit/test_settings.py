@@ -12,10 +12,10 @@ from unisono.config import (
     Settings,
     configured_backends,
     idle_settings,
-    parse_address,
     parse_backends,
     wrong_settings,
 )
+from unisono.setting_kinds import parse_address
 
 
 @pytest.mark.parametrize("name", ["UNISONO_MEMORY_FACTOR", "OLLAMA_BATCH_MEMORY_FACTOR"])
