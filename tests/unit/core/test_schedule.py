@@ -33,7 +33,7 @@ def items(
     numbers: Iterable[int],
     *,
     batch: int = 0,
-    tokens: int = 8,
+    tokens: int | None = 8,
     prefix: Prefix | None = None,
     terms: Terms | None = None,
 ) -> list[Work]:
