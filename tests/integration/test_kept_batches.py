@@ -53,6 +53,30 @@ async def test_a_batch_is_kept_run_and_found(tmp_path: Path) -> None:
         assert set(seen.states().values()) == {"COMPLETED"}
 
 
+async def test_what_a_caller_is_let_in_by_is_not_kept(tmp_path: Path) -> None:
+    """Of a call's metadata only its trace context comes to the disk, whichever rpc brought it."""
+    metadata = (
+        ("traceparent", f"00-{'a1' * 16}-{'b2' * 8}-01"),
+        ("authorization", "Bearer s3cr3t-t0ken"),
+        ("cookie", "session=s3cr3t-c00kie"),
+    )
+    async with house(keeps_in=tmp_path) as h:
+        items = [*chats(1), chat("gone", model="absent")]
+        request = pb.SubmitBatchRequest(config=config(), items=items)
+        submitted = await h.stub.SubmitBatch(request, metadata=metadata, timeout=LIMIT_S)
+        _ = await until_over(h, submitted.batch.batch_id)
+        again = pb.RetryBatchRequest(batch_id=submitted.batch.batch_id)
+        _ = await h.stub.RetryBatch(again, metadata=metadata, timeout=LIMIT_S)
+        call = h.stub.StreamBatch(metadata=metadata, timeout=LIMIT_S)
+        await call.write(pb.StreamBatchRequest(open=pb.StreamBatchOpen(config=config(), durable=True)))
+        await call.done_writing()
+        async for _ in call:
+            pass
+        kept = b"".join(path.read_bytes() for path in tmp_path.glob("journal.sqlite3*"))
+    assert kept.count(b"a1" * 16) >= 3
+    assert b"s3cr3t" not in kept
+
+
 async def test_it_can_be_followed_while_it_runs(tmp_path: Path) -> None:
     """From any number on, by as many as like; also while it waits for its turn."""
     async with house(keeps_in=tmp_path, settings={"max_kept_running": 1}, pass_s=0.005) as h:

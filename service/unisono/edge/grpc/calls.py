@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
 SERVICE = "unisono.v1.BatchInference"
+# As the W3C names them.
+_TRACE_CONTEXT = frozenset({"traceparent", "tracestate", "baggage"})
 
 
 def wrong(field: str, description: str) -> InvalidRequestError:
@@ -24,9 +26,9 @@ def wrong(field: str, description: str) -> InvalidRequestError:
 
 
 def carrier_of(context: Context) -> dict[str, str]:
-    """The call's metadata as text, for the trace context."""
+    """The trace context of the call's metadata, and nothing else of it: what lets the caller in is not to be kept."""
     metadata = context.invocation_metadata() or ()
-    return {key: value for key, value in metadata if isinstance(value, str)}
+    return {key: value for key, value in metadata if key in _TRACE_CONTEXT and isinstance(value, str)}
 
 
 def fingerprint_of(message: Message) -> bytes:
