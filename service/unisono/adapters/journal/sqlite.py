@@ -292,8 +292,8 @@ class SqliteJournal:
 
         def write(connection: Connection) -> None:
             number = store.own(connection, batch_id, self._writer.lease)
-            # What seemed to have failed may have been written.
-            if store.get_batch(connection, batch_id).tally.items <= first:
+            # What seemed to have failed may have been written; and what came later may have been written before.
+            if items and not store.has_item(connection, number, first):
                 store.put_items(connection, number, items, first=first)
 
         await self._change(write)
