@@ -30,6 +30,11 @@ async def until_over(h: House, batch_id: str) -> Any:
     return found
 
 
+def on_disk(folder: Path) -> bytes:
+    """All bytes of the journal's files."""
+    return b"".join(path.read_bytes() for path in folder.glob("journal.sqlite3*"))
+
+
 # -- From the beginning to the end -----------------------------------------------------------------------------
 
 
@@ -72,7 +77,7 @@ async def test_what_a_caller_is_let_in_by_is_not_kept(tmp_path: Path) -> None:
         await call.done_writing()
         async for _ in call:
             pass
-        kept = b"".join(path.read_bytes() for path in tmp_path.glob("journal.sqlite3*"))
+        kept = on_disk(tmp_path)
     assert kept.count(b"a1" * 16) >= 3
     assert b"s3cr3t" not in kept
 

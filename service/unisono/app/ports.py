@@ -259,7 +259,7 @@ class Listener(Protocol):
     def batch_accepted(self, *, batch_id: str, method: str, carrier: Mapping[str, str], at_ns: int) -> BatchWatch:
         """A batch exists. `method`: an rpc's full name ("unisono.v1.BatchInference/RunBatch"), or "POST /v1/batches".
 
-        `carrier` is the caller's trace context: its headers traceparent, tracestate and baggage, as far as it sent them.
+        `carrier` is the caller's trace context: those of traceparent, tracestate and baggage that it sent.
         """
         ...
 
