@@ -54,12 +54,18 @@ def empty_output(output: str | None) -> None:
         raise StopError(f"{output} cannot be written: {error.strerror}", code=ExitCode.USAGE) from error
 
 
-def _create(output: str, source: str) -> BinaryIO:
-    """The output file, as it is; never the input. It is emptied when there is a result to write, and not before."""
+def refuse_source(output: str, source: str) -> None:
+    """Raises StopError where the output is the file that is read."""
     path = Path(output)
     with suppress(OSError):
         if source and path.samefile(source):
             raise StopError(f"{path} is the file that is read; name another for the results.", code=ExitCode.USAGE)
+
+
+def _create(output: str, source: str) -> BinaryIO:
+    """The output file, as it is; never the input. It is emptied when there is a result to write, and not before."""
+    refuse_source(output, source)
+    path = Path(output)
     try:
         return path.open("ab")
     except OSError as error:

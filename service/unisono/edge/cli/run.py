@@ -20,7 +20,7 @@ from unisono.edge.cli.errors import ExitCode, StopError, problem_of_call, proble
 from unisono.edge.cli.feed import LineFeed, open_source
 from unisono.edge.cli.lines_in import LineReader, Origin
 from unisono.edge.cli.outlets import InOrder, Outlet
-from unisono.edge.cli.output import open_output
+from unisono.edge.cli.output import open_output, refuse_source
 from unisono.edge.cli.passes import ask_passes, draw_passes
 from unisono.edge.cli.passmap import DEFAULT_ROWS
 from unisono.edge.cli.patience import DETACH_GRACE_S, GIVE_UP_AFTER_S
@@ -243,6 +243,7 @@ async def _take_up(options: RunOptions, terminal: Terminal) -> frozenset[str]:
     if options.output in (None, "-"):
         what = "--resume goes on with the output of a run that was broken off: name that file with --output."
         raise StopError(what, code=ExitCode.USAGE)
+    refuse_source(options.output, options.file)
     former = await asyncio.to_thread(take_up, options.output)
     told = f"unisono: {len(former.answered):,} items are answered in {printable(options.output, one_line=True)}"
     terminal.say(told + ("; its last line, which was broken off, is left out" if former.was_torn else ""))
