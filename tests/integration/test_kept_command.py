@@ -11,6 +11,8 @@ import signal
 import struct
 import sys
 import termios
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -365,52 +367,95 @@ async def test_failures_of_a_long_batch_are_told(
     assert "  items            2 completed, 12 failed" in told
 
 
-async def test_a_terminal_shows_the_map_while_the_batch_runs(tmp_path: Path) -> None:
-    """Above the bar, in colour; and whole at the end."""
-    controller, terminal = pty.openpty()
-    _ = fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
-    shown = bytearray()
-    changed = asyncio.Event()
+class Screen:
+    """A terminal, and what is shown on it."""
 
-    def read() -> None:
+    def __init__(self) -> None:
+        self._controller, self.terminal = pty.openpty()
+        _ = fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+        self._bytes = bytearray()
+        self._changed = asyncio.Event()
+        self._is_open = True
+        asyncio.get_running_loop().add_reader(self._controller, self._read)
+
+    @property
+    def shown(self) -> str:
+        """All that was written to it."""
+        return self._bytes.decode(errors="replace")
+
+    def _read(self) -> None:
         try:
-            data = os.read(controller, 65536)
+            data = os.read(self._controller, 65536)
         except OSError:  # the other end was closed
             data = b""
-        shown.extend(data)
+        self._bytes.extend(data)
         if not data:
-            asyncio.get_running_loop().remove_reader(controller)
-        changed.set()
+            asyncio.get_running_loop().remove_reader(self._controller)
+        self._changed.set()
 
-    async def until(text: str) -> None:
+    async def until(self, text: str) -> None:
+        """Returns once that is shown."""
         async with asyncio.timeout(LIMIT_S):
-            while text not in shown.decode(errors="replace"):
-                changed.clear()
-                _ = await changed.wait()
+            while text not in self.shown:
+                self._changed.clear()
+                _ = await self._changed.wait()
 
+    def close(self) -> None:
+        """Hangs up."""
+        if self._is_open:
+            self._is_open = False
+            asyncio.get_running_loop().remove_reader(self._controller)
+            os.close(self._controller)
+
+
+@asynccontextmanager
+async def on_a_screen(target: str, *arguments: str) -> AsyncGenerator[tuple[asyncio.subprocess.Process, Screen]]:
+    """A command on a terminal of its own; ended, if it has not ended."""
+    screen = Screen()
+    process = await asyncio.create_subprocess_exec(
+        *(*COMMAND, *arguments),
+        env={**environment(target), "TERM": "xterm-256color"},
+        stdin=screen.terminal,
+        stdout=screen.terminal,
+        stderr=screen.terminal,
+    )
+    os.close(screen.terminal)
+    try:
+        yield process, screen
+    finally:
+        if process.returncode is None:
+            process.kill()
+            _ = await process.wait()
+        screen.close()
+
+
+async def test_a_terminal_shows_the_map_while_the_batch_runs(tmp_path: Path) -> None:
+    """Above the bar, in colour; and whole at the end."""
     async with house(keeps_in=tmp_path, num_parallel=2, pass_s=0.02) as h:
         batch = (await h.submit(chats(6, num_predict=100))).batch_id
-        process = await asyncio.create_subprocess_exec(
-            *(*COMMAND, "watch", batch),
-            env={**environment(h.target), "TERM": "xterm-256color"},
-            stdin=terminal,
-            stdout=terminal,
-            stderr=terminal,
-        )
-        os.close(terminal)
-        asyncio.get_running_loop().add_reader(controller, read)
-        try:
-            await until("Forward passes")
-            assert "Report" not in shown.decode(errors="replace")
+        async with on_a_screen(h.target, "watch", batch) as (process, screen):
+            await screen.until("Forward passes")
+            assert "Report" not in screen.shown
             assert await asyncio.wait_for(process.wait(), LIMIT_S) == 0
-            await until("  items            6 completed")
-        finally:
-            if process.returncode is None:
-                process.kill()
-                _ = await process.wait()
-            asyncio.get_running_loop().remove_reader(controller)
-            os.close(controller)
-    assert "\x1b[36m" in shown.decode()
+            await screen.until("  items            6 completed")
+    assert "\x1b[36m" in screen.shown
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("command", ["watch", "results --follow"])
+async def test_a_signal_leaves_the_terminal_as_it_was(tmp_path: Path, command: str, number: signal.Signals) -> None:
+    """The cursor is shown again, it is told that the batch goes on, and the exit code names the signal."""
+    async with house(keeps_in=tmp_path, num_parallel=2, settings={"slots": 2}) as h:
+        batch = await held_batch(h)
+        name, *more = command.split()
+        async with on_a_screen(h.target, name, batch, *more) as (process, screen):
+            await screen.until("0/6")
+            process.send_signal(number)
+            assert await asyncio.wait_for(process.wait(), LIMIT_S) == 128 + number
+            await screen.until("goes on; unisono")
+        h.fake.release_passes()
+    assert screen.shown.rindex("\x1b[?25h") > screen.shown.rindex("\x1b[?25l")
+    assert "Traceback" not in screen.shown
 
 
 # -- A local run that was broken off ---------------------------------------------------------------------------

@@ -42,6 +42,7 @@ from unisono.edge.cli.options import (
 from unisono.edge.cli.passmap import DEFAULT_ROWS
 from unisono.edge.cli.ports import Serve, StartEngine, StartServer
 from unisono.edge.cli.run import RunOptions, run
+from unisono.edge.cli.signals import until_signalled
 from unisono.edge.cli.terminal import Terminal
 from unisono.edge.cli.trace_command import add_trace_check
 
@@ -332,7 +333,7 @@ def finish(command: Callable[[Terminal], Coroutine[object, object, int]]) -> Non
     """Runs a command to its end and ends the process as it says."""
     terminal = Terminal.standard()
     try:
-        code = asyncio.run(command(terminal))
+        code = asyncio.run(until_signalled(command(terminal)))
     except StopError as error:
         _stop(terminal, error)
     except KeyboardInterrupt:
