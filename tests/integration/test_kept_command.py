@@ -172,6 +172,46 @@ async def test_a_service_that_keeps_nothing(tmp_path: Path) -> None:
     assert "UNISONO_DATA_DIR" in err
 
 
+@pytest.mark.parametrize(
+    "command", ["status {id}", "list", "list --json", "results {id}", "submit {file}", "retry {id}"]
+)
+async def test_a_full_disk_behind_standard_output(tmp_path: Path, command: str) -> None:
+    """It is told in a line, and the exit code says that not all went well; of what was kept, the id is told too."""
+    file = write_lines(tmp_path / "batch.jsonl", [{"id": "gone", "prompt": "x", "model": "absent"}])
+    async with house(keeps_in=tmp_path / "kept") as h:
+        batch = await h.submit([chat("gone", model="absent")])
+        _ = await h.attach(batch.batch_id)
+        words = command.format(id=batch.batch_id, file=file).split()
+        full = os.open("/dev/full", os.O_WRONLY)
+        process = await asyncio.create_subprocess_exec(
+            *(*COMMAND, *words), env=environment(h.target), stdin=-3, stdout=full, stderr=-1
+        )
+        os.close(full)
+        _, told = await asyncio.wait_for(process.communicate(), LIMIT_S)
+        newest = (await h.stub.ListBatches(pb.ListBatchesRequest())).batches[0]
+    err = told.decode()
+    assert process.returncode == 1
+    assert "cannot be written" in err
+    assert "No space left on device" in err
+    assert len(err.splitlines()) == 1
+    if words[0] in ("submit", "retry"):
+        assert f"batch {newest.batch_id} is kept" in err
+
+
+async def test_a_standard_output_that_is_closed(tmp_path: Path) -> None:
+    """There is nowhere to write results to: that is told, with what to do."""
+    async with house(keeps_in=tmp_path) as h:
+        batch = await h.submit(chats(1))
+        _ = await h.attach(batch.batch_id)
+        script = 'exec "$@" >&-'
+        process = await asyncio.create_subprocess_exec(
+            "sh", "-c", script, "sh", *COMMAND, "results", batch.batch_id, env=environment(h.target), stderr=-1
+        )
+        _, told = await asyncio.wait_for(process.communicate(), LIMIT_S)
+    assert process.returncode == 2
+    assert told.decode() == "Standard output is closed: name a file for the results with --output.\n"
+
+
 # -- While it runs ---------------------------------------------------------------------------------------------
 
 
@@ -441,6 +481,7 @@ async def test_a_terminal_shows_the_map_while_the_batch_runs(tmp_path: Path) -> 
     assert "\x1b[36m" in screen.shown
 
 
+@pytest.mark.usefixtures("heeds_hangup")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("command", ["watch", "results --follow"])
 async def test_a_signal_leaves_the_terminal_as_it_was(tmp_path: Path, command: str, number: signal.Signals) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from enum import StrEnum
 from typing import Annotated
 
@@ -39,11 +40,12 @@ from unisono.edge.cli.options import (
     rows_of,
     within,
 )
+from unisono.edge.cli.output import drop_output
 from unisono.edge.cli.passmap import DEFAULT_ROWS
 from unisono.edge.cli.ports import Serve, StartEngine, StartServer
 from unisono.edge.cli.run import RunOptions, run
 from unisono.edge.cli.signals import until_signalled
-from unisono.edge.cli.terminal import Terminal
+from unisono.edge.cli.terminal import OutputError, Terminal
 from unisono.edge.cli.trace_command import add_trace_check
 
 
@@ -339,6 +341,12 @@ def finish(command: Callable[[Terminal], Coroutine[object, object, int]]) -> Non
     except KeyboardInterrupt:
         terminal.say("unisono: interrupted")
         raise typer.Exit(ExitCode.INTERRUPTED) from None
+    except OutputError as error:
+        drop_output()
+        # Where standard error is at fault too, nobody can be told.
+        with suppress(OutputError):
+            terminal.say(f"unisono: what it writes cannot be written: {error}", "red")
+        raise typer.Exit(ExitCode.ITEMS_FAILED) from None
     else:
         raise typer.Exit(code)
 

@@ -32,8 +32,11 @@ def open_output(
     if shows_answers:
         outlet = Answers(terminal.out)
     elif output is None or output == "-":
+        if sys.stdout is None:
+            what = "Standard output is closed: name a file for the results with --output."
+            raise StopError(what, code=ExitCode.USAGE)
         outlet = JsonLines(sys.stdout.buffer)
-        stack.callback(_drop_output)
+        stack.callback(drop_output)
     else:
         outlet = JsonLines(stack.enter_context(_create(output, source)), replaces=not appends)
     console = terminal.out if shows_answers else terminal.err
@@ -72,9 +75,10 @@ def _create(output: str, source: str) -> BinaryIO:
         raise StopError(f"{path} cannot be written: {error.strerror}", code=ExitCode.USAGE) from error
 
 
-def _drop_output() -> None:
-    """Writes what standard output still holds; where its reader is gone, keeps Python from complaining at its end."""
+def drop_output() -> None:
+    """Writes what standard output still holds; where that cannot be, keeps Python from complaining at its end."""
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError:
+        # Whoever wrote has been told.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
