@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import signal
 import struct
 import sys
@@ -239,6 +240,19 @@ async def test_results_so_far_and_the_others_as_they_come(tmp_path: Path) -> Non
         assert sorted(run.ids) == [f"i{n}" for n in range(6)]
         assert (await unisono(h.target, "results", batch.batch_id, "-o", file))[0] == 0
         assert [json.loads(line)["id"] for line in file.read_text().splitlines()] == run.ids
+
+
+async def test_results_that_were_there_before_make_nothing_look_faster(tmp_path: Path) -> None:
+    """The speed that is shown is the batch's, and not that at which its results are read again."""
+    async with house(keeps_in=tmp_path, num_parallel=2, pass_s=0.02) as h:
+        batch = await h.submit(chats(6, num_predict=20))
+        _ = await h.attach(batch.batch_id)
+        ended = await h.kept(batch.batch_id)
+        _, _, told = await unisono(h.target, "results", batch.batch_id, "--follow")
+    took_s = (ended.ended_at.ToNanoseconds() - ended.started_at.ToNanoseconds()) / 1e9
+    shown = re.search(r"6 of 6 done, ([0-9,]+) tokens/s", told)
+    assert shown is not None, told
+    assert 0 < int(shown[1].replace(",", "")) <= 120 / took_s + 1
 
 
 async def test_watching_is_left_and_joined_again(tmp_path: Path) -> None:
