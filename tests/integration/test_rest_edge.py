@@ -229,7 +229,7 @@ async def until(client: httpx.AsyncClient, batch_id: str, status: str) -> None:
         ({"input_file_id": None}, "input_file_id"),
         ({"input_file_id": 7}, "input_file_id"),
         ({"endpoint": None}, "endpoint"),
-        ({"endpoint": "/v1/responses"}, "endpoint"),
+        ({"endpoint": "/v1/moderations"}, "endpoint"),
         ({"endpoint": ["a"]}, "endpoint"),
         ({"completion_window": None}, "completion_window"),
         ({"completion_window": "soon"}, "completion_window"),

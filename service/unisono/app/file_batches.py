@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from unisono.app.batches import new_id
-from unisono.app.file_lines import Lines, Output, check_some, joined
+from unisono.app.file_lines import LinePlaces, Lines, Output, check_some, joined
 from unisono.core.batch import BatchConfig
 from unisono.core.errors import (
     BatchNotFoundError,
@@ -288,6 +288,7 @@ class FileBatches:
     async def _finish(self, batch: FileBatch, stored: StoredBatch) -> None:
         """Writes the files of a kept batch that has ended."""
         answers, errors = Output(self.files), Output(self.files)
+        asked = await self._lines(batch)
         try:
             after, cached, is_all = 0, 0, False
             parts: list[ResultPart] = []
@@ -303,7 +304,7 @@ class FileBatches:
                         whole.append((joined(parts, entry.event), entry.at_ns))
                         parts = []
                 cached += sum((one.usage.cached_prompt_tokens or 0) for one, _ in whole if one.usage is not None)
-                for line, is_answer in await asyncio.to_thread(self._written, batch, whole):
+                for line, is_answer in await asyncio.to_thread(self._written, batch, whole, asked):
                     await (answers if is_answer else errors).add(line)
             kept: list[tuple[FileDraft, StoredFile]] = []
             ids: list[str | None] = []
@@ -329,9 +330,23 @@ class FileBatches:
         finally:
             for output in (answers, errors):
                 await output.discard()
+            if asked is not None:
+                await asyncio.to_thread(asked.close)
 
-    def _written(self, batch: FileBatch, whole: Sequence[tuple[Result, int]]) -> list[tuple[bytes, bool]]:
-        return [self._form.result(batch, result, at_ns) for result, at_ns in whole]
+    async def _lines(self, batch: FileBatch) -> LinePlaces | None:
+        """The lines of a batch's file, where its results are written with them, and nobody deleted it."""
+        if not self._form.wants_lines(batch.endpoint):
+            return None
+        stream = await self.files.open(batch.input_file_id)
+        return None if stream is None else await asyncio.to_thread(LinePlaces, stream)
+
+    def _written(
+        self, batch: FileBatch, whole: Sequence[tuple[Result, int]], asked: LinePlaces | None
+    ) -> list[tuple[bytes, bool]]:
+        return [
+            self._form.result(batch, result, at_ns, None if asked is None else asked.line(result.index))
+            for result, at_ns in whole
+        ]
 
     async def _end(
         self,

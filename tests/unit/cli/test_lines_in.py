@@ -222,6 +222,11 @@ GOLDEN = [
         openai("/v1/completions", prompt="once", max_tokens=4, logprobs=3),
         'item_id: "a" generate { prompt: "once" logprobs { top: 3 } } options { num_predict: 4 }',
     ),
+    (
+        openai("/v1/responses", input="hi", instructions="be kind", max_output_tokens=4),
+        'item_id: "a" chat { messages { role: ROLE_SYSTEM content: "be kind" }'
+        ' messages { role: ROLE_USER content: "hi" } } options { num_predict: 4 }',
+    ),
     (openai("/v1/embeddings", input=["x"], model="e"), 'item_id: "a" model: "e" embed { input: "x" }'),
 ]
 
@@ -235,6 +240,17 @@ def test_each_form_is_read(line: object, expected: str) -> None:
 def test_null_says_nothing() -> None:
     """A null is as good as absent, also under a name that is not known."""
     assert item({**chat(), "think": None, "service_tier": None}) == item(chat())
+
+
+def test_what_a_response_was_asked_for_is_kept() -> None:
+    """Since it stands in the answer again; no other line's."""
+    lines = (
+        openai("/v1/responses", input="hi", user="u"),
+        openai(messages=[{"role": "user", "content": "hi"}]) | {"custom_id": "b"},
+        openai("/v1/responses"),
+    )
+    settings = [found.origin.settings for found in read(*lines)]
+    assert settings == [{"user": "u"}, None, None]
 
 
 def test_forms_and_places_are_kept() -> None:
@@ -285,8 +301,8 @@ REFUSED: list[tuple[Any, str]] = [
     ({"prompt": "x", "id": "a", "custom_id": "b"}, "id: says again what custom_id says; write one of them"),
     # OpenAI's frame
     ({**openai(), "method": "GET"}, 'method: must be POST, not "GET"'),
-    ({"custom_id": "a", "method": "POST", "body": {}}, "url: is missing; it must be one of /v1/chat/completions, /v1/completions, /v1/embeddings"),
-    ({**openai(), "url": "/v1/images"}, 'url: must be one of /v1/chat/completions, /v1/completions, /v1/embeddings, not "/v1/images"'),
+    ({"custom_id": "a", "method": "POST", "body": {}}, "url: is missing; it must be one of /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/responses"),
+    ({**openai(), "url": "/v1/images"}, 'url: must be one of /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/responses, not "/v1/images"'),
     ({"custom_id": "a", "url": "/v1/completions"}, "body: is missing"),
     ({**openai(), "body": "x"}, "body: must be an object, not text"),
     ({**openai(messages=[]), "extra": 1}, "extra: not known here"),

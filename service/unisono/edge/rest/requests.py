@@ -20,7 +20,6 @@ MAX_PAIRS, MAX_KEY, MAX_VALUE = 16, 64, 512
 # OpenAI's own bounds of `expires_after`, in seconds.
 LEAST_KEEP_S, MOST_KEEP_S = 3_600, 2_592_000
 _MOST_WINDOW_S: Final = 30 * 86_400
-_NOT_SERVED: Final = "/v1/responses"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +89,7 @@ def _read_batch(body: bytes) -> NewBatchRequest:
 
 def _endpoint(endpoint: str) -> str:
     if endpoint not in FORMS:
-        why = "It is not served yet" if endpoint == _NOT_SERVED else "There is no such endpoint for batches"
-        what = f"Invalid value: '{endpoint[:80]}'. {why}; supported values are: {', '.join(FORMS)}."
+        what = f"Invalid value: '{endpoint[:80]}'. Supported values are: {', '.join(FORMS)}."
         raise RefusedError(400, what, param="endpoint", code="invalid_value")
     return endpoint
 
