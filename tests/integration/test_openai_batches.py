@@ -54,7 +54,7 @@ async def test_upload_create_poll_download(tmp_path: Path) -> None:
         for custom_id, one in found.items():
             assert one["error"] is None
             assert one["response"]["status_code"] == 200
-            body = ChatCompletion.model_validate(one["response"]["body"])
+            body = ChatCompletion.model_validate_json(json.dumps(one["response"]["body"]), strict=True)
             assert body.choices[0].message.content == kept[custom_id].completion.content
             assert body.choices[0].finish_reason == "length"
         output = await client.files.retrieve(batch.output_file_id or "")
@@ -67,14 +67,28 @@ async def test_every_field_of_a_batch_is_there(tmp_path: Path) -> None:
     """What does not apply is null, not absent."""
     async with served(tmp_path) as (h, client), httpx.AsyncClient() as raw:
         batch = await until_over(client, await create(client, chats(1)))
-        found = (await raw.get(f"{h.http_url}/v1/batches/{batch.id}")).json()
-        file = (await raw.get(f"{h.http_url}/v1/files/{batch.input_file_id}")).json()
+        answer = await raw.get(f"{h.http_url}/v1/batches/{batch.id}")
+        answer_of_file = await raw.get(f"{h.http_url}/v1/files/{batch.input_file_id}")
+        lists = {path: (await raw.get(f"{h.http_url}/v1/{path}")).json() for path in ("batches", "files")}
+    _ = Batch.model_validate_json(answer.content, strict=True)
+    _ = FileObject.model_validate_json(answer_of_file.content, strict=True)
+    found, file = answer.json(), answer_of_file.json()
     # The reference has `model` too, which is for batches of one model.
     assert set(found) == set(Batch.model_fields) - {"model"}
     assert [name for name, value in found.items() if value is None] == [
         *("errors", "error_file_id", "failed_at", "expired_at", "cancelled_at", "cancelling_at", "metadata")
     ]
     assert set(file) == set(FileObject.model_fields)
+    assert lists["batches"] == {
+        "object": "list",
+        "data": [found],
+        "first_id": batch.id,
+        "last_id": batch.id,
+        "has_more": False,
+    }
+    ids = [one["id"] for one in lists["files"]["data"]]
+    assert ids == [batch.output_file_id, batch.input_file_id]
+    assert (lists["files"]["first_id"], lists["files"]["last_id"]) == (ids[0], ids[1])
 
 
 async def test_the_other_endpoints(tmp_path: Path) -> None:
@@ -90,10 +104,10 @@ async def test_the_other_endpoints(tmp_path: Path) -> None:
         completions = await lines_of(client, first.output_file_id)
         vectors = await lines_of(client, second.output_file_id)
     for custom_id in "ab":
-        body = Completion.model_validate(completions[custom_id]["response"]["body"])
+        body = Completion.model_validate_json(json.dumps(completions[custom_id]["response"]["body"]), strict=True)
         assert body.choices[0].text
         assert body.model == "fake:latest"
-    made = CreateEmbeddingResponse.model_validate(vectors["v"]["response"]["body"])
+    made = CreateEmbeddingResponse.model_validate_json(json.dumps(vectors["v"]["response"]["body"]), strict=True)
     assert [one.index for one in made.data] == [0, 1]
     assert len(made.data[0].embedding) == len(made.data[1].embedding) > 0
 

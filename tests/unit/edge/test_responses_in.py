@@ -304,7 +304,10 @@ def test_instructions_go_first() -> None:
         ({"tools": [{**TOOL, "strict": True}]}, "body.tools[0].strict: must be false"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "body.tools[0].name: is missing"),
         ({"tools": [TOOL], "tool_choice": "required"}, "body.tool_choice: must be auto, none or allowed_tools"),
-        ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "f"}}, "body.tool_choice.type: must be auto"),
+        (
+            {"tools": [TOOL], "tool_choice": {"type": "function", "name": "f"}},
+            "body.tool_choice.type: must be allowed_tools",
+        ),
         (
             {"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "mode": "required", "tools": []}},
             "body.tool_choice.mode: must be auto",

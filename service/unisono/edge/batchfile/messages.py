@@ -24,13 +24,18 @@ _THINK: dict[bool | str, item_pb2.Think.ValueType] = {
     "high": item_pb2.THINK_HIGH,
     "max": item_pb2.THINK_MAX,
 }
-_EFFORT = {
+# Ollama's models know fewer levels than OpenAI; these stand for those that are nearest.
+EFFORTS = {
     "none": item_pb2.THINK_OFF,
+    "minimal": item_pb2.THINK_LOW,
     "low": item_pb2.THINK_LOW,
     "medium": item_pb2.THINK_MEDIUM,
     "high": item_pb2.THINK_HIGH,
+    "xhigh": item_pb2.THINK_MAX,
     "max": item_pb2.THINK_MAX,
 }
+# Why a call cannot be required.
+CANNOT_BE_MADE = "a model cannot be made to call"
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII)
 
 
@@ -165,8 +170,19 @@ def read_arguments(fields: Fields, name: str) -> str:
 
 
 def take_tools(fields: Fields) -> list[item_pb2.Tool]:
-    """The field `tools`: functions, as OpenAI and Ollama write them alike."""
-    return [_tool(tool) for tool in fields.children("tools") or ()]
+    """The field `tools`: functions, as OpenAI and Ollama write them alike; none where `tool_choice` wants none."""
+    tools = [_tool(tool) for tool in fields.children("tools") or ()]
+    check_parallel_calls(fields, tools)
+    choice = fields.value("tool_choice")
+    if choice not in (None, "auto", "none"):
+        raise fields.wrong("tool_choice", f"must be auto or none, not {quote(choice)}: {CANNOT_BE_MADE}")
+    return [] if choice == "none" else tools
+
+
+def check_parallel_calls(fields: Fields, tools: list[item_pb2.Tool]) -> None:
+    """A model that may call at all may call several functions at one time."""
+    if fields.flag("parallel_tool_calls") is False and tools:
+        raise fields.wrong("parallel_tool_calls", "must be true: a model calls as many functions as it likes")
 
 
 def _tool(fields: Fields) -> item_pb2.Tool:
@@ -238,9 +254,9 @@ def take_think(fields: Fields) -> item_pb2.Think.ValueType | None:
     if think is not None and effort is not None:
         raise fields.wrong("reasoning_effort", "says again what think says; write one of them")
     if effort is not None:
-        if effort not in _EFFORT:
-            raise fields.wrong("reasoning_effort", f"must be one of {', '.join(_EFFORT)}, not {quote(effort)}")
-        return _EFFORT[effort]
+        if effort not in EFFORTS:
+            raise fields.wrong("reasoning_effort", f"must be one of {', '.join(EFFORTS)}, not {quote(effort)}")
+        return EFFORTS[effort]
     if think is None:
         return None
     # 1 equals True, but is not what was asked for.

@@ -12,22 +12,19 @@ from typing import Final
 from unisono._generated.unisono.v1 import item_pb2
 from unisono.edge.batchfile.body import BOOKKEEPING, check_one_answer, read_options, refuse_keep_alive
 from unisono.edge.batchfile.fields import FieldError, Fields, check_text, name_of, quote, to_json
-from unisono.edge.batchfile.messages import ROLES, data_url, read_arguments
+from unisono.edge.batchfile.messages import (
+    CANNOT_BE_MADE,
+    EFFORTS,
+    ROLES,
+    check_parallel_calls,
+    data_url,
+    read_arguments,
+)
 
 _ITEM_TYPES: Final = ("message", "function_call", "function_call_output", "reasoning")
 _NOTHING_KEPT: Final = "must be left out: nothing is kept from one request to the next; write the whole conversation"
 _KEPT: Final = ("previous_response_id", "conversation", "prompt")
 _LOGPROBS: Final = "message.output_text.logprobs"
-# Ollama's models know fewer levels; these stand for those that are nearest.
-_EFFORTS: Final = {
-    "none": item_pb2.THINK_OFF,
-    "minimal": item_pb2.THINK_LOW,
-    "low": item_pb2.THINK_LOW,
-    "medium": item_pb2.THINK_MEDIUM,
-    "high": item_pb2.THINK_HIGH,
-    "xhigh": item_pb2.THINK_MAX,
-    "max": item_pb2.THINK_MAX,
-}
 _SUMMARIES: Final = ("auto", "concise", "detailed")
 _OPTIONS: Final = {"max_output_tokens": "num_predict", "temperature": "temperature", "top_p": "top_p"}
 # What items of a conversation have that says nothing to a model.
@@ -244,21 +241,21 @@ def _needed(fields: Fields, name: str) -> str:
 def _take_tools(fields: Fields) -> list[item_pb2.Tool]:
     """The functions that the model may call: those of `tools` that `tool_choice` leaves."""
     tools = [_tool(tool) for tool in fields.children("tools") or ()]
-    if fields.flag("parallel_tool_calls") is False and tools:
-        raise fields.wrong("parallel_tool_calls", "must be true: a model calls as many functions as it likes")
+    check_parallel_calls(fields, tools)
     choice = fields.value("tool_choice")
     if choice is None or choice == "auto":
         return tools
     if choice == "none":
         return []
-    free = "must be auto, none or allowed_tools: a model cannot be made to call"
     if not isinstance(choice, dict):
-        raise fields.wrong("tool_choice", f"{free}, not {quote(choice)}")
+        raise fields.wrong(
+            "tool_choice", f"must be auto, none or allowed_tools, not {quote(choice)}: {CANNOT_BE_MADE}"
+        )
     inner = Fields(choice, fields.at("tool_choice"))
     if (kind := inner.text("type")) != "allowed_tools":
-        raise inner.wrong("type", f"{free}, not {quote(kind)}")
+        raise inner.wrong("type", f"must be allowed_tools, not {quote(kind)}: {CANNOT_BE_MADE}")
     if (mode := inner.text("mode")) not in (None, "auto"):
-        raise inner.wrong("mode", f"must be auto, not {quote(mode)}: a model cannot be made to call")
+        raise inner.wrong("mode", f"must be auto, not {quote(mode)}: {CANNOT_BE_MADE}")
     allowed = {_allowed(one, tools) for one in inner.children("tools") or ()}
     inner.end()
     return [tool for tool in tools if tool.name in allowed]
@@ -327,11 +324,11 @@ def _take_think(fields: Fields) -> item_pb2.Think.ValueType | None:
     reasoning = fields.child("reasoning")
     if reasoning is None:
         return None
-    effort = _word(reasoning, "effort", *_EFFORTS)
+    effort = _word(reasoning, "effort", *EFFORTS)
     for name in ("summary", "generate_summary"):
         _ = _word(reasoning, name, *_SUMMARIES)
     reasoning.end()
-    return None if effort is None else _EFFORTS[effort]
+    return None if effort is None else EFFORTS[effort]
 
 
 def _take_logprobs(fields: Fields) -> item_pb2.Logprobs | None:

@@ -39,16 +39,21 @@ def whole_limit(query: QueryParams, *, default: int, most: int) -> int:
     text = query.get("limit", "")
     if not text:
         return default
-    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= most):
-        raise RefusedError(400, f"limit must be a whole number from 1 to {most:,}.", param="limit")
-    return int(text)
+    # More digits than these are of a number that is too large too.
+    found = int(text[:10]) if text.isascii() and text.isdigit() else None
+    if found is None or not 1 <= found <= most:
+        code = "invalid_value"
+        if found is not None:
+            code = "integer_below_min_value" if found < 1 else "integer_above_max_value"
+        raise RefusedError(400, f"limit must be a whole number from 1 to {most:,}.", param="limit", code=code)
+    return found
 
 
 def is_oldest_first(query: QueryParams) -> bool:
     """The order of a list; raises RefusedError."""
     order = query.get("order", "") or "desc"
     if order not in ("asc", "desc"):
-        raise RefusedError(400, "order must be asc or desc.", param="order")
+        raise RefusedError(400, "order must be asc or desc.", param="order", code="invalid_value")
     return order == "asc"
 
 
@@ -58,7 +63,14 @@ def read_batch(body: bytes) -> NewBatchRequest:
         return _read_batch(body)
     except FieldError as error:
         what = f"{error.path or 'The body'}: {error.problem}."
-        raise RefusedError(400, what, param=error.path or None) from None
+        raise RefusedError(400, what, param=error.path or None, code=_code_of(error)) from None
+
+
+def _code_of(error: FieldError) -> str | None:
+    """OpenAI's name for what is wrong with a field; none where there is no field."""
+    if not error.path:
+        return None
+    return "unknown_parameter" if error.is_unknown else "invalid_value"
 
 
 def _read_batch(body: bytes) -> NewBatchRequest:
