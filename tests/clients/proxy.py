@@ -61,6 +61,7 @@ class Proxy:
     ) -> None:
         if self._server is not None:
             self._server.close()
+        self.swallows_up = self.swallows_down = False
         self._close_all()
         if self._tasks:
             _ = await asyncio.wait(self._tasks)
@@ -142,6 +143,9 @@ class Proxy:
                     piece, data = data[:size], data[size:]
                     if not await self._pass_piece(piece, writer, is_up=is_up):
                         return
+        while self.swallows_up if is_up else self.swallows_down:
+            # Nor is it told of the end.
+            await asyncio.sleep(0.01)
         writer.close()
 
     async def _pass_piece(self, piece: bytes, writer: asyncio.StreamWriter, *, is_up: bool) -> bool:

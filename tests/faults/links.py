@@ -58,7 +58,7 @@ class Found:
 async def run(
     *, items: int = 60, cuts: int = 5, seed: int = 1, tell: Callable[[str], None] = lambda _: None
 ) -> Found:
-    """Spoils each way in each manner; raises BrokenPromiseError. `items`: of a batch; `cuts`: of each at most."""
+    """Spoils each way in each manner; raises BrokenPromiseError. `items`: of a batch; `cuts`: of each way."""
     found = Found()
     chance = random.Random(seed)
     folder = Path(tempfile.mkdtemp(prefix="unisono-links-"))
@@ -68,7 +68,7 @@ async def run(
         try:
             _ = await service.up()
             async with Proxy(service.target) as grpc_way, Proxy(service.http) as http_way:
-                ways = dict(zip(LINKS, (grpc_way, http_way, behind), strict=True))
+                ways = {"grpc": grpc_way, "http": http_way, "backend": behind}
                 for link in LINKS:
                     for manner in MANNERS:
                         those = _callers(link, manner, items, ways)
@@ -113,20 +113,18 @@ async def _spoil(
     proxy.delay_s = _DELAY_S if manner == "delayed" else 0.0
     slices = {"sliced": lambda: chance.randint(1, 200), "bytewise": lambda: 1}
     proxy.slice = slices.get(manner)
-    for caller in callers:
-        caller.stop()
+    is_cut = manner in ("swallowed", "cut", "reset")
     running = asyncio.gather(*(caller.run() for caller in callers))
     try:
         async with asyncio.timeout(120.0):
-            for _ in range(cuts if manner in ("swallowed", "cut", "reset") else 0):
+            for _ in range(cuts if is_cut else 0):
                 await asyncio.sleep(chance.uniform(*_PAUSE_S))
                 if manner == "swallowed":
                     proxy.swallows_down = True
                     await asyncio.sleep(_SWALLOWS_S)
-                if running.done():
-                    break
                 proxy.cut()
-            proxy.swallows_down = False
+            for caller in callers:
+                caller.stop()
             _ = await running
     finally:
         _ = running.cancel()
@@ -159,7 +157,7 @@ async def _check(callers: list[Caller], service: Service, backend: StandIn, foun
 def figures(found: Found) -> Figures:
     """What a run showed, for people."""
     rows = [
-        (f"{link} {manner}", f"{results} results" + (f", {found.cuts[link, manner]} cuts" if manner in MANNERS[3:] else ""))
+        (f"{link} {manner}", f"{results} results" + (f", {cuts} cuts" if (cuts := found.cuts[link, manner]) else ""))
         for (link, manner), results in found.results.items()
     ]
     total = sum(found.results.values())
@@ -174,7 +172,7 @@ def main() -> int:
     """Runs it and prints what was found."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.links", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--items", type=int, default=60, help="items of each batch (default 60)")
-    parser.add_argument("--cuts", type=int, default=5, help="cuts of each batch at most (default 5)")
+    parser.add_argument("--cuts", type=int, default=5, help="cuts of each way, in each manner (default 5)")
     parser.add_argument("--seed", type=int, default=1, help="another one gives other moments (default 1)")
     given = parser.parse_args()
     return report(
