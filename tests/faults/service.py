@@ -142,6 +142,11 @@ class Service:
         lines = self._log.read_text(errors="replace").splitlines() if self._log.exists() else []
         return [line for line in lines if '"level": "error"' in line or line.startswith("Traceback")]
 
+    @property
+    def last_line(self) -> str:
+        """The last line of its log."""
+        return ["", *self._log.read_text(errors="replace").splitlines()][-1]
+
     async def sample(self, stub: pb_grpc.BatchInferenceStub) -> Sample | None:
         """How large it is now; None where it is not there."""
         try:

@@ -64,7 +64,8 @@ class Streamer(Caller):
         except TimeoutError:
             _ = call.cancel()
         except grpc.aio.AioRpcError as error:
-            await refused(error)
+            # A new batch may find no room.
+            await refused(error, allows=[] if history.ids else [grpc.StatusCode.RESOURCE_EXHAUSTED])
         finally:
             _ = writing.cancel()
             _ = await asyncio.gather(writing, return_exceptions=True)
