@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 
 from tests.faults.backend import MODEL
-from tests.faults.history import History, end_of, packed
+from tests.faults.history import History, end_of, packed, tokens_of
 from tests.faults.service import AGAIN_S, CHANNEL
 from tests.faults.validators import promise
 from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
@@ -41,12 +41,12 @@ def dial(target: str) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(target, options=CHANNEL)
 
 
-def items_of(name: str, count: int, *, tokens: int = 3) -> list[item_pb2.Item]:
+def items_of(name: str, count: int) -> list[item_pb2.Item]:
     """The items of a batch: i0, i1 and so on, with prompts that name batch and item."""
     return [
         item_pb2.Item(
             item_id=f"i{number}",
-            options=item_pb2.Options(num_predict=tokens + number % 5),
+            options=item_pb2.Options(num_predict=tokens_of(f"i{number}")),
             chat=item_pb2.ChatRequest(
                 messages=[item_pb2.Message(role=item_pb2.ROLE_USER, content=f"{name} i{number}")]
             ),
@@ -104,11 +104,11 @@ class Caller:
 # -- Calls -----------------------------------------------------------------------------------------------------
 
 
-async def submit(stub: Any, history: History, *, tokens: int = 3) -> None:
+async def submit(stub: Any, history: History) -> None:
     """Asks for the batch until it was accepted."""
     request = pb.SubmitBatchRequest(
         config=pb.BatchConfig(model=MODEL, request_id=history.name),
-        items=items_of(history.name, len(history.wanted), tokens=tokens),
+        items=items_of(history.name, len(history.wanted)),
     )
     while not history.ids:
         try:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx
 
 from tests.faults.backend import MODEL
 from tests.faults.callers import Caller, calls_by_item
-from tests.faults.history import COMPLETED, End, History
+from tests.faults.history import COMPLETED, End, History, tokens_of
 from tests.faults.service import AGAIN_S
 from tests.faults.validators import promise
 from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
@@ -77,10 +78,7 @@ class Uploader(Caller):
                     history.again += (await self._content(batch[kind])).splitlines()
             calls = await calls_by_item(stub, history.batch_id)
             promise("complete", set(calls) == history.wanted, f"{history.name}: gRPC has other items")
-            history.ends = [
-                End(item_id=end.item_id, state=end.state, reason=end.reason, calls=calls[end.item_id])
-                for end in history.ends
-            ]
+            history.ends = [replace(end, calls=calls[end.item_id]) for end in history.ends]
             kept = (await stub.GetBatch(pb.GetBatchRequest(batch_id=history.batch_id))).batch
             same = kept.counts.completed == history.counters["completed"]
             promise("accounted", same, f"{history.name}: gRPC counts {kept.counts}")
@@ -149,7 +147,7 @@ def _lines(name: str, count: int) -> bytes:
             "body": {
                 "model": MODEL,
                 "messages": [{"role": "user", "content": f"{name} i{number}"}],
-                "max_tokens": 3 + number % 5,
+                "max_tokens": tokens_of(f"i{number}"),
             },
         }
         for number in range(count)
@@ -161,6 +159,7 @@ def _end(line: bytes) -> End:
     told = json.loads(line)
     response = told["response"]
     if response is not None and response["status_code"] == 200:
-        return End(item_id=told["custom_id"], state=COMPLETED)
+        tokens = response["body"]["usage"]["completion_tokens"]
+        return End(item_id=told["custom_id"], state=COMPLETED, tokens=tokens)
     error = told["error"] if response is None else response["body"]["error"]
     return End(item_id=told["custom_id"], state="FAILED", reason=str(error["code"]))

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import fields
 
-from tests.faults.history import COMPLETED, Asked, Bounds, History, Sample, calls_told
+from tests.faults.history import COMPLETED, Asked, Bounds, History, Sample, calls_told, tokens_of
 
 # The counter of each state that an item ends in.
 _COUNTERS = {COMPLETED: "completed", "FAILED": "failed", "CANCELLED": "cancelled", "EXPIRED": "expired"}
@@ -43,6 +43,12 @@ def answered(history: History, *, unless: Collection[str] = ()) -> None:
     """Each item has its answer, or ended with one of these reasons."""
     wrong = [end for end in history.ends if end.state != COMPLETED and end.reason not in unless]
     promise("answered", not wrong, f"{history.name}: {len(wrong)}, such as {wrong[:1]}")
+
+
+def whole(history: History) -> None:
+    """No answer is a part of one: each has all the tokens that were asked for."""
+    cut = [end for end in history.ends if end.state == COMPLETED and end.tokens != tokens_of(end.item_id)]
+    promise("whole", not cut, f"{history.name}: {len(cut)}, such as {cut[:1]}")
 
 
 def unique(history: History) -> None:
@@ -93,6 +99,7 @@ def well(history: History, *, unless: Collection[str] = ()) -> None:
     """All of these."""
     complete(history)
     answered(history, unless=unless)
+    whole(history)
     unique(history)
     resumable(history)
     monotone(history)
