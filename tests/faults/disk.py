@@ -33,7 +33,7 @@ from tests.faults.callers import Caller, all_histories, batch_ids, dial, events_
 from tests.faults.history import Asked
 from tests.faults.service import AGAIN_S, Service
 from tests.faults.streams import Streamer
-from tests.faults.table import Figures, report
+from tests.faults.table import Figures, SkippedError, report
 from tests.faults.uploads import Uploader
 from tests.faults.validators import promise
 from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
@@ -66,23 +66,19 @@ class Found:
     batches: int = 0
 
 
-class CannotMountError(Exception):
-    """This user may mount nothing; the message says why."""
-
-
 @contextlib.contextmanager
 def small_disk(folder: Path, mib: int) -> Iterator[None]:
-    """Mounts a file system in memory at a folder; raises CannotMountError."""
+    """Mounts a file system in memory at a folder; raises SkippedError."""
     folder.mkdir()
     if os.geteuid() != 0:
-        raise CannotMountError("only root may mount a file system")
+        raise SkippedError("only root may mount a file system")
     command = ["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(folder)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
-        raise CannotMountError("there is no mount command") from error
+        raise SkippedError("there is no mount command") from error
     if done.returncode != 0:
-        raise CannotMountError(f"mount says: {done.stderr.strip()}")
+        raise SkippedError(f"mount says: {done.stderr.strip()}")
     try:
         yield
     finally:
@@ -90,7 +86,7 @@ def small_disk(folder: Path, mib: int) -> Iterator[None]:
 
 
 async def run(*, times: int = 5, mib: int = 24, tell: Callable[[str], None] = lambda _: None) -> Found:
-    """Fills the disk so often; raises BrokenPromiseError, CannotMountError."""
+    """Fills the disk so often; raises BrokenPromiseError, SkippedError."""
     found = Found()
     folder = Path(tempfile.mkdtemp(prefix="unisono-disk-"))
     with small_disk(folder / "small", mib):
@@ -294,11 +290,7 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=5, help="times that it is full (default 5)")
     parser.add_argument("--mib", type=int, default=24, help="its size in MiB (default 24)")
     given = parser.parse_args()
-    try:
-        return report("disk", lambda tell: run(times=given.times, mib=given.mib, tell=tell), figures)
-    except CannotMountError as error:
-        print(f"\ndisk\n  skipped: {error}")
-        return 0
+    return report("disk", lambda tell: run(times=given.times, mib=given.mib, tell=tell), figures)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ import asyncio
 import os
 import sys
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 from tests.faults.validators import BrokenPromiseError
@@ -17,29 +19,55 @@ Figures = Sequence[tuple[str, str]]
 Tell = Callable[[str], None]
 
 
+class SkippedError(Exception):
+    """This machine cannot show it; the message says why."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What came of a part."""
+
+    name: str
+    figures: Figures
+    is_broken: bool = False
+
+
 def tell(line: str) -> None:
     """Says how far a run is."""
     print(line, file=sys.stderr, flush=True)
 
 
-def report(name: str, run: Callable[[Tell], Awaitable[T]], figures: Callable[[T], Figures]) -> int:
-    """Runs a part, and prints what it found; 1 where a promise is broken."""
-    try:
-        found, took_s = _timed(run, name)
-    except BrokenPromiseError as error:
-        print(f"{name}: broken: {error}\nagain: python -m tests.faults.{name} {' '.join(sys.argv[1:])}".rstrip())
-        return 1
-    print_table(name, [*figures(found), ("took", f"{took_s:.0f} s; {load()}")])
-    return 0
-
-
-def _timed(run: Callable[[Tell], Awaitable[T]], name: str) -> tuple[T, float]:
+def run_part(name: str, run: Callable[[Tell], Awaitable[T]], figures: Callable[[T], Figures]) -> Part:
+    """Runs a part to its end, whatever that is."""
     began = time.monotonic()
 
     async def go() -> T:
         return await run(lambda line: tell(f"{name}: {line}"))
 
-    return asyncio.run(go()), time.monotonic() - began
+    try:
+        found = asyncio.run(go())
+    except SkippedError as skipped:
+        return Part(name, [("skipped", str(skipped))])
+    except Exception as error:  # noqa: BLE001 - a part that fails costs no other one
+        if not isinstance(error, BrokenPromiseError):
+            traceback.print_exception(error)
+        again = f"python -m {name_of_run()} {' '.join(sys.argv[1:])}".rstrip()
+        return Part(name, [("broken", str(error) or repr(error)), ("again", again)], is_broken=True)
+    took = f"{time.monotonic() - began:.0f} s; {load()}"
+    return Part(name, [*figures(found), ("took", took)])
+
+
+def name_of_run() -> str:
+    """The module that was started."""
+    spec = sys.modules["__main__"].__spec__
+    return spec.name.removesuffix(".__main__") if spec is not None else sys.argv[0]
+
+
+def report(name: str, run: Callable[[Tell], Awaitable[T]], figures: Callable[[T], Figures]) -> int:
+    """Runs a part, and prints what it found; 1 where a promise is broken."""
+    part = run_part(name, run, figures)
+    print_table(part.name, part.figures)
+    return 1 if part.is_broken else 0
 
 
 def print_table(name: str, figures: Figures) -> None:
