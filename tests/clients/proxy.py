@@ -42,6 +42,7 @@ class Proxy:
         # Whether bytes of one direction are swallowed: the other side is not told anything.
         self.swallows_up = False
         self.swallows_down = False
+        self._was_cut = asyncio.Event()
         self._condition: Callable[[Proxy], bool] | None = None
         # Whether a cut resets connections, or closes them in order.
         self.is_reset = True
@@ -61,7 +62,6 @@ class Proxy:
     ) -> None:
         if self._server is not None:
             self._server.close()
-        self.swallows_up = self.swallows_down = False
         self._close_all()
         if self._tasks:
             _ = await asyncio.wait(self._tasks)
@@ -93,6 +93,8 @@ class Proxy:
         self._close_all()
 
     def _close_all(self) -> None:
+        self._was_cut.set()
+        self._was_cut = asyncio.Event()
         for pair in self._pairs:
             for writer in pair:
                 raw = writer.get_extra_info("socket")
@@ -143,9 +145,9 @@ class Proxy:
                     piece, data = data[:size], data[size:]
                     if not await self._pass_piece(piece, writer, is_up=is_up):
                         return
-        while self.swallows_up if is_up else self.swallows_down:
+        if self.swallows_up if is_up else self.swallows_down:
             # Nor is it told of the end.
-            await asyncio.sleep(0.01)
+            _ = await self._was_cut.wait()
         writer.close()
 
     async def _pass_piece(self, piece: bytes, writer: asyncio.StreamWriter, *, is_up: bool) -> bool:

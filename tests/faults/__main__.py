@@ -30,8 +30,12 @@ def parts(given: argparse.Namespace) -> dict[str, Callable[[], Part]]:
     )
     away, patience = ((0.0, 0.5, 3.0), (60.0, 1.0)) if few else ((0.0, 5.0, 60.0), (120.0, 20.0))
     return {
-        "answers": lambda: run_part("answers", lambda tell: answers.run(step=10 if few else 1, tell=tell), answers.figures),
-        "cuts": lambda: run_part("cuts", lambda tell: cuts.run(positions=20 if few else 200, tell=tell), cuts.figures),
+        "answers": lambda: run_part(
+            "answers", lambda tell: answers.run(step=10 if few else 1, tell=tell), answers.figures
+        ),
+        "cuts": lambda: run_part(
+            "cuts", lambda tell: cuts.run(positions=20 if few else 200, tell=tell), cuts.figures
+        ),
         "links": lambda: run_part(
             "links", lambda tell: links.run(cuts=2 if few else 20, seed=given.seed, tell=tell), links.figures
         ),
@@ -41,7 +45,9 @@ def parts(given: argparse.Namespace) -> dict[str, Callable[[], Part]]:
             lambda tell: outages.run(kills=6 if few else 30, away=away, patience=patience, tell=tell),
             outages.figures,
         ),
-        "kills": lambda: run_part("kills", lambda tell: kills.run(planned, items=given.items, tell=tell), kills.figures),
+        "kills": lambda: run_part(
+            "kills", lambda tell: kills.run(planned, items=given.items, tell=tell), kills.figures
+        ),
     }
 
 

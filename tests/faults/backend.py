@@ -1,6 +1,6 @@
 """The stand-in for Ollama as a process that can be killed: what it was asked for is in a file that outlives it.
 
-    python -m tests.faults.backend PORT LOG [--slots N] [--pass-s S]
+python -m tests.faults.backend PORT LOG [--slots N] [--pass-s S]
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class StandIn:
         """Starts it, and returns when it listens."""
         command = [sys.executable, "-m", "tests.faults.backend", str(self.port), str(self._log), *self._arguments]
         with self._complaints.open("ab") as complaints:
-            self._process = subprocess.Popen(command, stderr=complaints)
+            self._process = subprocess.Popen(command, stderr=complaints)  # noqa: ASYNC220 - ends by a signal only
         began = time.monotonic()
         while time.monotonic() - began < _UP_S and self._process.poll() is None:
             try:
@@ -108,7 +108,7 @@ class StandIn:
         raise RuntimeError(f"the stand-in does not listen on port {self.port}; exit {self._process.poll()}")
 
     def kill(self) -> None:
-        """kill -9, and its end waited for."""
+        """Kill -9, and its end waited for."""
         if self._process is not None:
             self._process.send_signal(signal.SIGKILL)
             _ = self._process.wait(10)
@@ -124,7 +124,7 @@ async def _serve(port: int, log: Path, *, slots: int, pass_s: float) -> None:
     async with Recorded(descriptor, port=port, slots=slots, pass_s=pass_s):
         parent = os.getppid()
         # Whoever started it may have been killed itself.
-        while os.getppid() == parent:
+        while os.getppid() == parent:  # noqa: ASYNC110 - the system tells nobody
             await asyncio.sleep(0.5)
 
 

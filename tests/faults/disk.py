@@ -120,9 +120,7 @@ async def run(*, times: int = 5, mib: int = 24, tell: Callable[[str], None] = la
     return found
 
 
-async def _fill_and_heal(
-    service: Service, callers: list[Caller], filler: Path, found: Found, *, number: int
-) -> None:
+async def _fill_and_heal(service: Service, callers: list[Caller], filler: Path, found: Found, *, number: int) -> None:
     async with dial(service.target) as channel:
         stub: Any = pb_grpc.BatchInferenceStub(channel)
         ended = await _until_one_has_ended(callers)
@@ -142,7 +140,7 @@ async def _fill_and_heal(
             else:
                 await _readable(stub, ended, found)
         seen = _answered(callers)
-        filler.unlink()
+        await asyncio.to_thread(filler.unlink)
         began = time.monotonic()
         if service.process.poll() is not None:
             _ = await service.up()

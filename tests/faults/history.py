@@ -1,7 +1,7 @@
 """What callers were told, and what was measured beside them: values, without a judgement.
 
-Whoever calls the service writes down here what it hears (`callers.py`, `streams.py`, `uploads.py`); what must be so is
-in `validators.py`. A history has plain values only, so that a test can spoil one.
+Whoever calls the service writes down here what it hears (`callers.py`, `streams.py`, `uploads.py`); what must be so
+is in `validators.py`. A history has plain values only, so that a test can spoil one.
 """
 
 from __future__ import annotations

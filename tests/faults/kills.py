@@ -173,9 +173,7 @@ async def run(
     return found
 
 
-async def _check(
-    callers: Sequence[Caller], service: Service, backend: StandIn, found: Found, *, kills: int
-) -> None:
+async def _check(callers: Sequence[Caller], service: Service, backend: StandIn, found: Found, *, kills: int) -> None:
     """Everything that was told, held against what the service and the backend say in the end."""
     async with dial(service.target) as channel:
         stub = pb_grpc.BatchInferenceStub(channel)
@@ -234,6 +232,7 @@ def figures(found: Found) -> Figures:
     """What a run showed, for people."""
     deaths = sum(found.kills.values())
     own, wall = [one.own_s for one in found.ups], [one.wall_s for one in found.ups]
+    most = found.largest
     how = {"g": "submitted", "s": "streamed", "f": "uploaded"}
     return [
         *((f"kill -9: {name}", str(count)) for name, count in sorted(found.kills.items())),
@@ -243,11 +242,9 @@ def figures(found: Found) -> Figures:
         ("calls repeated", f"{found.repeated:,}: {found.repeated / max(1, deaths):.1f} a kill"),
         ("going again", f"median {statistics.median(own):.2f} s, longest {max(own):.2f} s"),
         ("going again, by the wall", f"median {statistics.median(wall):.2f} s, longest {max(wall):.2f} s"),
-        (
-            "at most",
-            f"{found.largest.memory_bytes / _MIB:.0f} MiB of memory, {found.largest.folder_bytes / _MIB:.0f} MiB on "
-            f"the disk, {found.largest.in_flight} items at the backend",
-        ),
+        ("most memory", f"{most.memory_bytes / _MIB:.0f} MiB"),
+        ("most on the disk", f"{most.folder_bytes / _MIB:.0f} MiB"),
+        ("most items", f"{most.in_flight} at the backend, {most.queued} in the queue, of {most.running} batches"),
     ]
 
 

@@ -175,9 +175,7 @@ def main() -> int:
     parser.add_argument("--cuts", type=int, default=5, help="cuts of each way, in each manner (default 5)")
     parser.add_argument("--seed", type=int, default=1, help="another one gives other moments (default 1)")
     given = parser.parse_args()
-    return report(
-        "links", lambda tell: run(items=given.items, cuts=given.cuts, seed=given.seed, tell=tell), figures
-    )
+    return report("links", lambda tell: run(items=given.items, cuts=given.cuts, seed=given.seed, tell=tell), figures)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,8 @@ async def run(
     """Kills the backend so often in all, away so long in turn; raises BrokenPromiseError."""
     times = [away[number // len(patience) % len(away)] for number in range(kills)]
     lanes = [
-        _run_one(patience_s, times[number :: len(patience)], items, tell) for number, patience_s in enumerate(patience)
+        _run_one(patience_s, times[number :: len(patience)], items, tell)
+        for number, patience_s in enumerate(patience)
     ]
     tasks = [asyncio.ensure_future(lane) for lane in lanes]
     try:

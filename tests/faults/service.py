@@ -150,18 +150,22 @@ class Service:
     async def sample(self, stub: pb_grpc.BatchInferenceStub) -> Sample | None:
         """How large it is now; None where it is not there."""
         try:
-            info = await stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=2.0)  # type: ignore[misc]
-            status = Path(f"/proc/{self.process.pid}/status").read_text()
+            info = await stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=2.0)
+            resident = self._resident_bytes()
         except (grpc.aio.AioRpcError, OSError):
             return None
-        resident = next((line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")), "0")
         return Sample(
-            memory_bytes=int(resident) * 1024,
+            memory_bytes=resident,
             folder_bytes=folder_bytes(self.data),
             running=info.running_batches,
             in_flight=sum(one.in_flight for one in info.backends),
             queued=sum(one.queued for one in info.backends),
         )
+
+    def _resident_bytes(self) -> int:
+        """What its process has in memory; raises OSError where the system does not tell."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return 1024 * int(next((line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")), "0"))
 
 
 def folder_bytes(folder: Path) -> int:

@@ -95,5 +95,3 @@ class Streamer(Caller):
                     self._acked.add(ack.item_id)
             case _:
                 pass
-
-

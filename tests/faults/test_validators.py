@@ -1,4 +1,4 @@
-"""What checks is checked: each validator takes a history that is well, and names the promise that a spoilt one broke."""
+"""What checks is checked: a validator takes a history that is well, and names the promise that a spoilt one broke."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ def result(item_id: str, **more: object) -> event_pb2.Result:
     """An answer, in one attempt."""
     usage = item_pb2.Usage(completion_tokens=tokens_of(item_id))
     return event_pb2.Result(
-        item_id=item_id, state=event_pb2.ITEM_STATE_COMPLETED, attempts=1, usage=usage, **more  # type: ignore[arg-type]
+        item_id=item_id,
+        state=event_pb2.ITEM_STATE_COMPLETED,
+        attempts=1,
+        usage=usage,
+        **more,  # type: ignore[arg-type]
     )
 
 
