@@ -24,7 +24,6 @@ from unisono.core.batch import BadItem
 from unisono.core.durable import NewBatch
 from unisono.core.errors import (
     BatchRunningError,
-    InputClosedError,
     InvalidRequestError,
     LimitExceededError,
     ShuttingDownError,
@@ -139,18 +138,17 @@ class DurableBatches:
         carrier: Mapping[str, str],
         metadata: Mapping[str, str],
         fingerprint: bytes = b"",
-    ) -> tuple[RunningBatch, bool]:
-        """Keeps a batch whose items are added by a stream, or finds that of the same request; and whether it is new.
+    ) -> tuple[str, RunningBatch | None, bool]:
+        """Keeps a batch whose items are added by a stream, or finds that of the same request.
 
-        It waits for no turn. Raises as `submit`, and InputClosedError where the batch has ended.
+        Answers with its id, the batch (None: it has ended), and whether it is new. It waits for no turn. Raises as
+        `submit`.
         """
         new = self._new(config, method=method, carrier=carrier, metadata=metadata, fingerprint=fingerprint)
         stored, is_new = await self._store.submit(new, [], is_whole=False)
         self._runs.enter(stored)
-        batch = await self._runs.run_now(stored.batch_id)
-        if batch is None:
-            raise InputClosedError(f"batch {stored.batch_id} has ended; AttachBatch has its events")
-        return batch, is_new
+        # One of the same request may have ended, while the answers to whoever asks again were lost.
+        return stored.batch_id, await self._runs.run_now(stored.batch_id), is_new
 
     async def reopen(self, batch_id: str) -> RunningBatch | None:
         """A kept batch for a stream that goes on with it; None: it has ended. Raises BatchNotFoundError."""

@@ -138,9 +138,13 @@ class BatchInferenceServicer(KeptBatches, Questions):
                 method, carrier = f"{SERVICE}/StreamBatch", carrier_of(context)
                 if is_kept:
                     metadata = convert_kept.metadata(opened.metadata, path="open.metadata")
-                    batch, is_new = await self._kept.open_stream(
+                    batch_id, found, is_new = await self._kept.open_stream(
                         config, method=method, carrier=carrier, metadata=metadata, fingerprint=fingerprint
                     )
+                    if found is None:
+                        await self._replay(batch_id, after, context)
+                        return
+                    batch = found
                 else:
                     batch, is_new = self._batches.open(
                         config, method=method, carrier=carrier, fingerprint=fingerprint
