@@ -38,6 +38,15 @@ def report_defect(where: str, defect: BaseException) -> None:
     log.error("defect", where=where, exc_info=(type(defect), defect, defect.__traceback__))
 
 
+def report_lost(batch_id: str, error: Exception) -> None:
+    """Tells the log of a kept batch that does not go on here: nobody else would."""
+    log.error(
+        "a kept batch cannot be written to any more: it stays as it is, until the next start takes it over",
+        batch=batch_id,
+        error=str(error),
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
     """Where batches are kept."""
@@ -58,7 +67,11 @@ async def start_store(settings: Settings, batches: Batches, clock: Clock, stack:
     from unisono.adapters.journal.sqlite import SqliteJournal  # noqa: PLC0415
 
     journal = SqliteJournal(
-        folder, keep_s=settings.retention, max_bytes=settings.max_data_bytes, failpoint=_failpoints(os.environ)
+        folder,
+        keep_s=settings.retention,
+        max_bytes=settings.max_data_bytes,
+        failpoint=_failpoints(os.environ),
+        report_lost=report_lost,
     )
     try:
         await journal.start(clock.time_ns())

@@ -397,6 +397,27 @@ async def test_what_is_wrong_with_a_call_costs_no_other(tmp_path: Path) -> None:
         assert [stored.batch_id for _, stored in await journal.page(limit=9)] == ["b"]
 
 
+async def test_a_batch_that_is_lost_is_reported(tmp_path: Path) -> None:
+    """Once, by its name and with what is wrong; also where nobody here runs it any more."""
+    reported: list[tuple[str, Exception]] = []
+    journal = SqliteJournal(tmp_path, keep_s=1.0, report_lost=lambda *lost: reported.append(lost))
+    await journal.start(MADE_NS)
+    for batch_id in ("here", "left"):
+        _ = await begun(journal, batch_id)
+        for _ in range(2):
+            journal.append(batch_id, a_result(0, content="for nobody's eyes"), MADE_NS)
+    journal.forget("left")
+    await journal.settle("here")
+    journal.append("here", a_result(1), MADE_NS)
+    await until(lambda: len(reported) == 2)
+    await journal.close()
+    assert sorted(batch_id for batch_id, _ in reported) == ["here", "left"]
+    for _, error in reported:
+        assert "UNIQUE constraint failed" in str(error)
+        # It goes into a log.
+        assert "for nobody's eyes" not in str(error)
+
+
 # -- Its end ---------------------------------------------------------------------------------------------------
 
 
