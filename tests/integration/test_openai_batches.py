@@ -73,8 +73,7 @@ async def test_every_field_of_a_batch_is_there(tmp_path: Path) -> None:
     _ = Batch.model_validate_json(answer.content, strict=True)
     _ = FileObject.model_validate_json(answer_of_file.content, strict=True)
     found, file = answer.json(), answer_of_file.json()
-    # The reference has `model` too, which is for batches of one model.
-    assert set(found) == set(Batch.model_fields) - {"model"}
+    assert set(found) == set(Batch.model_fields)
     assert [name for name, value in found.items() if value is None] == [
         *("errors", "error_file_id", "failed_at", "expired_at", "cancelled_at", "cancelling_at", "metadata")
     ]
@@ -89,6 +88,21 @@ async def test_every_field_of_a_batch_is_there(tmp_path: Path) -> None:
     ids = [one["id"] for one in lists["files"]["data"]]
     assert ids == [batch.output_file_id, batch.input_file_id]
     assert (lists["files"]["first_id"], lists["files"]["last_id"]) == (ids[0], ids[1])
+
+
+async def test_the_model_of_a_batch(tmp_path: Path) -> None:
+    """That of all its lines, once they were looked at, and after its end too; no other."""
+    several = [chat("a"), chat("b", model="fake-think")]
+    async with served(tmp_path) as (_, client):
+        alike, mixed, gone = [
+            await create(client, lines)
+            for lines in ([*chats(2), chat("wrong", temperature=-1.0)], several, [chat("a", model="absent")])
+        ]
+        assert alike.model is mixed.model is None
+        ended = [await until_over(client, batch) for batch in (alike, mixed, gone)]
+        assert [batch.model for batch in ended] == ["fake", None, "absent"]
+        assert [batch.status for batch in ended] == ["completed"] * 3
+        assert [batch.model async for batch in client.batches.list()] == ["absent", None, "fake"]
 
 
 async def test_the_other_endpoints(tmp_path: Path) -> None:

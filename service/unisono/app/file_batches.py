@@ -29,6 +29,7 @@ from unisono.core.errors import (
 )
 from unisono.core.events import BatchState, Result, ResultPart
 from unisono.core.files import FileBatch, FileBatchState, LineError, StoredFile
+from unisono.core.model import Item
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from unisono.app.stores import FileDraft, FileStore
     from unisono.core.batch import BadItem
     from unisono.core.durable import StoredBatch
-    from unisono.core.model import Item
 
 # Results that are read at one time.
 _RESULTS = 32
@@ -173,6 +173,12 @@ class FileBatches:
             return await self._durable.get(batch.batch_id)
         return None
 
+    async def model(self, batch: FileBatch) -> str:
+        """The model of all its lines; empty: they have several, or name none, or nobody knows yet, or any more."""
+        with suppress(BatchNotFoundError):
+            return (await self._durable.get(batch.batch_id)).config.model
+        return ""
+
     async def cancel(self, batch: FileBatch) -> None:
         """Ends an open batch: what was not answered yet never will be."""
         if batch.batch_id in self._open:
@@ -259,7 +265,10 @@ class FileBatches:
             await self._end(batch, FileBatchState.FAILED, errors=tuple(check.errors))
             return False
         left_s = (batch.expires_ns - self._clock.time_ns()) / 1e9
-        config = BatchConfig(is_strict=False, deadline_s=max(_LEAST_S, left_s))
+        models = {one.model for one in items if isinstance(one, Item)}
+        # Each item has its own; where they are all the same, the batch says so too.
+        model = models.pop() if len(models) == 1 else ""
+        config = BatchConfig(is_strict=False, deadline_s=max(_LEAST_S, left_s), model=model)
         try:
             checked = await self._batches.check(items, config)
         except InvalidRequestError as error:

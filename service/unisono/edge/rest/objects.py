@@ -40,8 +40,8 @@ def status_of(batch: FileBatch, stored: StoredBatch | None) -> str:
     return VALIDATING if stored is None else IN_PROGRESS
 
 
-def batch_object(batch: FileBatch, stored: StoredBatch | None) -> dict[str, object]:
-    """A batch as it stands; see `status_of`."""
+def batch_object(batch: FileBatch, stored: StoredBatch | None, *, model: str = "") -> dict[str, object]:
+    """A batch as it stands; see `status_of`. `model`: that of all its lines; empty: there is none such."""
     status = status_of(batch, stored)
     in_progress_ns, finalizing_ns = batch.in_progress_ns, batch.finalizing_ns
     tally = batch.tally or Tally()
@@ -55,6 +55,7 @@ def batch_object(batch: FileBatch, stored: StoredBatch | None) -> dict[str, obje
         "id": batch.batch_id,
         "object": "batch",
         "endpoint": batch.endpoint,
+        "model": model or None,
         "errors": _errors(batch),
         "input_file_id": batch.input_file_id,
         "completion_window": batch.window,

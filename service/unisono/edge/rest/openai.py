@@ -134,12 +134,12 @@ class OpenAIRoutes:
         found = await self._kept.files.page_batches(after=query.get("after", ""), limit=limit + 1)
         if found is None:
             raise _no_cursor("Batch")
-        data = [objects.batch_object(batch, await self._kept.standing(batch)) for batch in found[:limit]]
+        data = [await self._object(batch, await self._kept.standing(batch)) for batch in found[:limit]]
         return json_answer(objects.list_object(data, has_more=len(found) > limit))
 
     async def _get_batch(self, request: Request) -> Response:
         batch, stored = await self._batch(request)
-        return json_answer(objects.batch_object(batch, stored))
+        return await self._answer(batch, stored)
 
     async def _cancel_batch(self, request: Request) -> Response:
         batch, _ = await self._batch(request)
@@ -147,7 +147,13 @@ class OpenAIRoutes:
             raise RefusedError(409, f"Cannot cancel a batch with status '{batch.state.value}'.")
         await self._kept.cancel(batch)
         batch, stored = await self._batch(request)
-        return json_answer(objects.batch_object(batch, stored))
+        return await self._answer(batch, stored)
+
+    async def _answer(self, batch: FileBatch, stored: StoredBatch | None) -> Response:
+        return json_answer(await self._object(batch, stored))
+
+    async def _object(self, batch: FileBatch, stored: StoredBatch | None) -> dict[str, object]:
+        return objects.batch_object(batch, stored, model=await self._kept.model(batch))
 
     async def _batch(self, request: Request) -> tuple[FileBatch, StoredBatch | None]:
         batch_id: str = request.path_params["batch_id"]
