@@ -316,6 +316,7 @@ def test_instructions_go_first() -> None:
             {"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "tools": [OTHER_TOOL]}},
             "body.tool_choice.tools[0]: is none of the functions in tools",
         ),
+        ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools"}}, "body.tool_choice.tools: is missing"),
         ({"tools": [TOOL], "parallel_tool_calls": False}, "body.parallel_tool_calls: must be true"),
         (
             {"text": {"format": {"type": "grammar"}}},

@@ -256,7 +256,9 @@ def _take_tools(fields: Fields) -> list[item_pb2.Tool]:
         raise inner.wrong("type", f"must be allowed_tools, not {quote(kind)}: {CANNOT_BE_MADE}")
     if (mode := inner.text("mode")) not in (None, "auto"):
         raise inner.wrong("mode", f"must be auto, not {quote(mode)}: {CANNOT_BE_MADE}")
-    allowed = {_allowed(one, tools) for one in inner.children("tools") or ()}
+    if (listed := inner.children("tools")) is None:
+        raise inner.wrong("tools", "is missing")
+    allowed = {_allowed(one, tools) for one in listed}
     inner.end()
     return [tool for tool in tools if tool.name in allowed]
 

@@ -21,21 +21,23 @@ _SAID_AGAIN: Final[Mapping[str, object]] = {
     "prompt_cache_key": None,
     "safety_identifier": None,
     "temperature": None,
-    "tool_choice": "auto",
     "top_logprobs": 0,
     "top_p": None,
     "truncation": "disabled",
     "user": None,
 }
+_WHOLE: Final = ("max_output_tokens", "max_tool_calls", "top_logprobs")
 _AS_TEXT: Final[Mapping[str, object]] = {"type": "text"}
 
 
 def settings_of(body: Mapping[str, object]) -> dict[str, object]:
     """What a request's body, which was read without an error, asks for beside its input."""
-    settings = {name: body[name] for name in _SAID_AGAIN if body.get(name) is not None}
-    for name in ("text", "reasoning", "tools"):
-        if body.get(name) is not None:
-            settings[name] = body[name]
+    names = (*_SAID_AGAIN, "text", "reasoning", "tool_choice", "tools")
+    settings = {name: body[name] for name in names if body.get(name) is not None}
+    for name, value in settings.items():
+        # 8.0 is a whole number to the reader, and must be one to whoever reads the answer.
+        if name in _WHOLE and isinstance(value, float):
+            settings[name] = int(value)
     return settings
 
 
@@ -61,6 +63,7 @@ def response_body(
         "output": _output(name, completion, status),
         "usage": _usage(result.usage),
         **{field: asked.get(field, default) for field, default in _SAID_AGAIN.items()},
+        "tool_choice": _tool_choice(asked.get("tool_choice")),
         "text": _text(asked.get("text")),
         "reasoning": _reasoning(asked.get("reasoning")),
         "tools": _tools(asked.get("tools")),
@@ -140,6 +143,10 @@ def _text(asked: object) -> dict[str, object]:
 
 def _reasoning(asked: object) -> dict[str, object]:
     return {"effort": None, "summary": None, **_said(asked)}
+
+
+def _tool_choice(asked: object) -> object:
+    return {"mode": "auto", **_said(asked)} if isinstance(asked, dict) else asked or "auto"
 
 
 def _tools(asked: object) -> list[dict[str, object]]:
