@@ -16,7 +16,7 @@ from collections.abc import Callable
 from tests.faults import answers, cuts, disk, kills, links, outages
 from tests.faults.table import Part, load, print_table, run_part, tell
 
-PARTS = ("answers", "cuts", "links", "disk", "outages", "kills")
+PARTS = ("kills", "outages", "links", "cuts", "disk", "answers")
 
 
 def parts(given: argparse.Namespace) -> dict[str, Callable[[], Part]]:

@@ -9,6 +9,7 @@ The answers are served on a socket and read by the whole adapter; each is cut in
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -31,6 +32,8 @@ async def run(*, step: int = 1, tell: Callable[[str], None] = lambda _: None) ->
                     cuts = await cut_everywhere(server, name, then_reset=then_reset, step=step)
                 except AssertionError as error:
                     raise BrokenPromiseError(f"whole: {name}, reset {then_reset}: {error}") from error
+                # The server's last task is to end by itself.
+                await asyncio.sleep(0.05)
             group = next((one for one in _GROUPS if one in name), "other answers")
             found[group] += cuts
         tell(f"{name}: {found.total():,} cuts")
