@@ -129,7 +129,7 @@ async def _fill_and_heal(service: Service, callers: list[Caller], filler: Path, 
         await _upload_refused(service, found)
         await _readable(stub, ended, found)
         # Whatever was accepted waits, and nothing else comes.
-        if number % 2:
+        if number % 2 == 0:
             _ = service.kill()
             found.kills += 1
             service.start()
@@ -141,9 +141,9 @@ async def _fill_and_heal(service: Service, callers: list[Caller], filler: Path, 
                 await _readable(stub, ended, found)
         seen = _answered(callers)
         await asyncio.to_thread(filler.unlink)
-        began = time.monotonic()
         if service.process.poll() is not None:
             _ = await service.up()
+        began = time.monotonic()
         await _until(lambda: _answered(callers) > seen, "nothing goes on where there is room again")
         found.heals_s.append(time.monotonic() - began)
         promise("heals", found.heals_s[-1] <= HEALS_S, f"went on after {found.heals_s[-1]:.1f} s")

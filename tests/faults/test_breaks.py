@@ -9,10 +9,10 @@ from tests.faults.table import SkippedError
 
 
 async def test_a_connection_that_is_cut_and_resumed() -> None:
-    """At each of 16 positions, exactly the rest comes; nothing runs twice."""
-    found = await cuts.run(positions=16, items=6)
-    assert set(found.cuts.values()) == {16}
-    assert found.results >= 6 * 33
+    """At each of 10 positions, exactly the rest comes; nothing runs twice."""
+    found = await cuts.run(positions=10, items=6)
+    assert set(found.cuts.values()) == {10}
+    assert found.results >= 6 * 21
 
 
 async def test_spoilt_ways() -> None:
@@ -35,7 +35,7 @@ async def test_a_backend_that_dies_and_comes_back() -> None:
 async def test_a_disk_that_is_full() -> None:
     """Submits are refused, all can be read, and all goes on when there is room; also after a kill."""
     try:
-        found = await disk.run(times=2)
+        found = await disk.run(times=1)
     except SkippedError as skipped:
         pytest.skip(f"no small file system: {skipped}")
-    assert (found.refused, found.uploads_refused, found.kills) == (2, 2, 1)
+    assert (found.refused, found.uploads_refused, found.kills) == (1, 1, 1)
