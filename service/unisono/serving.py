@@ -104,6 +104,7 @@ async def start_rest(
     # Only now, as with the journal.
     from unisono.app.file_batches import FileBatches, FileSettings  # noqa: PLC0415
     from unisono.edge.rest.app import make_app  # noqa: PLC0415
+    from unisono.edge.rest.batch_api import BatchRoutes, WindowFacts  # noqa: PLC0415
     from unisono.edge.rest.lines import OpenAILines  # noqa: PLC0415
     from unisono.edge.rest.openai import OpenAIRoutes  # noqa: PLC0415
     from unisono.edge.rest.server import RestServer  # noqa: PLC0415
@@ -133,7 +134,16 @@ async def start_rest(
             return "it is being stopped"
         return f"its journal {kept.journal.trouble}" if kept.journal.trouble else ""
 
-    app = make_app([OpenAIRoutes(made).table(), StandingRoutes(trouble).table()], report_defect=report_defect)
+    def pending() -> int:
+        return batches.running + (kept.durable.open_count if kept is not None else 0)
+
+    window = WindowFacts(is_enabled=settings.batch_enabled, size=settings.batch_size, window_s=settings.batch_timeout)
+    tables = [
+        OpenAIRoutes(made).table(),
+        BatchRoutes(batches, clock, window=window, pending=pending, report_defect=report_defect).table(),
+        StandingRoutes(trouble).table(),
+    ]
+    app = make_app(tables, report_defect=report_defect)
     try:
         server = await RestServer.start(app, *address)
     except OSError as error:

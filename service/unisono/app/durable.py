@@ -207,12 +207,16 @@ class DurableBatches:
             deadline_ns=now_ns + round(config.deadline_s * 1e9) if config.deadline_s else None,
         )
 
+    @property
+    def open_count(self) -> int:
+        """Batches that have not ended."""
+        return len(self._runs.waiting) + len(self._runs.running)
+
     def refuse_too_many(self) -> None:
         """Raises LimitExceededError where as many batches are open as may be."""
-        if len(self._runs.waiting) + len(self._runs.running) >= self._settings.most_open:
+        if self.open_count >= self._settings.most_open:
             raise LimitExceededError(
-                f"{len(self._runs.waiting) + len(self._runs.running):,} kept batches have not ended; at most "
-                f"{self._settings.most_open:,} may be open",
+                f"{self.open_count:,} kept batches have not ended; at most {self._settings.most_open:,} may be open",
                 metadata={"limit": "max_kept_batches"},
                 retry_after_s=30.0,
             )

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from unisono.core.errors import NothingKeptError
 from unisono.edge.rest import objects, requests
 from unisono.edge.rest.errors import RefusedError, error_body
-from unisono.edge.rest.routes import Table, json_answer, no_route, whole_body
+from unisono.edge.rest.routes import TRACE_HEADERS, Table, json_answer, no_route, whole_body
 from unisono.edge.rest.upload import receive
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ _FILES_PAGE: Final = 10_000
 _BATCHES_PAGE, _MAX_BATCHES_PAGE = 20, 100
 # Bytes of a file that are sent at one time.
 _SENT_BYTES: Final = 256 * 1024
-_TRACE_HEADERS: Final = ("traceparent", "tracestate")
 
 
 class OpenAIRoutes:
@@ -124,7 +123,7 @@ class OpenAIRoutes:
             metadata=asked.metadata,
             output_keep_s=asked.output_keep_s,
             # No more of the headers is kept: they hold the caller's key.
-            carrier={name: request.headers[name] for name in _TRACE_HEADERS if name in request.headers},
+            carrier={name: request.headers[name] for name in TRACE_HEADERS if name in request.headers},
         )
         return json_answer(objects.batch_object(batch, None))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 from starlette.responses import Response
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     Handler = Callable[[Request], Awaitable[Response]]
+
+# Of a request's headers, what a batch keeps: no more, for they hold the caller's key.
+TRACE_HEADERS: Final = ("traceparent", "tracestate")
 
 
 class ErrorBody(Protocol):
