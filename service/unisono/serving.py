@@ -105,18 +105,21 @@ async def start_rest(
     from unisono.app.file_batches import FileBatches, FileSettings  # noqa: PLC0415
     from unisono.edge.rest.app import make_app  # noqa: PLC0415
     from unisono.edge.rest.batch_api import BatchRoutes, WindowFacts  # noqa: PLC0415
+    from unisono.edge.rest.kept import KeptRoutes  # noqa: PLC0415
     from unisono.edge.rest.lines import OpenAILines  # noqa: PLC0415
     from unisono.edge.rest.openai import OpenAIRoutes  # noqa: PLC0415
     from unisono.edge.rest.server import RestServer  # noqa: PLC0415
     from unisono.edge.rest.standing import StandingRoutes  # noqa: PLC0415
+    from unisono.edge.rest.views import BatchViews  # noqa: PLC0415
 
+    lines = OpenAILines(batches.limits)
     made: FileBatches | None = None
     if kept is not None:
         made = FileBatches(
             kept.journal.files(),
             kept.durable,
             batches,
-            OpenAILines(batches.limits),
+            lines,
             clock,
             settings=FileSettings(keep_s=settings.retention, most_open=settings.max_kept_batches),
             report_defect=report_defect,
@@ -138,8 +141,10 @@ async def start_rest(
         return batches.running + (kept.durable.open_count if kept is not None else 0)
 
     window = WindowFacts(is_enabled=settings.batch_enabled, size=settings.batch_size, window_s=settings.batch_timeout)
+    views = BatchViews(made, kept.durable if kept is not None else None)
     tables = [
-        OpenAIRoutes(made).table(),
+        OpenAIRoutes(views).table(),
+        KeptRoutes(views, lines, report_defect=report_defect).table(),
         BatchRoutes(batches, clock, window=window, pending=pending, report_defect=report_defect).table(),
         StandingRoutes(trouble).table(),
     ]

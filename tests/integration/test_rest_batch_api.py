@@ -56,7 +56,7 @@ async def test_answers_stand_in_the_order_of_their_requests() -> None:
         answer = await client.post(GENERATE, json=body)
         assert answer.status_code == 200, answer.text
         found = answer.json()
-        assert (await h.attach(found["batch_id"])).summary
+        assert (await h.attach(found["batch_id"])).batch_id == found["batch_id"]
     assert [one["index"] for one in found["responses"]] == list(range(8))
     assert [one["id"] for one in found["responses"]] == [f"q{n}" for n in range(8)]
     assert [one["eval_count"] for one in found["responses"]] == [41 - 4 * n for n in range(8)]

@@ -270,6 +270,10 @@ class DurableBatches:
         """See the port."""
         return await self._store.get(batch_id)
 
+    def require(self, batch_id: str, sequence: int) -> None:
+        """Raises BatchNotFoundError; SequenceOutOfRangeError where the batch has no event of that number yet."""
+        _ = self._store.read(batch_id, sequence, 1)
+
     async def until_over(self, batch_id: str) -> StoredBatch:
         """The batch, once it has ended; raises BatchNotFoundError."""
         while True:

@@ -188,6 +188,29 @@ class FileBatches:
         with suppress(BatchNotFoundError):
             _ = await self._durable.cancel(batch.batch_id)
 
+    async def retry(self, parent: FileBatch, *, request_id: str, method: str, carrier: Mapping[str, str]) -> str:
+        """A batch of the items of another that failed, expired, or were cancelled; its id. It becomes files too.
+
+        See `DurableBatches.retry`. Where the process ends before it is known as one of a file, it is a kept batch.
+        """
+        stored, is_new = await self._durable.retry(
+            parent.batch_id, request_id=request_id, method=method, carrier=carrier
+        )
+        if is_new:
+            batch = FileBatch(
+                batch_id=stored.batch_id,
+                input_file_id=parent.input_file_id,
+                endpoint=parent.endpoint,
+                window=parent.window,
+                expires_ns=stored.deadline_ns or stored.created_ns,
+                created_ns=stored.created_ns,
+                metadata=parent.metadata,
+                output_keep_s=parent.output_keep_s,
+            )
+            await self.files.put_batch(batch)
+            self._drive(batch, carrier)
+        return stored.batch_id
+
     # -- From its file to its files ----------------------------------------------------------------------------
 
     def _drive(self, batch: FileBatch, carrier: Mapping[str, str]) -> None:

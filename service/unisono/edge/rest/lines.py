@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from unisono.core.events import Result
     from unisono.core.files import FileBatch
     from unisono.core.limits import Limits
-    from unisono.core.model import Item
+    from unisono.core.model import Completion, Item
 
 # What OpenAI takes of a file.
 MAX_LINES: Final = 50_000
@@ -155,6 +155,11 @@ class OpenAILines:
 
     def result(self, batch: FileBatch, result: Result, at_ns: int, asked: bytes | None = None) -> tuple[bytes, bool]:
         """A line of output, or of the file of errors. `asked`: the line of its request, where that is wanted."""
+        line = self.line(batch, result, at_ns, asked)
+        return msgspec.json.encode(line) + b"\n", result.completion is not None
+
+    def line(self, batch: FileBatch, result: Result, at_ns: int, asked: bytes | None = None) -> dict[str, object]:
+        """A line, still as an object."""
         name = f"{batch.batch_id.removeprefix('batch_')}-{result.index}"
         value: dict[str, object] = {
             "id": f"batch_req_{name}",
@@ -166,7 +171,7 @@ class OpenAILines:
         if result.completion is not None:
             # Without what OpenAI has no word for.
             message = convert_out.result(replace(result, error=None))
-            body = BODIES[FORMS[batch.endpoint]](
+            body = BODIES[_form(batch, result.completion)](
                 name, at_ns // 1_000_000_000, message, _settings(asked, result.item_id)
             )
             value["response"] = {"status_code": 200, "request_id": f"req_{name}", "body": body}
@@ -179,7 +184,14 @@ class OpenAILines:
         else:
             status, failed = of_house(error or InternalError("the item ended without an answer"), error_body)
             value["response"] = {"status_code": status, "request_id": f"req_{name}", "body": failed}
-        return msgspec.json.encode(value) + b"\n", result.completion is not None
+        return value
+
+
+def _form(batch: FileBatch, done: Completion) -> Form:
+    """The form of an answer: of a batch that was made of no file, a chat's, or embeddings'."""
+    if batch.endpoint:
+        return FORMS[batch.endpoint]
+    return Form.EMBEDDINGS if done.embeddings else Form.CHAT
 
 
 def _settings(asked: bytes | None, item_id: str) -> dict[str, object] | None:

@@ -8,7 +8,6 @@ from urllib.parse import quote
 
 from starlette.responses import Response
 
-from unisono.core.errors import NothingKeptError
 from unisono.edge.rest import objects, requests
 from unisono.edge.rest.errors import RefusedError, error_body
 from unisono.edge.rest.routes import TRACE_HEADERS, Table, json_answer, no_route, whole_body
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from unisono.app.file_batches import FileBatches
-    from unisono.core.durable import StoredBatch
-    from unisono.core.files import FileBatch, StoredFile
+    from unisono.core.files import StoredFile
+    from unisono.edge.rest.views import BatchViews
 
 _FILES_PAGE: Final = 10_000
 _BATCHES_PAGE, _MAX_BATCHES_PAGE = 20, 100
@@ -31,9 +30,8 @@ _SENT_BYTES: Final = 256 * 1024
 class OpenAIRoutes:
     """What is answered to which request."""
 
-    def __init__(self, kept: FileBatches | None) -> None:
-        """`kept`: None where the service keeps no batches."""
-        self._given = kept
+    def __init__(self, views: BatchViews) -> None:
+        self._views = views
 
     def table(self) -> Table:
         """The paths, and what is done there."""
@@ -71,10 +69,10 @@ class OpenAIRoutes:
         query = request.query_params
         limit = requests.whole_limit(query, default=_FILES_PAGE, most=_FILES_PAGE)
         found = await self._kept.files.page(
-            after=query.get("after", ""),
+            after=requests.single(query, "after"),
             # One more than asked for tells whether there is another page.
             limit=limit + 1,
-            purpose=query.get("purpose", ""),
+            purpose=requests.single(query, "purpose"),
             is_oldest_first=requests.is_oldest_first(query),
         )
         if found is None:
@@ -130,42 +128,29 @@ class OpenAIRoutes:
     async def _list_batches(self, request: Request) -> Response:
         query = request.query_params
         limit = requests.whole_limit(query, default=_BATCHES_PAGE, most=_MAX_BATCHES_PAGE)
-        found = await self._kept.files.page_batches(after=query.get("after", ""), limit=limit + 1)
+        found = await self._kept.files.page_batches(after=requests.single(query, "after"), limit=limit + 1)
         if found is None:
             raise _no_cursor("Batch")
-        data = [await self._object(batch, await self._kept.standing(batch)) for batch in found[:limit]]
+        kept = self._kept
+        data = [
+            objects.batch_object(batch, await kept.standing(batch), model=await kept.model(batch))
+            for batch in found[:limit]
+        ]
         return json_answer(objects.list_object(data, has_more=len(found) > limit))
 
     async def _get_batch(self, request: Request) -> Response:
-        batch, stored = await self._batch(request)
-        return await self._answer(batch, stored)
+        return json_answer(self._views.object_of(*await self._views.get(request.path_params["batch_id"])))
 
     async def _cancel_batch(self, request: Request) -> Response:
-        batch, _ = await self._batch(request)
+        batch, _ = await self._views.get(request.path_params["batch_id"])
         if batch.is_over:
             raise RefusedError(409, f"Cannot cancel a batch with status '{batch.state.value}'.")
-        await self._kept.cancel(batch)
-        batch, stored = await self._batch(request)
-        return await self._answer(batch, stored)
-
-    async def _answer(self, batch: FileBatch, stored: StoredBatch | None) -> Response:
-        return json_answer(await self._object(batch, stored))
-
-    async def _object(self, batch: FileBatch, stored: StoredBatch | None) -> dict[str, object]:
-        return objects.batch_object(batch, stored, model=await self._kept.model(batch))
-
-    async def _batch(self, request: Request) -> tuple[FileBatch, StoredBatch | None]:
-        batch_id: str = request.path_params["batch_id"]
-        found = await self._kept.get(batch_id)
-        if found is None:
-            raise RefusedError(404, f"No batch found with id '{batch_id[:80]}'.")
-        return found
+        await self._views.cancel(batch)
+        return json_answer(self._views.object_of(*await self._views.get(batch.batch_id)))
 
     @property
     def _kept(self) -> FileBatches:
-        if self._given is None:
-            raise NothingKeptError("this service keeps no batches: start it with UNISONO_DATA_DIR not `none`")
-        return self._given
+        return self._views.files
 
 
 def _no_file(file_id: str) -> RefusedError:
