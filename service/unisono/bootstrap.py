@@ -158,7 +158,8 @@ async def running(
                 report_outage=partial(report_outage, one.name),
             )
             await _start_driver(driver, stack)
-        series = Series(version=__version__) if with_metrics and parse_address(settings.metrics_listen) else None
+        has_door = parse_address(settings.metrics_listen) or (with_http and parse_address(settings.http_listen))
+        series = Series(version=__version__) if with_metrics and has_door else None
         if series is not None:
             listener = BothListeners(listener, MetricsListener(series, tuple(drivers)))
         resolver = Resolver(drivers, clock, patience_s=settings.backend_patience)
@@ -200,7 +201,7 @@ async def running(
             ),
             report_defect=report_defect,
         )
-        rest = await start_rest(settings, kept, batches, clock, stack) if with_http else None
+        rest = await start_rest(settings, kept, batches, clock, stack, series=series) if with_http else None
         server = GrpcServer(servicer)
         port = await server.start(settings.listen)
         is_socket = settings.listen.startswith("unix:")

@@ -18,6 +18,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from unisono.setting_kinds import (
     A_SIZE,
+    READ_HOSTS,
+    READ_ORIGINS,
     READ_SIZE,
     Address,
     Duration,
@@ -234,9 +236,13 @@ class Settings(BaseSettings):
     # Where `unisono serve` serves its metrics, at /metrics; "none": nowhere. That the port is taken is a warning.
     metrics_listen: Address = "127.0.0.1:9464"
 
-    # Where `unisono serve` serves OpenAI's Files and Batches; "none": nowhere. That the port is taken is a warning.
+    # Where `unisono serve` serves HTTP; "none": nowhere. That the port is taken is a warning.
     # Loopback by default: there is no authentication yet.
     http_listen: Address = "127.0.0.1:4080"
+    # Names by which that port may be asked, beside addresses, names without a dot, this machine's own, and those
+    # below localhost, local and internal. And where web pages come from that may ask it, beside this machine.
+    http_hosts: Annotated[tuple[str, ...], NoDecode, READ_HOSTS] = ()
+    http_origins: Annotated[tuple[str, ...], NoDecode, READ_ORIGINS] = ()
 
     # -- Traces; where they go is told by the standard OTEL_* variables.
     # Items of one batch that get a span of their own; failures always do.

@@ -6,13 +6,15 @@ Each lives until a stack is left. With `bootstrap.py`, the only file that names 
 from __future__ import annotations
 
 import os
+import socket
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
 
 from unisono.adapters.journal.failpoints import Failpoints
-from unisono.adapters.metrics.endpoint import MetricsEndpoint
+from unisono.adapters.metrics.endpoint import MetricsEndpoint, written
 from unisono.app.durable import DurableBatches, DurableSettings
 from unisono.config import SettingError
 from unisono.core.errors import UnisonoError
@@ -95,9 +97,15 @@ async def start_store(settings: Settings, batches: Batches, clock: Clock, stack:
 
 
 async def start_rest(
-    settings: Settings, kept: Kept | None, batches: Batches, clock: Clock, stack: AsyncExitStack
+    settings: Settings,
+    kept: Kept | None,
+    batches: Batches,
+    clock: Clock,
+    stack: AsyncExitStack,
+    *,
+    series: Series | None = None,
 ) -> RestServer | None:
-    """Serves OpenAI's API until the stack is left; None where there is to be none, or somebody else has the port.
+    """Serves the HTTP port until the stack is left; None where there is to be none, or somebody else has the port.
 
     Batches that were made of files go on all the same.
     """
@@ -105,6 +113,7 @@ async def start_rest(
     from unisono.app.file_batches import FileBatches, FileSettings  # noqa: PLC0415
     from unisono.edge.rest.app import make_app  # noqa: PLC0415
     from unisono.edge.rest.batch_api import BatchRoutes, WindowFacts  # noqa: PLC0415
+    from unisono.edge.rest.guard import Guard  # noqa: PLC0415
     from unisono.edge.rest.kept import KeptRoutes  # noqa: PLC0415
     from unisono.edge.rest.lines import OpenAILines  # noqa: PLC0415
     from unisono.edge.rest.openai import OpenAIRoutes  # noqa: PLC0415
@@ -146,9 +155,10 @@ async def start_rest(
         OpenAIRoutes(views).table(),
         KeptRoutes(views, lines, report_defect=report_defect).table(),
         BatchRoutes(batches, clock, window=window, pending=pending, report_defect=report_defect).table(),
-        StandingRoutes(trouble).table(),
+        StandingRoutes(trouble, figures=partial(written, series.registry) if series is not None else None).table(),
     ]
-    app = make_app(tables, report_defect=report_defect)
+    guard = Guard(own_name=socket.gethostname(), hosts=settings.http_hosts, origins=settings.http_origins)
+    app = make_app(tables, report_defect=report_defect, guard=guard)
     try:
         server = await RestServer.start(app, *address)
     except OSError as error:

@@ -17,6 +17,9 @@ _POWERS = {"": 0, "k": 1, "m": 2, "g": 3}
 _BARE = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+", re.ASCII)
 _HOST_PORT = re.compile(r"(?:\[[^\[\]\s]+\]|[^:/\[\]\s]+):([0-9]{1,5})", re.ASCII)
 _HIGHEST_PORT = 65_535
+# A star stands for any text.
+_HOST = re.compile(r"\*|(?:\*\.)?[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?", re.ASCII)
+_ORIGIN = re.compile(r"\*|[A-Za-z][A-Za-z0-9+.-]*://[^/\s,?#@]+", re.ASCII)
 
 
 def _duration(value: Any) -> Any:
@@ -77,6 +80,25 @@ def _address(value: Any) -> Any:
     return value
 
 
+def _written(value: Any, pattern: re.Pattern[str], what: str) -> Any:
+    """The parts of a list with commas, each of which must fit."""
+    if not isinstance(value, str):
+        return value
+    parts = tuple(part for part in (part.strip() for part in value.split(",")) if part)
+    for part in parts:
+        if not pattern.fullmatch(part):
+            raise ValueError(f"{part!r} is no {what}, several with commas")
+    return parts
+
+
+def _hosts(value: Any) -> Any:
+    return _written(value, _HOST, "name of a host without its port: write unisono.example.org, or *.example.org")
+
+
+def _origins(value: Any) -> Any:
+    return _written(value, _ORIGIN, "origin of a page: write https://app.example.org, or https://*.example.org")
+
+
 # Seconds, and bytes. A description is what `wrong_settings` calls a value of the kind.
 _A_DURATION = Field(description="a duration like 500ms, 30s or 1h30m")
 Duration = Annotated[float, BeforeValidator(_duration), _A_DURATION]
@@ -89,3 +111,6 @@ Slots = Annotated[int, Field(ge=1, le=4096)]
 Token = Annotated[SecretStr, AfterValidator(clean_token)]
 Listen = Annotated[str, AfterValidator(_listen)]
 Address = Annotated[str, BeforeValidator(_address)]
+# For tuples that pydantic must not read as JSON.
+READ_HOSTS = BeforeValidator(_hosts)
+READ_ORIGINS = BeforeValidator(_origins)

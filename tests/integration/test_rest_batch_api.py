@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.integration.described import HOOKS
 from tests.integration.service import LIMIT_S, House, chat, house
 
 CHAT, GENERATE, STATUS = "/api/batch/chat", "/api/batch/generate", "/api/batch/status"
@@ -25,7 +26,7 @@ async def served(**settings: Any) -> AsyncGenerator[tuple[House, httpx.AsyncClie
     """A service, and a client of its HTTP port."""
     async with (
         house(with_http=True, **settings) as h,
-        httpx.AsyncClient(base_url=h.http_url, timeout=LIMIT_S) as client,
+        httpx.AsyncClient(base_url=h.http_url, timeout=LIMIT_S, event_hooks=HOOKS) as client,
     ):
         yield h, client
 

@@ -18,6 +18,7 @@ import pytest
 import structlog
 
 from tests.fakes.ollama import FakeOllama
+from tests.integration.described import HOOKS
 from tests.integration.service import LIMIT_S, House, house
 from unisono.bootstrap import running
 from unisono.config import Settings
@@ -31,7 +32,7 @@ async def served(keeps_in: Path | None, **settings: Any) -> AsyncGenerator[tuple
     """A service, and a client of its HTTP port."""
     async with (
         house(keeps_in=keeps_in, with_http=True, **settings) as h,
-        httpx.AsyncClient(base_url=h.http_url, timeout=LIMIT_S) as client,
+        httpx.AsyncClient(base_url=h.http_url, timeout=LIMIT_S, event_hooks=HOOKS) as client,
     ):
         yield h, client
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from tests.integration.described import HOOKS
 from tests.integration.service import LIMIT_S, house
 
 COUNT = int(os.environ.get("UNISONO_FUZZ", "400"))
@@ -76,7 +77,7 @@ async def test_spoilt_requests(tmp_path: Path) -> None:
     dice = spoiler.dice
     async with (
         house(keeps_in=tmp_path, with_http=True) as h,
-        httpx.AsyncClient(base_url=h.http_url, timeout=LIMIT_S) as client,
+        httpx.AsyncClient(base_url=h.http_url, timeout=LIMIT_S, event_hooks=HOOKS) as client,
     ):
         names = ["file-" + "0" * 24, "batch_none", "..%2f..", "%00", "%ff", "x" * 300]
         for number in range(COUNT):

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.integration.described import HOOKS
 from tests.integration.service import LIMIT_S, House, Seen, chat, chats, embed, generate, house, state_of
 from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
 from unisono.edge.cli.results import ResultsOptions, results
@@ -27,7 +28,7 @@ async def served(keeps_in: Path, **settings: Any) -> AsyncGenerator[tuple[House,
     """A service, and a client of its HTTP port."""
     async with (
         house(keeps_in=keeps_in, with_http=True, **settings) as h,
-        httpx.AsyncClient(base_url=h.http_url, timeout=LIMIT_S) as client,
+        httpx.AsyncClient(base_url=h.http_url, timeout=LIMIT_S, event_hooks=HOOKS) as client,
     ):
         yield h, client
 

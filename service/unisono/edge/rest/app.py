@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from unisono.core.errors import InternalError, UnisonoError
 from unisono.edge.rest.errors import RefusedError, headers_of, of_house
+from unisono.edge.rest.guard import Guard
+from unisono.edge.rest.guarded import Guarded
 from unisono.edge.rest.routes import json_answer
 
 if TYPE_CHECKING:
@@ -23,17 +26,23 @@ if TYPE_CHECKING:
     ReportDefect = Callable[[str, BaseException], None]
 
 
-def make_app(tables: Sequence[Table], *, report_defect: ReportDefect) -> Starlette:
-    """The application that answers what these tables do."""
+def make_app(tables: Sequence[Table], *, report_defect: ReportDefect, guard: Guard | None = None) -> Starlette:
+    """The application that answers what these tables do, to whom the guard lets in."""
     routes = [route for table in tables for route in _routes(table, report_defect)]
     by_prefix = sorted(tables, key=lambda table: len(table.prefix), reverse=True)
 
+    def table_of(path: str) -> Table:
+        return next((one for one in by_prefix if path.startswith(one.prefix)), by_prefix[-1])
+
     async def no_route(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
-        table = next((one for one in by_prefix if request.url.path.startswith(one.prefix)), by_prefix[-1])
-        return table.no_route(request, status)
+        return table_of(request.url.path).no_route(request, status)
 
-    app = Starlette(routes=routes, exception_handlers={HTTPException: no_route})
+    app = Starlette(
+        routes=routes,
+        exception_handlers={HTTPException: no_route},
+        middleware=[Middleware(Guarded, guard or Guard(), lambda path: table_of(path).error_body)],
+    )
     # A path with a slash too many is another path, for the APIs that are spoken here too.
     app.router.redirect_slashes = False
     return app
