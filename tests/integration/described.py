@@ -14,8 +14,8 @@ from openapi_schema_validator import OAS31Validator
 
 from unisono.edge.rest.openapi import document
 
-# What an answer to a path that is none, or a method, may be.
-_NONE = (403, 404, 405)
+# What an answer to a path that is none, or to a method, may be.
+_NONE = (403, 404, 405, 431)
 
 
 @lru_cache(maxsize=1)
