@@ -2,9 +2,9 @@
 
     python -m tests.faults.cuts [--positions N] [--items N]
 
-A proxy passes on so many bytes, not one more, and cuts: in order, and by a reset, in turn. Three clients resume: one
-reads a batch that has ended, one submits a batch and follows it while it runs, and one adds to a durable stream; that
-one is cut in what it sends, too.
+A proxy passes on so many bytes, not one more, and cuts: in order, and by a reset, in turn. Four clients resume: one
+reads a batch that has ended, one submits a batch and follows it while it runs, one adds to a durable stream (it is
+cut in what it sends, too), and one follows by server-sent events.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tests.faults import validators
 from tests.faults.backend import StandIn
 from tests.faults.callers import Caller, all_histories, batch_ids, dial, follow
 from tests.faults.history import Asked, History
+from tests.faults.listeners import Listener
 from tests.faults.service import Service
 from tests.faults.streams import Streamer
 from tests.faults.table import Figures, report
@@ -50,7 +51,7 @@ async def run(*, positions: int = 200, items: int = 12, tell: Callable[[str], No
         service = Service(folder, backend.url)
         try:
             _ = await service.up()
-            async with Proxy(service.target) as proxy:
+            async with Proxy(service.target) as proxy, Proxy(service.http) as over_http:
                 first = Caller(proxy.target, items=items, letter="a")
                 await _one(first)
                 await _ended(proxy, first.histories[0], positions, found)
@@ -61,7 +62,11 @@ async def run(*, positions: int = 200, items: int = 12, tell: Callable[[str], No
                 streamers = Streamer(proxy.target, items=items, letter="c")
                 await _live(proxy, streamers, positions, "adding to a stream", found, sides=("down", "up"))
                 tell(f"{found.cuts['adding to a stream']} cuts while items were added to a stream")
-            callers = [first, followers, streamers]
+                listeners = Listener(service.target, over_http.target, items=items, letter="d")
+                await _live(over_http, listeners, positions, "listening by HTTP", found, sides=("down",))
+                tell(f"{found.cuts['listening by HTTP']} cuts while server-sent events were followed")
+                listeners.http = service.http
+            callers = [first, followers, streamers, listeners]
             await _check(callers, service, backend)
         finally:
             _ = service.kill()

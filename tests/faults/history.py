@@ -142,8 +142,7 @@ class Sample:
     # What its process has in memory, and its folder on the disk: bytes.
     memory_bytes: int = 0
     folder_bytes: int = 0
-    # Batches that run; items at the backend, and in the queue before it.
-    running: int = 0
+    # Items at the backend, and in the queue before it.
     in_flight: int = 0
     queued: int = 0
 
@@ -154,7 +153,6 @@ class Bounds:
 
     memory_bytes: int
     folder_bytes: int
-    running: int
     in_flight: int
     queued: int
 

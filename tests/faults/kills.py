@@ -2,9 +2,9 @@
 
     python -m tests.faults.kills [--random N] [--each N] [--errors N] [--items N] [--seed N] [--only PLACE]
 
-Three callers have batches run, one after the other: by SubmitBatch and AttachBatch, by durable StreamBatch, and by
-OpenAI's files. Meanwhile the service is killed with `kill -9`: at random instants, its start included, and at each
-failpoint of its journal.
+Four callers have batches run, one after the other: by SubmitBatch and AttachBatch, by durable StreamBatch, by
+OpenAI's files, and by SubmitBatch and server-sent events. Meanwhile the service is killed with `kill -9`: at random
+instants, its start included, and at each failpoint of its journal.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from tests.faults import validators
 from tests.faults.backend import SLOTS, StandIn
 from tests.faults.callers import Caller, all_histories, batch_ids, dial
 from tests.faults.history import Asked, Bounds, Sample
+from tests.faults.listeners import Listener
 from tests.faults.service import Service, Up
 from tests.faults.streams import Streamer
 from tests.faults.table import Figures, report
@@ -51,12 +52,10 @@ GOING_AGAIN_S = 5.0
 # At the backend, and answered but not kept yet.
 _REPEATED_A_KILL = 2 * SLOTS
 _MIB = 1024 * 1024
-# What the service may take: memory, the whole of its folder, batches that run, and items. A successor may go shortly
+# What the service may take: memory, the whole of its folder, and items. A successor may go shortly
 # before each item's end.
 _FOLDER_BYTES = 256 * _MIB
-_BOUNDS = Bounds(
-    memory_bytes=256 * _MIB, folder_bytes=_FOLDER_BYTES, running=8, in_flight=2 * SLOTS, queued=3 * 2_000
-)
+_BOUNDS = Bounds(memory_bytes=256 * _MIB, folder_bytes=_FOLDER_BYTES, in_flight=2 * SLOTS, queued=3 * 2_000)
 _SAMPLE_S = 0.25
 
 
@@ -140,7 +139,12 @@ async def run(
         service = Service(folder, backend.url, {"MAX_DATA_BYTES": str(_FOLDER_BYTES)})
         some = max(1, items // 3)
         uploader = Uploader(service.http, items=some)
-        callers = [Caller(service.target, items=items), Streamer(service.target, items=some), uploader]
+        callers = [
+            Caller(service.target, items=items),
+            Streamer(service.target, items=some),
+            uploader,
+            Listener(service.target, service.http, items=some),
+        ]
         samples: list[Sample] = []
         calling = asyncio.gather(*(caller.run() for caller in callers))
         sampling = asyncio.ensure_future(_sample(service, samples))
@@ -233,7 +237,7 @@ def figures(found: Found) -> Figures:
     deaths = sum(found.kills.values())
     own, wall = [one.own_s for one in found.ups], [one.wall_s for one in found.ups]
     most = found.largest
-    how = {"g": "submitted", "s": "streamed", "f": "uploaded"}
+    how = {"g": "submitted", "s": "streamed", "f": "uploaded", "e": "followed by server-sent events"}
     return [
         *((f"kill -9: {name}", str(count)) for name, count in sorted(found.kills.items())),
         ("batches", ", ".join(f"{count} {how[letter]}" for letter, count in found.batches.items())),
@@ -244,7 +248,7 @@ def figures(found: Found) -> Figures:
         ("going again, by the wall", f"median {statistics.median(wall):.2f} s, longest {max(wall):.2f} s"),
         ("most memory", f"{most.memory_bytes / _MIB:.0f} MiB"),
         ("most on the disk", f"{most.folder_bytes / _MIB:.0f} MiB"),
-        ("most items", f"{most.in_flight} at the backend, {most.queued} in the queue, of {most.running} batches"),
+        ("most items", f"{most.in_flight} at the backend, {most.queued} in the queue"),
     ]
 
 

@@ -157,7 +157,6 @@ class Service:
         return Sample(
             memory_bytes=resident,
             folder_bytes=folder_bytes(self.data),
-            running=info.running_batches,
             in_flight=sum(one.in_flight for one in info.backends),
             queued=sum(one.queued for one in info.backends),
         )

@@ -145,11 +145,11 @@ def test_calls_are_accounted_for() -> None:
         _ = validators.accounted([told()], replace(more, service_kills=1, a_kill=1))
 
 
-@pytest.mark.parametrize("name", ["memory_bytes", "folder_bytes", "running", "in_flight", "queued"])
+@pytest.mark.parametrize("name", ["memory_bytes", "folder_bytes", "in_flight", "queued"])
 def test_a_figure_above_its_bound(name: str) -> None:
     """Each of them, at any moment."""
-    bounds = Bounds(memory_bytes=9, folder_bytes=9, running=9, in_flight=9, queued=9)
-    small = Sample(memory_bytes=1, folder_bytes=2, running=3, in_flight=4, queued=9)
+    bounds = Bounds(memory_bytes=9, folder_bytes=9, in_flight=9, queued=9)
+    small = Sample(memory_bytes=1, folder_bytes=2, in_flight=4, queued=9)
     assert validators.bounded([Sample(), small, Sample(memory_bytes=5)], bounds) == replace(small, memory_bytes=5)
     with pytest.raises(BrokenPromiseError, match=f"^bounded: {name}"):
         _ = validators.bounded([small, replace(small, **{name: 10}), small], bounds)
@@ -158,7 +158,7 @@ def test_a_figure_above_its_bound(name: str) -> None:
 def test_nothing_measured_is_nothing_shown() -> None:
     """A run without a sample says nothing of its bounds."""
     with pytest.raises(BrokenPromiseError, match=r"^bounded: nothing"):
-        _ = validators.bounded([], Bounds(memory_bytes=9, folder_bytes=9, running=9, in_flight=9, queued=9))
+        _ = validators.bounded([], Bounds(memory_bytes=9, folder_bytes=9, in_flight=9, queued=9))
 
 
 def test_an_end_tells_its_reason() -> None:
