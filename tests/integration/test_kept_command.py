@@ -64,7 +64,11 @@ def lasting(text: str) -> dict[str, Any]:
         if "custom_id" in line:
             del line["id"]
         if response := line.get("response"):
-            del response["request_id"], response["body"]["id"], response["body"]["created"]
+            del response["request_id"], response["body"]["id"]
+            for name in ("created", "created_at", "completed_at"):
+                response["body"].pop(name, None)
+            for each in response["body"].get("output", ()):
+                del each["id"]
         found[line.get("custom_id") or line["id"]] = line
     return found
 
@@ -79,6 +83,7 @@ async def test_a_batch_from_its_submission_to_its_end(tmp_path: Path) -> None:
         {"custom_id": "o", "url": "/v1/chat/completions", "body": {"messages": [{"role": "user", "content": "Hi"}]}},
         {"id": "gone", "prompt": "x", "model": "absent"},
         {"custom_id": "t", "url": "/v1/completions", "body": {"prompt": "Hi"}},
+        {"custom_id": "r", "url": "/v1/responses", "body": {"input": "Hi"}},
         {"custom_id": "g", "url": "/v1/completions", "body": {"prompt": "Hi", "model": "absent"}},
     ]
     file = write_lines(tmp_path / "batch.jsonl", lines)
@@ -88,17 +93,18 @@ async def test_a_batch_from_its_submission_to_its_end(tmp_path: Path) -> None:
         (batch_id,) = out.split()
         code, out, err = await unisono(h.target, "watch", batch_id)
         assert (code, out) == (1, ""), err
-        assert "5 completed, 2 failed" in err
+        assert "6 completed, 2 failed" in err
         assert "gone: failed, MODEL_NOT_FOUND" in err
         code, out, err = await unisono(h.target, "status", batch_id)
         assert (code, err) == (1, "")
         assert "  state            completed\n" in out
-        assert "  items            5 of 7 completed, 2 failed\n" in out
+        assert "  items            6 of 8 completed, 2 failed\n" in out
         assert "  metadata         job=night\n" in out
         code, out, _ = await unisono(h.target, "results", batch_id)
         assert code == 1
         _, of_run, _ = await unisono(h.target, "run", file, "--model", "fake")
         assert lasting(out) == lasting(of_run)
+        assert lasting(out)["r"]["response"]["body"]["object"] == "response"
         code, out, _ = await unisono(h.target, "results", batch_id, "--failed")
         assert set(lasting(out)) == {"gone", "g"}
         code, out, err = await unisono(h.target, "retry", batch_id)
