@@ -35,12 +35,12 @@ async def test_every_path_and_method_is_described_and_no_other(
     async with house(keeps_in=tmp_path, with_http=True):
         pass
     (app,) = apps
-    # HEAD is answered wherever GET is, and said once for all.
+    # What is said once for all: HEAD is answered wherever GET is, and OPTIONS to pages.
     served = {
-        (route.path, method.lower())
+        (route.path_format, method.lower())
         for route in app.routes
         if isinstance(route, Route)
-        for method in (route.methods or set()) - {"HEAD"}
+        for method in (route.methods or set()) - {"HEAD", "OPTIONS"}
     }
     told = {(path, method) for path, item in document()["paths"].items() for method in item}
     assert told == served

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from functools import wraps
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
@@ -62,6 +63,7 @@ def _routes(table: Table, report_defect: ReportDefect) -> list[Route]:
 def _answered(handlers: Mapping[str, Handler], error_body: ErrorBody, report_defect: ReportDefect) -> Handler:
     """The handler of a request's method, whose errors become answers."""
 
+    @wraps(next(iter(handlers.values())))
     async def answer(request: Request) -> Response:
         handler = handlers["GET" if request.method == "HEAD" else request.method]
         try:
