@@ -466,3 +466,42 @@ async def test_a_batch_that_is_deleted_is_gone_here_too(tmp_path: Path) -> None:
         _ = await h.stub.DeleteBatch(pb.DeleteBatchRequest(batch_id=batch.batch_id))
         for path in ("", "/results", "/events"):
             assert (await client.get(f"/v1/batches/{batch.batch_id}{path}")).status_code == 404
+
+
+async def test_a_service_that_stops_ends_its_streams(tmp_path: Path) -> None:
+    """Soon, and without a defect: of a kept batch, and of one that lives on its call. The next service goes on."""
+    async with httpx.AsyncClient(timeout=LIMIT_S) as client:
+        async with house(keeps_in=tmp_path, with_http=True, pass_s=0.01, settings={"drain": 0}) as h:
+            batch = await h.submit([chat("a", "Go on [[tokens=300]]", num_predict=300)])
+            url = f"/v1/batches/{batch.batch_id}/events"
+            stream = client.stream("GET", h.http_url + url)
+            answer = await stream.__aenter__()
+            reading = asyncio.ensure_future(all_of(answer))
+            body = {"model": "fake", "requests": [{"prompt": LONG}]}
+            calling = asyncio.ensure_future(client.post(f"{h.http_url}/api/batch/generate", json=body))
+            await h.until_running(1)
+            started_s = asyncio.get_running_loop().time()
+        assert asyncio.get_running_loop().time() - started_s < LIMIT_S / 2
+        got = await reading
+        assert got
+        assert "event: summary" not in got
+        _ = await asyncio.gather(calling, return_exceptions=True)
+        if not isinstance(calling.exception(), httpx.HTTPError):
+            assert calling.result().json()["responses"][0]["reason"] == "SHUTTING_DOWN"
+        await stream.__aexit__(None, None, None)
+        last = int(got.rpartition("id: ")[2].split("\n")[0])
+        async with house(keeps_in=tmp_path, with_http=True) as h:
+            rest = await client.get(h.http_url + url, headers={"last-event-id": str(last)})
+            assert rest.text.startswith(f"id: {last + 1}\n")
+            assert "event: summary" in rest.text
+
+
+async def all_of(answer: httpx.Response) -> str:
+    """What comes, until the connection ends in whatever way."""
+    got = ""
+    try:
+        async for text in answer.aiter_text():
+            got += text
+    except httpx.HTTPError:
+        pass
+    return got
