@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from unisono.setting_kinds import (
     A_SIZE,
+    READ_CHANGES,
     READ_HOSTS,
     READ_ORIGINS,
     READ_SIZE,
@@ -243,6 +244,13 @@ class Settings(BaseSettings):
     # below localhost, local and internal. And where web pages come from that may ask it, beside this machine.
     http_hosts: Annotated[tuple[str, ...], NoDecode, READ_HOSTS] = ()
     http_origins: Annotated[tuple[str, ...], NoDecode, READ_ORIGINS] = ()
+
+    # -- The drop-in Ollama, at the same port.
+    # What may change the server behind it: names of setting_kinds.CHANGES, with commas.
+    allow: Annotated[frozenset[str], NoDecode, READ_CHANGES] = frozenset()
+    # Forwarded requests that are under way at one time, as long as Ollama's own queue; and the body of one.
+    max_forwarded: int = Field(default=512, ge=1)
+    max_forwarded_bytes: Size = Field(default=64 * 1024 * 1024, ge=1024)
 
     # -- Traces; where they go is told by the standard OTEL_* variables.
     # Items of one batch that get a span of their own; failures always do.

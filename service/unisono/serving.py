@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from unisono.edge.rest.server import RestServer
 
 log = structlog.get_logger("unisono")
+# The bodies of forwarded requests take so many times in memory what one of them may.
+BODIES = 4
 
 
 def report_defect(where: str, defect: BaseException) -> None:
@@ -111,12 +113,15 @@ async def start_rest(
     """
     # Only now, as with the journal.
     from unisono.app.file_batches import FileBatches, FileSettings  # noqa: PLC0415
+    from unisono.app.forward import Forwarder, ForwardLimits  # noqa: PLC0415
     from unisono.edge.rest.app import make_app  # noqa: PLC0415
     from unisono.edge.rest.batch_api import BatchRoutes, WindowFacts  # noqa: PLC0415
     from unisono.edge.rest.guard import Guard  # noqa: PLC0415
     from unisono.edge.rest.kept import KeptRoutes  # noqa: PLC0415
     from unisono.edge.rest.lines import OpenAILines  # noqa: PLC0415
+    from unisono.edge.rest.ollama import InferenceRoutes  # noqa: PLC0415
     from unisono.edge.rest.openai import OpenAIRoutes  # noqa: PLC0415
+    from unisono.edge.rest.passed_on import PassedRoutes  # noqa: PLC0415
     from unisono.edge.rest.server import RestServer  # noqa: PLC0415
     from unisono.edge.rest.standing import StandingRoutes  # noqa: PLC0415
     from unisono.edge.rest.views import BatchViews  # noqa: PLC0415
@@ -151,10 +156,20 @@ async def start_rest(
 
     window = WindowFacts(is_enabled=settings.batch_enabled, size=settings.batch_size, window_s=settings.batch_timeout)
     views = BatchViews(made, kept.durable if kept is not None else None)
+    forwarder = Forwarder(
+        batches,
+        ForwardLimits(
+            most=settings.max_forwarded,
+            most_body_bytes=settings.max_forwarded_bytes,
+            most_bytes=BODIES * settings.max_forwarded_bytes,
+        ),
+    )
     tables = [
         OpenAIRoutes(views).table(),
         KeptRoutes(views, lines, report_defect=report_defect).table(),
         BatchRoutes(batches, clock, window=window, pending=pending, report_defect=report_defect).table(),
+        *InferenceRoutes(forwarder).tables(),
+        *PassedRoutes(forwarder, allowed=settings.allow).tables(),
         StandingRoutes(trouble, figures=partial(written, series.registry) if series is not None else None).table(),
     ]
     guard = Guard(own_name=socket.gethostname(), hosts=settings.http_hosts, origins=settings.http_origins)

@@ -21,6 +21,9 @@ _HIGHEST_PORT = 65_535
 _HOST = re.compile(r"\*|(?:\*\.)?[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?", re.ASCII)
 _ORIGIN = re.compile(r"\*|[A-Za-z][A-Za-z0-9+.-]*://[^/\s,?#@]+", re.ASCII)
 
+# What changes an Ollama, by the last word of its path.
+CHANGES = ("pull", "create", "push", "copy", "delete", "blobs")
+
 
 def _duration(value: Any) -> Any:
     return parse_duration(value) if isinstance(value, str) else value
@@ -91,6 +94,15 @@ def _written(value: Any, pattern: re.Pattern[str], what: str) -> Any:
     return parts
 
 
+def _changes(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    names = frozenset(filter(None, (name.strip().lower() for name in value.split(","))))
+    if unknown := sorted(names.difference(CHANGES)):
+        raise ValueError(f"{unknown[0]!r} is nothing that can be allowed; there are: {', '.join(CHANGES)}")
+    return names
+
+
 def _hosts(value: Any) -> Any:
     return _written(value, _HOST, "name of a host without its port: write unisono.example.org, or *.example.org")
 
@@ -114,3 +126,4 @@ Address = Annotated[str, BeforeValidator(_address)]
 # For tuples that pydantic must not read as JSON.
 READ_HOSTS = BeforeValidator(_hosts)
 READ_ORIGINS = BeforeValidator(_origins)
+READ_CHANGES = BeforeValidator(_changes)

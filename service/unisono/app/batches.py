@@ -28,10 +28,10 @@ from unisono.core.required import contradictions, lacks_room
 from unisono.core.window import WindowSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from unisono.app.driver import BackendDriver
-    from unisono.app.ports import Clock, Journal, Listener
+    from unisono.app.ports import Backend, Clock, Journal, Listener, Relay
     from unisono.app.resolve import Resolver
     from unisono.core.batch import BatchConfig
     from unisono.core.durable import StoredBatch
@@ -107,14 +107,26 @@ class Batches:
         self._kept: set[str] = set()
         # How many have ended since the start, those included that are kept, and those that are forgotten.
         self.processed = 0
+        # Those of forwarded requests, which nobody asks for by name.
+        self._forwarded: set[str] = set()
         self._is_closing = False
         self._all_ended = asyncio.Event()
         self._all_ended.set()
 
     @property
     def running(self) -> int:
-        """Batches that have not ended, but for those that are kept."""
-        return len(self._batches) - len(self._ended) - len(self._kept)
+        """Batches that have not ended, but for those that are kept, and of forwarded requests."""
+        return len(self._batches) - len(self._ended) - len(self._kept) - len(self._forwarded)
+
+    @property
+    def backends(self) -> dict[str, Backend]:
+        """The backends by name, in the order of the configuration."""
+        return {name: driver.backend for name, driver in self._drivers.items()}
+
+    async def backend_of(self, model: str, among: Collection[str]) -> str | None:
+        """Which of these backends has a model, as far as they say so at once; None: none does."""
+        found = (await self._resolver.among(among).resolve([model], patience_s=0.0)).models[model]
+        return None if isinstance(found, UnisonoError) else found.backend
 
     @property
     def unplanned(self) -> int:
@@ -148,11 +160,14 @@ class Batches:
         carrier: Mapping[str, str],
         fingerprint: bytes = b"",
         item_count: int = 0,
+        relay: Relay | None = None,
+        among: Collection[str] = (),
     ) -> tuple[RunningBatch, bool]:
         """A new batch, or the one that the same request opened before; whether it is new.
 
         `method` and `carrier` are for the trace; see Listener. `fingerprint` stands for the request's content, and is
-        compared where it names a `request_id`. Raises RequestIdReusedError, LimitExceededError, ShuttingDownError.
+        compared where it names a `request_id`. `relay`: see RunningBatch; such a batch is forgotten when it has ended,
+        and counts for no limit here. `among`: the backends that may run it; none named: all. Raises RequestIdReusedError, LimitExceededError, ShuttingDownError.
         """
         known = self._requests.get(config.request_id) if config.request_id else None
         if known is not None:
@@ -164,7 +179,7 @@ class Batches:
             return self.get(known[1]), False
         if self._is_closing:
             raise ShuttingDownError("the service is being stopped; send this again to its successor")
-        if self.running >= self.limits.max_batches:
+        if relay is None and self.running >= self.limits.max_batches:
             raise LimitExceededError(
                 f"{self.running} batches are running; at most {self.limits.max_batches} may",
                 metadata={"limit": "max_batches"},
@@ -176,11 +191,15 @@ class Batches:
             self._complete(config),
             journal=self._journal,
             item_count=item_count,
-            on_end=self._on_end,
+            on_end=self._on_end if relay is None else self._on_forwarded,
             method=method,
             carrier=carrier,
+            relay=relay,
+            resolver=self._resolver.among(among) if among else None,
         )
         self._batches[batch_id] = batch
+        if relay is not None:
+            self._forwarded.add(batch_id)
         self._all_ended.clear()
         if config.request_id:
             self._requests[config.request_id] = (fingerprint, batch_id)
@@ -323,7 +342,17 @@ class Batches:
                 break
             if not self._batches[batch_id].journal.has_readers:
                 self._forget(batch_id)
-        if not self.running:
+        self._see_end()
+
+    def _on_forwarded(self, batch: RunningBatch) -> None:
+        """It is forgotten as soon as it has said its last word."""
+        self._forwarded.discard(batch.batch_id)
+        self._ended[batch.batch_id] = 0
+        self._see_end()
+        _ = asyncio.get_running_loop().call_soon(self._forget, batch.batch_id)
+
+    def _see_end(self) -> None:
+        if not self.running and not self._forwarded:
             self._all_ended.set()
 
     def _forget_later(self, batch_id: str, delay_s: float) -> None:
@@ -352,6 +381,8 @@ class Batches:
         method: str,
         carrier: Mapping[str, str],
         stored: StoredBatch | None = None,
+        relay: Relay | None = None,
+        resolver: Resolver | None = None,
     ) -> RunningBatch:
         def ended(batch: RunningBatch) -> None:
             self.processed += not batch.is_left
@@ -363,7 +394,7 @@ class Batches:
             item_count=item_count,
             drivers=self._drivers,
             company=self._company,
-            resolver=self._resolver,
+            resolver=resolver or self._resolver,
             journal=journal,
             clock=self._clock,
             limits=self.limits,
@@ -374,6 +405,7 @@ class Batches:
             report_defect=self._report_defect,
             memory_limit_bytes=self.settings.memory.limit_bytes,
             stored=stored,
+            relay=relay,
         )
 
     def _forget(self, batch_id: str) -> None:

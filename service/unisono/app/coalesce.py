@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 
     from unisono.app.driver import BackendDriver
-    from unisono.app.ports import Clock, LoadOutcome, ReleaseTimes
+    from unisono.app.ports import Clock, LoadOutcome, Relay, ReleaseTimes
     from unisono.app.sink import Departure
     from unisono.core.commands import Work
     from unisono.core.errors import UnisonoError
@@ -192,6 +192,11 @@ class Coalescer:
         return at_driver
 
     # -- What the driver tells (Sink) ----------------------------------------------------------------------
+
+    def relay_of(self, ticket: int) -> Relay | None:
+        """See Sink: none of these is sent as it came."""
+        del ticket
+        return None
 
     def item_staging(self, ticket: int, attempt: int) -> Mapping[str, str]:
         """See Sink. The request is part of the first member's trace; the others' say that they were bundled."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from unisono.app.coalesce import Company
     from unisono.app.driver import BackendDriver
     from unisono.app.item_run import ItemRun
-    from unisono.app.ports import BatchWatch, Clock
+    from unisono.app.ports import BatchWatch, Clock, Relay
     from unisono.app.resolve import Resolver
     from unisono.core.batch import BatchConfig
     from unisono.core.events import Result
@@ -59,10 +59,11 @@ class Dispatch:
         on_result: Callable[[Result], None],
         report_defect: Callable[[str, BaseException], None],
         memory_limit_bytes: int | None = None,
+        relay: Relay | None = None,
     ) -> None:
         """`runs`: the batch's items that have not ended, by index. `on_result` is told of each that ends.
 
-        `memory_limit_bytes`: what a runner may take, where that is known.
+        `memory_limit_bytes`: what a runner may take, where that is known. `relay`: see RunningBatch.
         """
         self.groups: list[GroupRun] = []
         # When the batch must have ended, by the monotonic clock.
@@ -87,6 +88,7 @@ class Dispatch:
         self._on_result = on_result
         self._report_defect = report_defect
         self._memory_limit_bytes = memory_limit_bytes
+        self._relay = relay
         self._group_of: dict[RunnerSpec, GroupRun] = {}
         # For groups of embeddings, by their number: how their items get to the driver.
         self._coalescers: dict[int, Coalescer] = {}
@@ -245,10 +247,12 @@ class Dispatch:
                 clock=self._clock,
                 on_result=self._on_result,
                 on_load=lambda: self._resolver.forget_loaded(backend),
+                relay=self._relay,
             )
             self.groups.append(run)
             self._group_of[group.runner] = run
-            if group.runner.is_embedding:
+            # What goes as it came goes by itself.
+            if group.runner.is_embedding and self._relay is None:
                 self._coalescers[run.number] = self._coalescer(run)
         run.join(group)
         return run
@@ -295,6 +299,7 @@ class Dispatch:
                 prefix=prefix,
                 prompt_bytes=text_bytes(item),
                 is_single=config.is_single,
+                is_patient=self._relay is not None,
             )
             works.append((work, item))
         if not works:

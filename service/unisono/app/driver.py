@@ -25,7 +25,7 @@ from unisono.core.arbiter import Arbiter, ArbiterSettings, Away, Back, Load, Pro
 from unisono.core.commands import Abort, End, Release, Retry, Stage
 from unisono.core.errors import ConnectionLostError, UnisonoError
 from unisono.core.harmonise import Standing
-from unisono.core.model import Finished, ItemState, Slots, SlotState
+from unisono.core.model import Finished, ItemState, Slots, SlotState, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from unisono.core.report import RunnerFigures
 
 _DEFAULT_KEEP_ALIVE_S = 300.0
+_NO_USAGE = Usage()
 # Names releases, of all backends; never used twice within a process.
 _releases = count(1)
 
@@ -146,8 +147,12 @@ class BackendDriver:
         is_loaded: bool,
         keep_alive_s: float | None,
         context_tokens: int = 0,
+        is_sure: bool = False,
     ) -> None:
-        """Items of one sink want to be run. `context_tokens`: of each slot, as planned; 0: not known."""
+        """Items of one sink want to be run. `context_tokens`: of each slot, as planned; 0: not known.
+
+        `is_sure`: see Arbiter.submit.
+        """
         place = self._runners.setdefault(runner, _Runner())
         if keep_alive_s:
             # Of those that share a runner, the longest.
@@ -163,6 +168,7 @@ class BackendDriver:
                 (work for work, _ in works),
                 self._clock.monotonic_s(),
                 is_loaded=is_loaded,
+                is_sure=is_sure,
                 unload_after=keep_alive_s == 0,
             )
         )
@@ -354,6 +360,9 @@ class BackendDriver:
             error = defect_error(defect)
         else:
             return
+        ticket = self._tickets.get(stage.ticket)
+        relay = ticket.sink.relay_of(stage.ticket) if ticket is not None else None
+        error.is_final = relay is not None and relay.has_begun
         attempt = self._attempts.get(stage.ticket)
         if attempt is not None and attempt.serial == stage.serial:
             self._miss(stage.ticket, attempt)
@@ -364,7 +373,8 @@ class BackendDriver:
         number, serial = stage.ticket, stage.serial
         ticket, attempt = self._tickets[number], self._attempts[number]
         headers = ticket.sink.item_staging(number, stage.attempt)
-        call = attempt.call = await self.backend.stage(ticket.item, ticket.runner, headers)
+        relay = ticket.sink.relay_of(number)
+        call = attempt.call = await self.backend.stage(ticket.item, ticket.runner, headers, relay)
         try:
             self.found(is_silent=False)
             ticket.sink.item_staged(number)
@@ -385,7 +395,9 @@ class BackendDriver:
                     self._forget_attempt(stage)
                     ticket.sink.item_finished(number, piece)
                     held = self._held(ticket, piece, now)
-                    self._carry_out(self._arbiter.finished(number, serial, now, held, piece.usage))
+                    # Not every answer that is only passed on tells its tokens.
+                    usage = piece.usage if piece.usage != _NO_USAGE else None
+                    self._carry_out(self._arbiter.finished(number, serial, now, held, usage))
                     self._slot_keeper.remember(ticket.runner, self._arbiter.capacity(ticket.runner))
                     self._limit_tokens(ticket.runner)
                     return

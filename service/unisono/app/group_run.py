@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from unisono.core.events import Loading, LoadState, Released
-from unisono.core.model import SlotSource
+from unisono.core.model import RunnerOptions, SlotSource
 from unisono.core.passes import PassCounter
 from unisono.core.report import GroupPlanned, GroupReport, WaveReport, fewest_passes
 from unisono.core.tally import ContextTally, FamilyTally, RunnerTally, one_at_a_time_s
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from unisono.app.batch_journal import BatchJournal
     from unisono.app.driver import BackendDriver
     from unisono.app.item_run import ItemRun
-    from unisono.app.ports import BatchWatch, Clock, LoadOutcome, ReleaseTimes
+    from unisono.app.ports import BatchWatch, Clock, LoadOutcome, Relay, ReleaseTimes
     from unisono.app.sink import Departure
     from unisono.core.commands import End, Retry, Work
     from unisono.core.errors import UnisonoError
@@ -41,8 +41,9 @@ class GroupRun:
         clock: Clock,
         on_result: Callable[[Result], None],
         on_load: Callable[[], None],
+        relay: Relay | None = None,
     ) -> None:
-        """`first`: the group as it was planned; items that are added later join it."""
+        """`first`: the group as it was planned; items that are added later join it. `relay`: see RunningBatch."""
         self.number = number
         self.runner = runner = first.runner
         self.driver = driver
@@ -61,6 +62,7 @@ class GroupRun:
         self._clock = clock
         self._on_result = on_result
         self._on_load = on_load
+        self._relay = relay
         self._runs: dict[int, ItemRun] = {}
         # Those that are being taken back, by ticket; and that have been.
         self._leaving: set[int] = set()
@@ -132,6 +134,8 @@ class GroupRun:
         context_tokens: int,
     ) -> None:
         """Sends items that were taken to the driver, one by one."""
+        # What was seen in memory is told by its context alone. A request that goes as it came would load it itself.
+        is_plain = self.runner.shift is None and replace(self.runner.options, num_ctx=None) == RunnerOptions()
         self.driver.submit(
             self.runner,
             works,
@@ -139,6 +143,7 @@ class GroupRun:
             is_loaded=is_loaded,
             keep_alive_s=keep_alive_s,
             context_tokens=context_tokens,
+            is_sure=is_loaded and is_plain and self._relay is not None,
         )
 
     def item_bundled(self, ticket: int, size: int) -> None:
@@ -146,6 +151,11 @@ class GroupRun:
         self._runs[ticket].bundle_size = size
 
     # -- What the driver tells (Sink) ----------------------------------------------------------------------
+
+    def relay_of(self, ticket: int) -> Relay | None:
+        """See Sink."""
+        del ticket
+        return self._relay
 
     def item_staging(self, ticket: int, attempt: int) -> Mapping[str, str]:
         """See Sink."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping, Sequence
 
     from unisono.core.capacity import SlotMemo
     from unisono.core.commands import ReleaseReason
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from unisono.core.events import Journalled, LastingEvent, Result, Summary
     from unisono.core.model import (
         Finished,
+        Forwarded,
         Item,
         LoadedRunner,
         ModelInfo,
@@ -37,6 +38,31 @@ class Clock(Protocol):
 
     def time_ns(self) -> int:
         """Nanoseconds since 1970."""
+        ...
+
+
+class Relay(Protocol):
+    """Where the answer to a forwarded request goes, byte for byte as it comes. At most one answer begins."""
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether its caller has seen the beginning of an answer."""
+        ...
+
+    def begin(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """The head of an answer."""
+        ...
+
+    async def pass_on(self, chunk: bytes) -> None:
+        """More of its body; returns when there is room for more, so that a slow caller slows its own answer only."""
+        ...
+
+    def end(self) -> None:
+        """Its body is whole."""
+        ...
+
+    def over(self, error: UnisonoError | None) -> None:
+        """The last word on the request: nothing follows, be the answer whole or not. `error`: why there is none."""
         ...
 
 
@@ -96,6 +122,28 @@ class LoadOutcome:
     context_tokens: int = 0
 
 
+class PlainAnswer(Protocol):
+    """The answer to a request that was sent at once."""
+
+    @property
+    def status(self) -> int:
+        """Its HTTP status."""
+        ...
+
+    @property
+    def headers(self) -> Sequence[tuple[bytes, bytes]]:
+        """Its headers, as they came."""
+        ...
+
+    def chunks(self) -> AsyncGenerator[bytes, None]:
+        """Its body, as it comes. Raises ConnectionLostError where it is cut."""
+        ...
+
+    async def close(self) -> None:
+        """Closes its connection at once; safe at any time, any number of times."""
+        ...
+
+
 class Backend(Protocol):
     """An inference server. One arbiter drives each; nothing else talks to it.
 
@@ -141,6 +189,8 @@ class Backend(Protocol):
     async def load(self, runner: RunnerSpec, *, keep_alive_s: float) -> LoadOutcome:
         """Makes the runner ready, by a request that generates nothing; at once where it is loaded.
 
+        `keep_alive_s` below zero: the backend's own setting says how long it stays.
+
         Raises LoadFailedError, ModelNotFoundError, BackendUnavailableError, BackendBusyError, …
         """
         ...
@@ -149,11 +199,22 @@ class Backend(Protocol):
         """Takes the model out of memory; nothing where the backend cannot."""
         ...
 
-    async def stage(self, item: Item, runner: RunnerSpec, headers: Mapping[str, str]) -> HeldCall:
+    async def stage(
+        self, item: Item, runner: RunnerSpec, headers: Mapping[str, str], relay: Relay | None = None
+    ) -> HeldCall:
         """Opens a connection and sends all of the request but its last byte, which starts it.
 
         Returns when the bytes have left this machine's buffers. `headers` are added to the request
-        (trace context). Raises BackendUnavailableError where no connection can be had.
+        (trace context). With `relay`, the item's own request is sent as it came, all but the end of its body, and
+        what is answered goes there; then the call's pieces have no content. Raises BackendUnavailableError where no
+        connection can be had.
+        """
+        ...
+
+    async def pass_on(self, request: Forwarded, body: AsyncIterable[bytes] | None = None) -> PlainAnswer:
+        """Sends a request at once, as it came, and returns when its answer begins; however long that takes.
+
+        `body`: in place of the request's own, for one that is too large for memory.
         """
         ...
 

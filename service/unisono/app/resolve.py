@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -19,7 +20,7 @@ from unisono.core.model import RunnerSpec
 from unisono.core.placement import BackendState, place
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from unisono.app.driver import BackendDriver
     from unisono.app.ports import Clock
@@ -75,6 +76,12 @@ class Resolver:
         self._first_names: dict[tuple[str, str], str] = {}
         # Backends that did not answer the last time, or not in time.
         self._silent: set[str] = set()
+
+    def among(self, backends: Collection[str]) -> Resolver:
+        """This one, as if there were these backends only. What is asked and remembered, both of them know."""
+        part = copy(self)
+        part._drivers = {name: driver for name, driver in self._drivers.items() if name in backends}
+        return part
 
     async def resolve(self, names: Iterable[str], *, patience_s: float | None = None) -> Resolved:
         """For each name, as often as items ask for it, the model.

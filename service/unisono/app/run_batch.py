@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from unisono.app.coalesce import Company
     from unisono.app.driver import BackendDriver
     from unisono.app.intake import Checked
-    from unisono.app.ports import BatchWatch, Clock, Journal
+    from unisono.app.ports import BatchWatch, Clock, Journal, Relay
     from unisono.app.resolve import Resolver
     from unisono.core.batch import BatchConfig
     from unisono.core.durable import EndedItem, StoredBatch
@@ -82,8 +82,12 @@ class RunningBatch:
         report_defect: Callable[[str, BaseException], None],
         memory_limit_bytes: int | None = None,
         stored: StoredBatch | None = None,
+        relay: Relay | None = None,
     ) -> None:
-        """`stored`: the batch is kept, and is to be run, or to go on; its journal has it already."""
+        """`stored`: the batch is kept, and is to be run, or to go on; its journal has it already.
+
+        `relay`: it has one item, which is a forwarded request; where its answer goes.
+        """
         self.batch_id = batch_id
         self.config = config
         self.state = BatchState.RUNNING
@@ -92,6 +96,7 @@ class RunningBatch:
         self._gate = Gate(config, limits)
         self._watch = watch
         self._on_end = on_end
+        self._relay = relay
         age_s = 0.0 if stored is None else max(0.0, (clock.time_ns() - stored.created_ns) / 1e9)
         self._accepted_s = clock.monotonic_s() - age_s
         # Items by index, until they end; and the names of all.
@@ -140,6 +145,7 @@ class RunningBatch:
             on_result=self._end_item,
             report_defect=report_defect,
             memory_limit_bytes=memory_limit_bytes,
+            relay=relay,
         )
         if stored is None:
             self.journal.write(Accepted(batch_id=batch_id, item_count=item_count))
@@ -418,6 +424,8 @@ class RunningBatch:
             # The driver keeps to the deadline too, and may be the first to notice.
             self._cut_short = self._cut_short or result.error
         self._watch.item_ended(result=result, at_ns=self._clock.time_ns())
+        if self._relay is not None:
+            self._relay.over(result.error)
         parts, rest = paging.split(result)
         for part in parts:
             self.journal.write(part)

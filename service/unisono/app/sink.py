@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from unisono.app.ports import LoadOutcome, ReleaseTimes
+    from unisono.app.ports import LoadOutcome, Relay, ReleaseTimes
     from unisono.core.commands import End, ReleaseReason, Retry
     from unisono.core.errors import UnisonoError
     from unisono.core.model import Finished, Spoke
@@ -34,6 +34,10 @@ class Departure:
 
 class Sink(Protocol):
     """Whose items they are, all on one runner: told everything that happens to them. Must not raise or wait."""
+
+    def relay_of(self, ticket: int) -> Relay | None:
+        """Where its answer goes as it comes, for a request that is sent as it came; None: it is made of the item."""
+        ...
 
     def item_staging(self, ticket: int, attempt: int) -> Mapping[str, str]:
         """An attempt begins; the answer is headers for its request."""

@@ -158,15 +158,21 @@ class Arbiter:
         now: float,
         *,
         is_loaded: bool = False,
+        is_sure: bool = False,
         unload_after: bool = False,
     ) -> list[Command]:
-        """Items want to be run on a runner. `is_loaded`: the backend was seen to hold it in memory."""
+        """Items want to be run on a runner. `is_loaded`: the backend was seen to hold it in memory.
+
+        `is_sure`: a moment ago, and just as these items need it, so that its word need not be asked for.
+        """
         place = self._place(runner)
         if not place.conductor.has_work:
             place.waiting_since_s = now
         if not is_loaded and not place.is_active:
             # However lately it was used: another process, or another model, has taken its place.
             place.ready_until_s = 0.0
+        if is_sure:
+            place.ready_until_s = max(place.ready_until_s, now + self._settings.ready_s)
         place.is_loaded = place.is_beside = is_loaded
         place.wants_unload = place.wants_unload or unload_after
         if not self._runner_of:

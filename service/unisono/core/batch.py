@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 # What a stream's items wait for by default: so many of them, or so long.
 RELEASE_SIZE = 64
 RELEASE_INTERVAL_S = 0.05
+# A `keep_alive_s`: the backend is told none.
+BACKENDS_OWN = -1.0
 
 
 class CoScheduling(Enum):
@@ -37,6 +39,8 @@ class ContextPolicy(Enum):
     SEPARATE = "separate"
     # They are refused.
     REJECT = "reject"
+    # Each has what the backend makes of its request, which goes as it came.
+    AS_SENT = "as_sent"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +50,8 @@ class BatchConfig:
     # The model of items that name none; and options beneath the items' own.
     model: str = ""
     options: Options = field(default_factory=Options)
-    # How long the backend keeps the model afterwards; None: the service's setting; 0: unloaded at once.
+    # How long the backend keeps the model afterwards; None: the service's setting; 0: unloaded at once; below zero
+    # (BACKENDS_OWN): as long as the backend's own setting says.
     keep_alive_s: float | None = None
     # A malformed item refuses the batch (or the message that holds it) instead of failing alone.
     is_strict: bool = True

@@ -78,6 +78,8 @@ class Work:
     prompt_bytes: int = 0
     # A lone request, which is gathered with others' into a wave.
     is_single: bool = False
+    # Its caller alone decides how long it is waited for: that nothing is heard of it is no reason to give it up.
+    is_patient: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,6 +50,8 @@ class UnisonoError(Exception):
         self.violations: tuple[Violation, ...] = tuple(violations)
         # After how long another try may help; None where it is not known.
         self.retry_after_s = retry_after_s
+        # Part of the answer was passed on to the caller before: whatever it was, nothing is tried again.
+        self.is_final = False
 
 
 def reasons(*parents: type[UnisonoError]) -> tuple[str, ...]:

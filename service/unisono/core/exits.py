@@ -3,6 +3,7 @@
 Theory of operation. Whoever leaves gives up its seat in the schedule and its place in the roster, both in `_leave`.
 What becomes of an attempt that went wrong (`fail`):
 
+0. *Part of its answer has left this house*: nothing can be tried again, and it ends with what went wrong.
 1. *It cost nothing*, because the backend was away or a held connection closed: back to its old place in the queue.
 2. *It fell* as if the runner had died: it waits until it is known who else fell with it (`suspects.py`), and then
    `judge` charges one that fell alone, and sends several back, free of charge.
@@ -85,10 +86,16 @@ class Exits:
     def fail(self, entry: Entry, error: UnisonoError, now: float) -> list[Command]:
         """An attempt went wrong.
 
+        0. Its caller has part of the answer: that is the end of it.
         1. It cost nothing (the backend was away, or a held connection closed): back to the head of its line.
         2. It fell as if the runner had died: nothing is judged until it is known whether others fell with it.
         3. Otherwise it used up an attempt, and `retry.decide` says what follows.
         """
+        if error.is_final:
+            if error.lowers_load:
+                self._capacity.stumbled()
+            self._schedule.suspects.left(entry.work.ticket)
+            return [self.end(entry, ItemState.FAILED, error, now)]
         was_held = entry.phase not in IN_FLIGHT and error.is_retryable and entry.free < FREE_RESTAGES
         if was_held or not error.costs_attempt:
             entry.free += 1

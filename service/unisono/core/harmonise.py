@@ -14,6 +14,11 @@ for less than its prompt may need, it gets that, but no more than the usual defa
 
 An item that asks for more than its group gets is warned. A backend whose contexts are fixed (a llama.cpp server) has
 nothing to choose: items that ask for more than it has are a group of their own, and fail alone.
+
+A request that goes as it came (AS_SENT) cannot be given another context: the backend loads the model anew for each
+that means another one than is loaded. So it has a runner by what it says, and one that says nothing has the backend's
+default, whatever others of its kin run with. Turns (core/turns.py) keep the two from taking each other's place with
+each request.
 """
 
 from __future__ import annotations
@@ -150,6 +155,22 @@ def own(num_ctx: int | None, there: LoadedRunner | None) -> Context:
         return Context(num_ctx=num_ctx, tokens=num_ctx, reason=f"{num_ctx:,} tokens: asked for")
     tokens = there.context_length if there is not None else 0
     return Context(num_ctx=None, tokens=tokens, reason="no item asks for a context: the backend's default")
+
+
+def as_sent(num_ctx: int | None, standing: Sequence[Standing]) -> Context:
+    """The context of a request that goes as it came. `standing`: its kin's runners that had work lately.
+
+    The default has no name, and is known once the backend was seen to give it. Then whoever is at work with as much
+    by name is the same to the backend, and to this service.
+    """
+    given = next((one.context_tokens for one in standing if one.runner.options.num_ctx == num_ctx), 0)
+    tokens = given or num_ctx or 0
+    reason = "asked for" if num_ctx is not None else "the backend's default, since the request goes as it came"
+    reason = f"{tokens:,} tokens: {reason}" if tokens else reason
+    for one in standing:
+        if one.is_busy and tokens and one.tokens == tokens:
+            return Context(num_ctx=one.runner.options.num_ctx, tokens=tokens, reason=reason)
+    return Context(num_ctx=num_ctx, tokens=tokens, reason=reason)
 
 
 def fixed(tokens: int) -> Context:

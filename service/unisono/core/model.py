@@ -227,6 +227,18 @@ _NO_OPTIONS = Options()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Forwarded:
+    """A caller's HTTP request, to be sent to a backend as it came."""
+
+    method: str
+    # Path and query, from the API's root on: "/api/chat?x=1".
+    target: str
+    # Names as they were written; nothing that concerns one connection only.
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
     """One request of a batch."""
 
@@ -243,6 +255,8 @@ class Item:
     n: int = 1
     # For one of several answers: the id of the item that asked for them.
     variant_of: str = ""
+    # What is sent for it, where that is not made of the request: the request only says what was understood of it.
+    forwarded: Forwarded | None = None
 
 
 # -- Who answers -----------------------------------------------------------------------------------------------

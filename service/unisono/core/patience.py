@@ -7,7 +7,8 @@ limit is in both.
    is the end of a pause after a failure.
 2. *item_timeout* runs from an item's last token: who speaks is gone through, which is no more than there are slots.
    It lowers what is in flight where many are silent, and not where one is while others speak.
-3. *A stall* concerns all: requests are in flight, and none of them was answered anything for a long time.
+3. *A stall* concerns all: requests are in flight, and none of them was answered anything for a long time. Those of
+   which nothing can be heard before they have ended, or whose callers decide for themselves, are left out.
 4. *A held request* grows stale: some servers and proxies close an unfinished one.
 """
 
@@ -21,6 +22,8 @@ from unisono.core.lifecycle import Phase
 from unisono.core.model import ItemState
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from unisono.core.capacity import Capacity
     from unisono.core.exits import Exits
     from unisono.core.roster import Entry, Roster
@@ -55,8 +58,8 @@ class Patience:
                     self._capacity.stumbled()
                 error = ItemTimeoutError(f"said nothing for {limit_s:g} s after its first token (item_timeout)")
                 commands += self._exits.stop(entry, ItemState.EXPIRED, error, now)
-        if self._roster.flying and now >= self._heard_at_s + self._stall_s:
-            commands += self._give_up_stalled(now)
+        if now >= self._heard_at_s + self._stall_s and (stalled := self._impatient()):
+            commands += self._give_up_stalled(stalled, now)
         stale = [entry for entry in self._roster.staged.values() if now >= entry.staged_at_s + self._hold_limit_s]
         return [*commands, *self._exits.recall(stale, now)]
 
@@ -69,7 +72,7 @@ class Patience:
             for entry in self._roster.speaking.values()
             if entry.work.silence_s is not None
         ]
-        if self._roster.flying:
+        if self._impatient():
             moments.append(self._heard_at_s + self._stall_s)
         if self._roster.staged:
             # They stand in the order in which they were staged.
@@ -104,14 +107,17 @@ class Patience:
             self._exits.requeue(entry, now)
         return []
 
-    def _give_up_stalled(self, now: float) -> list[Command]:
+    def _impatient(self) -> list[Entry]:
+        """Those in flight that are not waited for as long as it takes."""
+        return [entry for entry in self._roster.flying.values() if not entry.work.is_patient]
+
+    def _give_up_stalled(self, stalled: Sequence[Entry], now: float) -> list[Command]:
         error = BackendStalledError(
-            f"the backend held {len(self._roster.flying)} requests and answered none of them anything for "
-            f"{self._stall_s:g} s"
+            f"the backend held {len(stalled)} requests and answered none of them anything for {self._stall_s:g} s"
         )
         commands: list[Command] = []
         self._capacity.stumbled()
-        for entry in list(self._roster.flying.values()):
+        for entry in stalled:
             commands.append(Abort(ticket=entry.work.ticket, serial=entry.serial))
             commands += self._exits.fail(entry, error, now)
         return commands

@@ -145,6 +145,9 @@ def plan(
         fits = None if memory_limit_bytes is None else _fits(kin, there, kept, memory_limit_bytes, slots_of)
         if policy is ContextPolicy.SEPARATE:
             shares = _separated(kin.items, there)
+        elif policy is ContextPolicy.AS_SENT and not kin.model.fixed_context:
+            groups += _as_sent(kin, there, kept)
+            continue
         else:
             shares = _harmonised(kin, there, kept, fits)
         for context, theirs in shares:
@@ -207,6 +210,20 @@ def _harmonised(
         return [*([(context, within)] if within else []), *_separated(beyond, there)]
     theirs = [one for one in standing if harmonise.kin_of(one.runner) == kin.runner]
     return [(harmonise.shared(kin.items, kin.model, there=there, standing=theirs, fits=fits), kin.items)]
+
+
+def _as_sent(kin: _Kin, there: LoadedRunner | None, standing: Iterable[Standing]) -> list[Group]:
+    """Groups of requests that go as they came: loaded is what the backend would not load anew for them."""
+    theirs = [one for one in standing if harmonise.kin_of(one.runner) == kin.runner]
+    by_asked: dict[int | None, list[Item]] = {}
+    for item in kin.items:
+        by_asked.setdefault(asked_of(item), []).append(item)
+    groups: list[Group] = []
+    for asked, items in by_asked.items():
+        context = harmonise.as_sent(asked, theirs)
+        is_there = there is not None and there.context_length == context.tokens
+        groups += _groups(kin, items, context, there if is_there else None)
+    return groups
 
 
 def _groups(kin: _Kin, items: Iterable[Item], context: Context, there: LoadedRunner | None) -> list[Group]:

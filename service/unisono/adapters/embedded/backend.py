@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Final
 
 from unisono.adapters.embedded.process import EngineProcess, find_model
 from unisono.adapters.held import release
-from unisono.adapters.llama_server import LlamaServerBackend, LlamaServerCall
-from unisono.app.ports import HeldCall, LoadOutcome, ReleaseTimes
+from unisono.adapters.llama_server import LlamaServerBackend
+from unisono.app.ports import HeldCall, LoadOutcome, PlainAnswer, Relay, ReleaseTimes
 from unisono.core.errors import BackendUnavailableError, ConnectionLostError, RunnerDiedError
 from unisono.core.model import PassMethod
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping, Sequence
 
-    from unisono.core.model import Finished, Item, LoadedRunner, ModelInfo, RunnerSpec, Spoke
+    from unisono.adapters.held import ForwardedCall
+    from unisono.adapters.llama_server import LlamaServerCall
+    from unisono.core.model import Finished, Forwarded, Item, LoadedRunner, ModelInfo, RunnerSpec, Spoke
 
 NAME: Final = "embedded"
 # The model's name where nobody configured another file.
@@ -31,7 +33,7 @@ _DEATH_IS_SEEN_S: Final = 1.0
 class EmbeddedCall:
     """A held request to the engine, which knows why its connection was lost. See the port `HeldCall`."""
 
-    def __init__(self, call: LlamaServerCall, engine: EngineProcess, *, backend: str = NAME) -> None:
+    def __init__(self, call: LlamaServerCall | ForwardedCall, engine: EngineProcess, *, backend: str = NAME) -> None:
         self.exchange = call.exchange
         self._backend = backend
         self._call = call
@@ -176,12 +178,18 @@ class EmbeddedBackend:
     async def unload(self, runner: RunnerSpec) -> None:
         """See the port: it keeps its model."""
 
-    async def stage(self, item: Item, runner: RunnerSpec, headers: Mapping[str, str]) -> HeldCall:
+    async def stage(
+        self, item: Item, runner: RunnerSpec, headers: Mapping[str, str], relay: Relay | None = None
+    ) -> HeldCall:
         """See the port. A dead engine is no backend: the probe that follows starts it."""
         if self._server is None or self._engine is None or not self._engine.is_alive:
             raise BackendUnavailableError("the embedded engine does not run", metadata={"backend": self._name})
-        call = await self._server.stage(item, runner, headers)
+        call = await self._server.stage(item, runner, headers, relay)
         return EmbeddedCall(call, self._engine, backend=self._name)
+
+    async def pass_on(self, request: Forwarded, body: AsyncIterable[bytes] | None = None) -> PlainAnswer:
+        """See the port."""
+        return await (await self._running()).pass_on(request, body)
 
     def release(self, calls: Sequence[HeldCall]) -> ReleaseTimes:
         """See the port."""

@@ -15,6 +15,7 @@ from unisono.adapters.held.embeddings import WholeReader
 from unisono.adapters.held.endpoint import Endpoint, parse_endpoint
 from unisono.adapters.held.errors import translated
 from unisono.adapters.held.exchange import HeldExchange, release
+from unisono.adapters.held.forwarded import ForwardedCall, StreamReader, WholeBodyReader
 from unisono.adapters.held.lines import LineSplitter, TooLongError
 from unisono.adapters.held.plain import read_all
 from unisono.adapters.held.transport import HeldTransport
@@ -22,10 +23,13 @@ from unisono.adapters.held.transport import HeldTransport
 __all__ = [
     "Endpoint",
     "ExchangeCall",
+    "ForwardedCall",
     "HeldExchange",
     "HeldTransport",
     "LineSplitter",
+    "StreamReader",
     "TooLongError",
+    "WholeBodyReader",
     "WholeReader",
     "parse_endpoint",
     "read_all",

@@ -46,6 +46,9 @@ class HeldStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         self._is_over = False
         self._error: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
+        # Set unless so much waits to be sent that a plain request's sender must wait too.
+        self._may_write = asyncio.Event()
+        self._may_write.set()
         # Called once, when nothing more can arrive.
         self.on_over: Callable[[], None] | None = None
 
@@ -64,6 +67,14 @@ class HeldStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
             self._transport.pause_reading()
         self._wake()
 
+    def pause_writing(self) -> None:
+        """Enough waits to be sent."""
+        self._may_write.clear()
+
+    def resume_writing(self) -> None:
+        """There is room again."""
+        self._may_write.set()
+
     def eof_received(self) -> bool:
         """Nothing more will arrive; the transport closes itself."""
         self._end(None)
@@ -77,6 +88,7 @@ class HeldStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         if self._is_over:
             return
         self._is_over, self._error = True, error
+        self._may_write.set()
         self._wake()
         # Let go as well: it knows this stream, and a circle of the two would stay until Python looks for circles.
         on_over, self.on_over = self.on_over, None
@@ -116,9 +128,10 @@ class HeldStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         return data[:max_bytes]
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002, ASYNC109 - httpcore's
-        """Sends. Raises WriteError."""
+        """Sends, and waits while the other side takes too little. Raises WriteError."""
         if buffer:
             self._send(buffer)
+            await self._may_write.wait()
 
     def _send(self, data: bytes) -> None:
         if self._is_over or self._transport is None:

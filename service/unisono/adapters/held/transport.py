@@ -12,14 +12,18 @@ import httpx
 from unisono.adapters.held.connect import Connector
 from unisono.adapters.held.errors import translated
 from unisono.adapters.held.exchange import HeldExchange
+from unisono.adapters.held.forwarded import PassedAnswer
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
 
     from unisono.adapters.held.endpoint import Endpoint
+    from unisono.core.model import Forwarded
 
 _END: Final = b"}"
+# A request without a body says nothing of its length.
+_BODILESS: Final = ("GET", "HEAD", "OPTIONS", "DELETE")
 
 # httpcore's errors under httpx's names, most particular first.
 _HTTPX_NAMES: Final[tuple[tuple[type[Exception], type[httpx.TransportError]], ...]] = (
@@ -75,12 +79,68 @@ class HeldTransport(httpx.AsyncBaseTransport):
         """
         if not body.endswith(_END):
             raise ValueError("a held body must end with }: any other last byte would not hold the request back")
+        return await self._stage(self._request(path, len(body), headers), body, _END)
+
+    async def stage_forwarded(self, request: Forwarded, headers: Mapping[str, str]) -> HeldExchange:
+        """The same with a request that goes as it came, whose body is a JSON object and maybe blanks behind it.
+
+        What is held is all of the body from the object's last byte on.
+        """
+        body = request.body
+        last = body[body.rindex(_END) :]
+        head = h11.Request(
+            method=request.method.encode("ascii"),
+            target=self._target(request),
+            headers=[*self._beside(request, headers), (b"Content-Length", b"%d" % len(body))],
+        )
+        return await self._stage(head, body, last)
+
+    async def pass_on(self, request: Forwarded, body: AsyncIterable[bytes] | None = None) -> PassedAnswer:
+        """Sends a request at once, as it came; see the port `Backend`."""
+        headers = self._beside(request, {})
+        names = {name.lower() for name, _ in headers}
+        content: bytes | AsyncIterable[bytes] = request.body
+        if body is not None:
+            content = body
+            if b"content-length" not in names:
+                headers.append((b"Transfer-Encoding", b"chunked"))
+        elif request.body or request.method not in _BODILESS:
+            headers.append((b"Content-Length", b"%d" % len(request.body)))
         with translated(self._backend, opening=True):
             stream = await self._connector.open()
-            exchange = HeldExchange(backend=self._backend, stream=stream, last=_END, on_over=self._open.discard)
+        with translated(self._backend):
+            try:
+                connection = httpcore.AsyncHTTP11Connection(origin=self._origin, stream=stream)
+                url = httpcore.URL(
+                    scheme=self._scheme, host=self._host, port=self._port, target=self._target(request)
+                )
+                response = await connection.handle_async_request(
+                    httpcore.Request(request.method.encode("ascii"), url, headers=headers, content=content)
+                )
+            except BaseException:
+                stream.abort()
+                raise
+        return PassedAnswer(response, stream, backend=self._backend)
+
+    def _target(self, request: Forwarded) -> bytes:
+        return (self._prefix + request.target).encode("ascii")
+
+    def _beside(self, request: Forwarded, added: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+        """A forwarded request's headers beside our own, which win: where it goes, and what this service was given to
+        be let in with.
+        """
+        own = [pair for pair in self._headers if pair[0].lower() != b"content-type"]
+        own += [(name.encode("ascii"), value.encode("utf-8")) for name, value in added.items()]
+        taken = {name.lower() for name, _ in own}
+        return [*own, *(pair for pair in request.headers if pair[0].lower() not in taken)]
+
+    async def _stage(self, request: h11.Request, body: bytes, last: bytes) -> HeldExchange:
+        with translated(self._backend, opening=True):
+            stream = await self._connector.open()
+            exchange = HeldExchange(backend=self._backend, stream=stream, last=last, on_over=self._open.discard)
             self._open.add(exchange)
             try:
-                await exchange.stage(self._request(path, len(body), headers), body, self._patience_s)
+                await exchange.stage(request, body, self._patience_s)
             except BaseException:
                 exchange.abort()
                 self._open.discard(exchange)  # also one that was closed before it could tell

@@ -17,8 +17,11 @@ import msgspec
 
 from unisono.adapters.held import (
     ExchangeCall,
+    ForwardedCall,
     HeldExchange,
     HeldTransport,
+    StreamReader,
+    WholeBodyReader,
     parse_endpoint,
     read_all,
     release,
@@ -28,7 +31,7 @@ from unisono.adapters.llama_server.answer import EmbeddingReader, TextReader
 from unisono.adapters.llama_server.failures import failure
 from unisono.adapters.llama_server.props import Models, Props, model_info
 from unisono.adapters.llama_server.request import build_request, refuse_other_runner, refuse_shift
-from unisono.app.ports import HeldCall, LoadOutcome, ReleaseTimes
+from unisono.app.ports import HeldCall, LoadOutcome, PlainAnswer, Relay, ReleaseTimes
 from unisono.core.errors import (
     BackendBusyError,
     BadAnswerError,
@@ -40,9 +43,9 @@ from unisono.core.errors import (
 from unisono.core.model import EmbedRequest, LoadedRunner, PassMethod
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
 
-    from unisono.core.model import Finished, Item, ModelInfo, RunnerSpec, Spoke
+    from unisono.core.model import Finished, Forwarded, Item, ModelInfo, RunnerSpec, Spoke
 
 _T = TypeVar("_T")
 
@@ -213,8 +216,12 @@ class LlamaServerBackend:
     async def unload(self, runner: RunnerSpec) -> None:
         """See the port: it cannot."""
 
-    async def stage(self, item: Item, runner: RunnerSpec, headers: Mapping[str, str]) -> LlamaServerCall:
+    async def stage(
+        self, item: Item, runner: RunnerSpec, headers: Mapping[str, str], relay: Relay | None = None
+    ) -> LlamaServerCall | ForwardedCall:
         """See the port."""
+        if item.forwarded is not None and relay is not None:
+            return self._forwarded(await self._transport.stage_forwarded(item.forwarded, headers), relay, item)
         path, body = build_request(item, model=runner.model, slot_context=self._slot_context)
         exchange = await self._transport.stage(path, body, headers)
 
@@ -240,9 +247,30 @@ class LlamaServerBackend:
             )
         return LlamaServerCall(exchange, reader, backend=self._name, model=runner.model)
 
+    def _forwarded(self, exchange: HeldExchange, relay: Relay, item: Item) -> ForwardedCall:
+        """The call of a request that was staged as it came: one of OpenAI's API, which is what it speaks."""
+
+        def reader_of(content_type: str) -> StreamReader | WholeBodyReader:
+            if content_type == "text/event-stream":
+                return StreamReader(backend=self._name, model=item.model)
+            return WholeBodyReader(is_embedding=isinstance(item.request, EmbedRequest))
+
+        return ForwardedCall(
+            exchange,
+            relay,
+            reader_of=reader_of,
+            failure=lambda head, body: failure(head.status, body, backend=self._name, model=item.model),
+            backend=self._name,
+            model=item.model,
+        )
+
+    async def pass_on(self, request: Forwarded, body: AsyncIterable[bytes] | None = None) -> PlainAnswer:
+        """See the port."""
+        return await self._transport.pass_on(request, body)
+
     def release(self, calls: Sequence[HeldCall]) -> ReleaseTimes:
         """See the port."""
-        first_ns, last_ns = release([call.exchange for call in calls if isinstance(call, LlamaServerCall)])
+        first_ns, last_ns = release([call.exchange for call in calls if isinstance(call, ExchangeCall)])
         return ReleaseTimes(first_ns=first_ns, last_ns=last_ns)
 
     async def close(self) -> None:

@@ -12,11 +12,12 @@ import msgspec
 
 from unisono.adapters.held import ExchangeCall, HeldExchange, HeldTransport, read_all, release, translated
 from unisono.adapters.ollama.answer import AnswerReader, EmbeddingReader, TextReader, arrival_ns
-from unisono.adapters.ollama.failures import failure
+from unisono.adapters.ollama.failures import failure, retry_after_s
+from unisono.adapters.ollama.forwarded import forwarded_call
 from unisono.adapters.ollama.host import normalised, parse_host
 from unisono.adapters.ollama.models import Shown, read_runners, read_show, read_shown, read_tags, read_version
 from unisono.adapters.ollama.request import build_load, build_request
-from unisono.app.ports import HeldCall, LoadOutcome, ReleaseTimes
+from unisono.app.ports import HeldCall, LoadOutcome, PlainAnswer, Relay, ReleaseTimes
 from unisono.core.errors import (
     BadAnswerError,
     ConnectionLostError,
@@ -28,9 +29,9 @@ from unisono.core.model import EmbedRequest, PassMethod
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping, Sequence
 
-    from unisono.core.model import Finished, Item, LoadedRunner, ModelInfo, RunnerSpec, Spoke
+    from unisono.core.model import Finished, Forwarded, Item, LoadedRunner, ModelInfo, RunnerSpec, Spoke
 
 _T = TypeVar("_T")
 
@@ -59,7 +60,7 @@ class OllamaCall(ExchangeCall):
                         await self._refusal(chunks),
                         backend=self._backend,
                         model=self._model,
-                        retry_after_s=_retry_after_s(response.headers),
+                        retry_after_s=retry_after_s(response.headers),
                     )
                 while not reader.is_done:
                     try:
@@ -227,8 +228,13 @@ class OllamaBackend:
         path, body = build_load(runner, keep_alive_s=0, as_embedding=False)
         await self._call("POST", path, body, model=runner.model)
 
-    async def stage(self, item: Item, runner: RunnerSpec, headers: Mapping[str, str]) -> HeldCall:
+    async def stage(
+        self, item: Item, runner: RunnerSpec, headers: Mapping[str, str], relay: Relay | None = None
+    ) -> HeldCall:
         """See the port."""
+        if item.forwarded is not None and relay is not None:
+            exchange = await self._transport.stage_forwarded(item.forwarded, headers)
+            return forwarded_call(exchange, relay, item, backend=self._name, model=runner.model, now_ns=self._now_ns)
         path, body = build_request(item, runner)
         exchange = await self._transport.stage(path, body, headers)
         kind: Callable[..., AnswerReader] = TextReader
@@ -237,9 +243,13 @@ class OllamaBackend:
         reader = kind(backend=self._name, model=runner.model, held_s=lambda: exchange.held_s, now_ns=self._now_ns)
         return OllamaCall(exchange, reader, backend=self._name, model=runner.model)
 
+    async def pass_on(self, request: Forwarded, body: AsyncIterable[bytes] | None = None) -> PlainAnswer:
+        """See the port."""
+        return await self._transport.pass_on(request, body)
+
     def release(self, calls: Sequence[HeldCall]) -> ReleaseTimes:
         """See the port."""
-        first_ns, last_ns = release([call.exchange for call in calls if isinstance(call, OllamaCall)])
+        first_ns, last_ns = release([call.exchange for call in calls if isinstance(call, ExchangeCall)])
         return ReleaseTimes(first_ns=first_ns, last_ns=last_ns)
 
     async def close(self) -> None:
@@ -270,7 +280,7 @@ class OllamaBackend:
             backend=self._name,
             model=model,
             is_loading=is_loading,
-            retry_after_s=_seconds_or_none(answer.headers.get("retry-after", "")),
+            retry_after_s=retry_after_s(answer.headers.raw),
         )
 
     def _read(self, reader: Callable[[bytes], _T], text: bytes) -> _T:
@@ -281,12 +291,3 @@ class OllamaBackend:
                 f"backend {self._name}: the answer cannot be read, is it an Ollama? {error}",
                 metadata={"backend": self._name},
             ) from error
-
-
-def _retry_after_s(headers: Sequence[tuple[bytes, bytes]]) -> float | None:
-    values = [value for name, value in headers if name.lower() == b"retry-after"]
-    return _seconds_or_none(values[0].decode("latin-1")) if values else None
-
-
-def _seconds_or_none(text: str) -> float | None:
-    return float(text) if text.isascii() and text.isdigit() else None

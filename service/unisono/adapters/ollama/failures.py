@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -28,6 +28,9 @@ from unisono.core.errors import (
     RunnerDiedError,
     UnisonoError,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 # Longer messages (a runner's last words, a model's broken tool call) are cut.
 LONGEST_MESSAGE: Final = 500
@@ -156,6 +159,12 @@ def failure(
         metadata |= _counts(raw)
     text = _worded(kind, shown[:LONGEST_MESSAGE] or f"HTTP status {status}", backend, model)
     return kind(text, metadata=metadata, retry_after_s=retry_after_s)
+
+
+def retry_after_s(headers: Iterable[tuple[bytes, bytes]]) -> float | None:
+    """After how many seconds the backend wants to be asked again; None: it does not say."""
+    values = [value.decode("latin-1") for name, value in headers if name.lower() == b"retry-after"]
+    return float(values[0]) if values and values[0].isascii() and values[0].isdigit() else None
 
 
 def _judged(status: int, raw: str, message: str) -> tuple[type[UnisonoError], str]:

@@ -66,9 +66,13 @@ def build_request(item: Item, runner: RunnerSpec) -> tuple[str, bytes]:
 
 
 def build_load(runner: RunnerSpec, *, keep_alive_s: float, as_embedding: bool) -> tuple[str, bytes]:
-    """The path and the body of a request that loads the runner and generates nothing; 0 s unloads the model."""
-    keep_alive = int(keep_alive_s) if keep_alive_s == int(keep_alive_s) else keep_alive_s
-    body: dict[str, Any] = {"model": runner.model, "keep_alive": keep_alive}
+    """The path and the body of a request that loads the runner and generates nothing.
+
+    0 s unloads the model; below zero leaves Ollama its own setting.
+    """
+    body: dict[str, Any] = {"model": runner.model}
+    if keep_alive_s >= 0:
+        body["keep_alive"] = int(keep_alive_s) if keep_alive_s == int(keep_alive_s) else keep_alive_s
     if not as_embedding:
         body |= {"messages": [], "stream": False}
         if runner.shift is not None:

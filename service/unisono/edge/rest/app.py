@@ -79,7 +79,8 @@ def _answered(handlers: Mapping[str, Handler], error_body: ErrorBody, report_def
         except Exception as defect:  # noqa: BLE001 - a defect here costs a request, not the service
             report_defect(f"{request.method} {request.url.path}", defect)
             response = _of_house(InternalError("the service failed; its log says how"), error_body)
-        response.headers["x-request-id"] = f"req_{secrets.token_hex(16)}"
+        # An answer that is passed on may have one.
+        _ = response.headers.setdefault("x-request-id", f"req_{secrets.token_hex(16)}")
         return response
 
     return answer
