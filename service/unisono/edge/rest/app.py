@@ -65,7 +65,8 @@ def _answered(handlers: Mapping[str, Handler], error_body: ErrorBody, report_def
 
     @wraps(next(iter(handlers.values())))
     async def answer(request: Request) -> Response:
-        handler = handlers["GET" if request.method == "HEAD" else request.method]
+        # HEAD is answered where GET is; some paths have a HEAD of their own.
+        handler = handlers.get(request.method) or handlers["GET"]
         try:
             response = await handler(request)
         except RefusedError as error:
