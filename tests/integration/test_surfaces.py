@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 from openai import AsyncOpenAI
 from openai.types import Batch
 
@@ -165,13 +166,32 @@ async def by_files(_h: House, client: AsyncOpenAI, batch: Batch) -> Outcomes:
     return {name: of_openai(line) for name, line in (answers | errors).items()}
 
 
+async def by_rest(h: House, _client: AsyncOpenAI, batch: Batch) -> Outcomes:
+    """`GET /v1/batches/{id}/results`, in small pages."""
+    found: Outcomes = {}
+    after, has_more = 0, True
+    async with httpx.AsyncClient(base_url=h.http_url, timeout=LIMIT_S) as client:
+        while has_more:
+            answer = await client.get(f"/v1/batches/{batch.id}/results", params={"after": after, "limit": 2})
+            assert answer.status_code == 200, answer.text
+            page = answer.json()
+            for line in page["data"]:
+                assert line["custom_id"] not in found
+                found[line["custom_id"]] = of_openai(line)
+                assert found[line["custom_id"]].state == line["state"]
+            assert page["last_sequence"] > after or not page["data"]
+            after, has_more = page["last_sequence"], page["has_more"]
+    return found
+
+
 SURFACES: dict[str, Surface] = {
     "ListResults": by_list_results,
     "AttachBatch": by_attach,
     "unisono results": by_command,
+    "GET /v1/batches/{id}/results": by_rest,
     "files": by_files,
 }
-WHILE_IT_RUNS = ("ListResults", "unisono results")
+WHILE_IT_RUNS = ("ListResults", "unisono results", "GET /v1/batches/{id}/results")
 
 
 async def ran(h: House, client: AsyncOpenAI, while_it_runs: Callable[[Batch], Awaitable[None]]) -> Batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -229,3 +230,14 @@ def test_a_result_in_parts_is_put_together() -> None:
     assert whole.completion is not None
     assert (whole.completion.content, whole.parts) == ("abc", 0)
     assert joined([], result) is result
+
+
+@pytest.mark.parametrize(("asked", "temperature"), [("a", 0.5), ("b", None), (None, None)])
+def test_a_response_has_the_settings_of_its_own_line_only(asked: str | None, temperature: float | None) -> None:
+    """Not of one that stands where it stood in another batch of the file; and none where there is no line."""
+    batch = replace(BATCH, endpoint="/v1/responses")
+    done = Completion(model="m", content="Hi", finish_reason=FinishReason.STOP, finish_reason_raw="stop")
+    result = Result(item_id="a", index=3, state=ItemState.COMPLETED, completion=done, usage=Usage())
+    text = None if asked is None else line(custom_id=asked, body={"input": "Hi", "temperature": 0.5})
+    value = json.loads(OpenAILines(Limits()).result(batch, result, 5_000_000_000, text)[0])
+    assert value["response"]["body"]["temperature"] == temperature

@@ -140,6 +140,7 @@ _BATCHES: Final[Schema] = {
             "id": TEXT,
             "object": {"const": "batch"},
             "endpoint": _MAYBE_TEXT,
+            "model": _MAYBE_TEXT,
             "errors": maybe(ref("BatchErrors")),
             "input_file_id": _MAYBE_TEXT,
             "completion_window": _MAYBE_TEXT,
