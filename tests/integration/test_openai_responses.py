@@ -123,13 +123,13 @@ async def test_what_cannot_be_honoured_fails_alone(tmp_path: Path) -> None:
 
 async def test_a_file_that_was_deleted_while_its_batch_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its answers are there; what was asked for is not known any more."""
-    lines_there = FileBatches._lines
+    lines_there = FileBatches.lines
 
     async def late(self: FileBatches, batch: Any) -> Any:
         assert await self.files.delete(batch.input_file_id)
         return await lines_there(self, batch)
 
-    monkeypatch.setattr(FileBatches, "_lines", late)
+    monkeypatch.setattr(FileBatches, "lines", late)
     async with served(tmp_path) as (_, client):
         batch = await until_over(client, await create(client, [ask("a", temperature=0.5)], endpoint=RESPONSES))
         response = response_of((await lines_of(client, batch.output_file_id))["a"])

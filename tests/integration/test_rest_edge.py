@@ -331,10 +331,10 @@ async def test_a_page_that_is_none(tmp_path: Path, path: str, code: str) -> None
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404),
+        ("GET", "/nothing", 404),
         ("GET", "/v1", 404),
         ("GET", "/v1/files/", 404),
-        ("POST", "/v1/responses", 404),
+        ("POST", "/v1/nothing", 404),
         ("GET", "/v1/batches/batch_none", 404),
         ("POST", "/v1/batches/batch_none/cancel", 404),
         ("DELETE", "/v1/files/file-none", 404),

@@ -219,6 +219,33 @@ async def test_a_batch_of_a_file_is_told_alike_and_its_lines_are_those_of_its_fi
     assert sorted(plain, key=lambda one: one["custom_id"]) == sorted(written, key=lambda one: one["custom_id"])
 
 
+async def test_answers_repeat_what_was_asked_as_those_of_the_file_do(tmp_path: Path) -> None:
+    """Of /v1/responses: in pages, and as events."""
+    url = "/v1/responses"
+    lines = [
+        {
+            "custom_id": f"r{n}",
+            "method": "POST",
+            "url": url,
+            "body": {"model": "fake", "input": "Hi", "top_p": n / 10},
+        }
+        for n in range(5)
+    ]
+    async with served(tmp_path) as (_, client):
+        files = {"file": ("a.jsonl", "\n".join(json.dumps(one) for one in lines).encode())}
+        file = (await client.post("/v1/files", files=files, data={"purpose": "batch"})).json()
+        asked = {"input_file_id": file["id"], "endpoint": url, "completion_window": "24h"}
+        batch_id = (await client.post("/v1/batches", json=asked)).json()["id"]
+        batch = await until(client, batch_id, "completed")
+        content = (await client.get(f"/v1/files/{batch['output_file_id']}/content")).text
+        written = {one["custom_id"]: one for one in map(json.loads, content.splitlines())}
+        found = await listed(client, batch_id, limit=2)
+        assert [value for _, kind, value in await events(client, batch_id) if kind == "result"] == found
+        for one in found:
+            assert one["response"]["body"]["top_p"] == int(one["custom_id"][1:]) / 10
+            assert {name: one[name] for name in one if name not in ("sequence", "state")} == written[one["custom_id"]]
+
+
 async def test_results_in_parts_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also for a reader who asks for what comes after the first of the parts."""
     monkeypatch.setattr("unisono.core.paging.split.__defaults__", (2_500,))

@@ -320,7 +320,7 @@ class FileBatches:
     async def _finish(self, batch: FileBatch, stored: StoredBatch) -> None:
         """Writes the files of a kept batch that has ended."""
         answers, errors = Output(self.files), Output(self.files)
-        asked = await self._lines(batch)
+        asked = await self.lines(batch)
         try:
             after, cached, is_all = 0, 0, False
             parts: list[ResultPart] = []
@@ -365,7 +365,7 @@ class FileBatches:
             if asked is not None:
                 await asyncio.to_thread(asked.close)
 
-    async def _lines(self, batch: FileBatch) -> LinePlaces | None:
+    async def lines(self, batch: FileBatch) -> LinePlaces | None:
         """The lines of a batch's file, where its results are written with them, and nobody deleted it."""
         if not self._form.wants_lines(batch.endpoint):
             return None

@@ -24,7 +24,7 @@ from unisono.core.model import (
 from unisono.core.passes import PassCount
 from unisono.core.report import GroupPlanned, GroupReport, Report
 from unisono.edge.rest.batch_api import stats
-from unisono.edge.rest.ollama_answers import chat_answer, error_body, generate_answer, moment
+from unisono.edge.rest.ollama_answers import chat_answer, generate_answer, moment
 
 AT_NS = 1_792_837_012_000_000_007
 DONE = Completion(model="m", content="Yes", finish_reason=FinishReason.STOP, finish_reason_raw="stop")
@@ -92,11 +92,6 @@ def test_tools_thoughts_and_probabilities() -> None:
 def test_a_moment_is_exact(at_ns: int, text: str) -> None:
     """To the nanosecond."""
     assert moment(at_ns) == text
-
-
-def test_an_error_is_its_text() -> None:
-    """Which can always be written."""
-    assert msgspec.json.encode(error_body(400, "half \ud83d", param="x", code="y")).startswith(b'{"error":"half ')
 
 
 def group(number: int, **figures: Any) -> GroupReport:

@@ -20,14 +20,8 @@ from unisono.core.errors import InternalError, LimitExceededError
 from unisono.core.events import Journalled, Result, ResultPart, Summary
 from unisono.edge.batchfile.body import Kind
 from unisono.edge.rest import batch_requests
-from unisono.edge.rest.ollama_answers import (
-    chat_answer,
-    error_body,
-    generate_answer,
-    moment,
-    nanoseconds,
-    no_route,
-)
+from unisono.edge.rest.ollama import ollama_error, ollama_no_route
+from unisono.edge.rest.ollama_answers import chat_answer, generate_answer, moment, nanoseconds
 from unisono.edge.rest.routes import TRACE_HEADERS, Table, json_answer, whole_body
 from unisono.edge.rest.streamed import StreamedResponse, while_there
 from unisono.edge.status import utf8
@@ -83,8 +77,8 @@ class BatchRoutes:
         """The paths, and what is done there."""
         return Table(
             prefix="/api/",
-            error_body=error_body,
-            no_route=no_route,
+            error_body=ollama_error,
+            no_route=ollama_no_route,
             routes=(
                 ("/api/batch/chat", "POST", partial(self._run, Kind.CHAT)),
                 ("/api/batch/generate", "POST", partial(self._run, Kind.GENERATE)),

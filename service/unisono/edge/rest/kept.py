@@ -6,7 +6,7 @@ Of every kept batch: those made of files, and those that came by gRPC. What is t
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
+    from unisono.app.file_lines import LinePlaces
     from unisono.core.durable import StoredBatch
     from unisono.core.files import FileBatch
     from unisono.edge.rest.lines import OpenAILines
@@ -92,25 +93,42 @@ class KeptRoutes:
         room = _PAGE_BYTES
         parts: list[ResultPart] = []
         place = after
-        # A read may give fewer than were asked for, where they are large.
-        while found := await self._views.durable.results(batch.batch_id, after=place, limit=limit - len(data) + 1):
-            for entry in found:
-                place = entry.sequence
-                if isinstance(entry.event, ResultPart):
-                    parts.append(entry.event)
-                elif isinstance(entry.event, Result):
-                    if len(data) == limit or room <= 0:
-                        return data, after, True
-                    line = msgspec.json.encode(self._line(batch, entry, joined(parts, entry.event)))
-                    parts = []
-                    data.append(msgspec.Raw(line))
-                    room -= len(line)
-                    after = entry.sequence
+        async with self._asked(batch) as asked:
+            # A read may give fewer than were asked for, where they are large.
+            while found := await self._views.durable.results(
+                batch.batch_id, after=place, limit=limit - len(data) + 1
+            ):
+                for entry in found:
+                    place = entry.sequence
+                    if isinstance(entry.event, ResultPart):
+                        parts.append(entry.event)
+                    elif isinstance(entry.event, Result):
+                        if len(data) == limit or room <= 0:
+                            return data, after, True
+                        line = await self._line(batch, entry, joined(parts, entry.event), asked)
+                        written = msgspec.json.encode(line)
+                        parts = []
+                        data.append(msgspec.Raw(written))
+                        room -= len(written)
+                        after = entry.sequence
         return data, after, False
 
-    def _line(self, batch: FileBatch, entry: Journalled, result: Result) -> Mapping[str, object]:
+    @asynccontextmanager
+    async def _asked(self, batch: FileBatch) -> AsyncGenerator[LinePlaces | None]:
+        """The lines of a batch's file, where answers repeat something of them; None where not, or it is gone."""
+        asked = await self._views.files.lines(batch) if batch.input_file_id else None
+        try:
+            yield asked
+        finally:
+            if asked is not None:
+                await asyncio.to_thread(asked.close)
+
+    async def _line(
+        self, batch: FileBatch, entry: Journalled, result: Result, asked: LinePlaces | None
+    ) -> Mapping[str, object]:
         """A result as a line of an output file, with its number and how the item ended."""
-        value = self._lines.line(batch, result, entry.at_ns)
+        line = None if asked is None else await asyncio.to_thread(asked.line, result.index)
+        value = self._lines.line(batch, result, entry.at_ns, line)
         return value | {"sequence": entry.sequence, "state": result.state.value}
 
     # -- Events ----------------------------------------------------------------------------------------------------
@@ -151,7 +169,10 @@ class KeptRoutes:
                     waited_s = 0.0
         parts: list[ResultPart] = []
         durable = self._views.durable
-        async with aclosing(durable.follow(batch.batch_id, after=after, heartbeat_s=self._heartbeat_s)) as events:
+        async with (
+            self._asked(batch) as asked,
+            aclosing(durable.follow(batch.batch_id, after=after, heartbeat_s=self._heartbeat_s)) as events,
+        ):
             async for event in events:
                 if not isinstance(event, Journalled):
                     yield _HEARTBEAT
@@ -160,7 +181,7 @@ class KeptRoutes:
                 elif isinstance(event.event, Result):
                     if len(parts) < event.event.parts:
                         parts = await self._parts(batch.batch_id, event)
-                    line = self._line(batch, event, joined(parts, event.event))
+                    line = await self._line(batch, event, joined(parts, event.event), asked)
                     parts = []
                     yield _event("result", line, event.sequence)
                 else:

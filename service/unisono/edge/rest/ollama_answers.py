@@ -1,13 +1,11 @@
-"""Results as Ollama's own answers, not streamed; and errors in its shape: `{"error": "…"}`."""
+"""Results as Ollama's own answers, not streamed."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import msgspec
-from starlette.responses import PlainTextResponse
 
 from unisono.core.model import FinishReason
 from unisono.edge.status import utf8
@@ -15,23 +13,8 @@ from unisono.edge.status import utf8
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from starlette.requests import Request
-    from starlette.responses import Response
-
     from unisono.core.events import Result
     from unisono.core.model import Completion, Timings, TokenLogprob, ToolCall
-
-
-def error_body(status: int, message: str, *, param: str | None = None, code: str | None = None) -> dict[str, object]:
-    """An error as Ollama writes it: its text alone."""
-    return {"error": utf8(message)}
-
-
-def no_route(request: Request, status: int) -> Response:
-    """A path or a method that is none, as Ollama says it."""
-    is_method = status == HTTPStatus.METHOD_NOT_ALLOWED
-    text = "405 method not allowed" if is_method else f"{status} page not found"
-    return PlainTextResponse(text, status_code=status)
 
 
 def chat_answer(result: Result, done: Completion, at_ns: int) -> dict[str, object]:

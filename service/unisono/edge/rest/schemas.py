@@ -144,7 +144,6 @@ _BATCHES: Final[Schema] = {
             "errors": maybe(ref("BatchErrors")),
             "input_file_id": _MAYBE_TEXT,
             "completion_window": _MAYBE_TEXT,
-            "model": _MAYBE_TEXT,
             "status": a(
                 "string",
                 enum=[
