@@ -129,7 +129,7 @@ async def _fill_and_heal(service: Service, callers: list[Caller], filler: Path, 
         await _upload_refused(service, found)
         await _readable(stub, ended, found)
         # Whatever was accepted waits, and nothing else comes.
-        if number % 2 == 0:
+        if number % 2:
             _ = service.kill()
             found.kills += 1
             service.start()

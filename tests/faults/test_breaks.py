@@ -17,9 +17,9 @@ async def test_a_connection_that_is_cut_and_resumed() -> None:
 
 async def test_spoilt_ways() -> None:
     """What is said between every two parts may be delayed, sliced, swallowed, cut and reset."""
-    found = await links.run(items=10, cuts=1)
+    found = await links.run(items=8, cuts=1)
     assert set(found.results) == {(link, manner) for link in links.LINKS for manner in links.MANNERS}
-    assert min(found.results.values()) >= 5
+    assert min(found.results.values()) >= 4
     assert {key[1] for key, count in found.cuts.items() if count} == {"swallowed", "cut", "reset"}
 
 
@@ -33,9 +33,9 @@ async def test_a_backend_that_dies_and_comes_back() -> None:
 
 
 async def test_a_disk_that_is_full() -> None:
-    """Submits are refused, all can be read, and all goes on when there is room; also after a kill."""
+    """Submits are refused, all can be read, and all goes on when there is room."""
     try:
         found = await disk.run(times=1)
     except SkippedError as skipped:
         pytest.skip(f"no small file system: {skipped}")
-    assert (found.refused, found.uploads_refused, found.kills) == (1, 1, 1)
+    assert (found.refused, found.uploads_refused, len(found.heals_s)) == (1, 1, 1)
