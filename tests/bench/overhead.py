@@ -3,11 +3,11 @@
     python -m tests.bench.overhead [--json] [--rounds N] [--pause S]
 
 The backend is the stand-in, in a process of its own, which answers at once with one token. In turn, one item goes
-through the service (RunBatch over gRPC, from its first byte to the end of the stream), one through its drop-in Ollama,
-and one goes to the backend directly (POST /api/chat over httpx with a warm pool, streamed, to its end). Of the last two
-the time to the first token is told too, which is what the drop-in promises. Caller and service share a process, so that
-what is measured is their work, one after the other. With a pause before each round, nothing is remembered of the one
-before.
+through the service (RunBatch over gRPC, from its first byte to the end of the stream), one through its drop-in,
+and one goes to the backend directly (POST /api/chat over httpx with a warm pool, streamed, to its end). Of the last
+two the time to the first token is told too, which is what the drop-in promises. Caller and service share a process,
+so that what is measured is their work, one after the other. With a pause before each round, nothing is remembered of
+the one before.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The drop-in over a stand-in: requests of single callers share passes, and what becomes of them when things go wrong."""
+"""The drop-in over a stand-in: requests of single callers share passes; what becomes of them when things go wrong."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ import httpx
 import pytest
 
 from tests.fakes.ollama import FakeModel, FakeOllama, Fault, FaultKind
-from tests.fakes.ollama.foreign import Foreign
 from tests.integration.service import LIMIT_S, House, chats, house
 from unisono.bootstrap import running
 from unisono.config import Settings
 
 BUSY = b"server busy, please try again.  maximum pending requests exceeded"
-del Foreign
 
 
 @asynccontextmanager
@@ -44,6 +42,12 @@ def lines(answer: httpx.Response) -> list[Any]:
     return [json.loads(text) for text in answer.text.splitlines()]
 
 
+async def several(client: httpx.AsyncClient, count: int, **options: Any) -> list[httpx.Response]:
+    """The answers to so many callers at one time."""
+    bodies = [chat(str(number), **options) for number in range(count)]
+    return await asyncio.gather(*(client.post("/api/chat", json=body) for body in bodies))
+
+
 def loads(h: House) -> list[Any]:
     """Requests of the service itself that load a model."""
     return [r for r in h.fake.requests if isinstance(r.body, dict) and r.body.get("messages") == []]
@@ -52,7 +56,7 @@ def loads(h: House) -> list[Any]:
 async def until(condition: Any) -> None:
     """Waits for something to become so."""
     async with asyncio.timeout(LIMIT_S):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - polled
             await asyncio.sleep(0.005)
 
 
@@ -85,7 +89,7 @@ async def test_sixteen_callers_share_passes(path: str) -> None:
 async def test_switched_off_each_goes_at_once() -> None:
     """OLLAMA_BATCH_ENABLED=off: nobody waits for company."""
     async with served(settings={"batch_enabled": False, "slots": 4}, pass_s=0.002) as (_, client):
-        answers = await asyncio.gather(*(client.post("/api/chat", json=chat(str(n), num_predict=2)) for n in range(8)))
+        answers = await several(client, 8, num_predict=2)
         assert all(lines(answer)[-1]["done"] for answer in answers)
 
 
@@ -111,7 +115,7 @@ async def test_a_context_of_a_batch_s_own_does_not_reload_each_time() -> None:
         seen = await h.run([*chats(8, num_predict=2, runner={"num_ctx": 8192})])
         assert set(seen.states().values()) == {"COMPLETED"}
         assert h.fake.loads == 2
-        answers = await asyncio.gather(*(client.post("/api/chat", json=chat(str(n), num_predict=2)) for n in range(8)))
+        answers = await several(client, 8, num_predict=2)
         assert all(lines(answer)[-1]["done"] for answer in answers)
         # Once back to the default, for all of them.
         assert h.fake.loads == 3
@@ -134,7 +138,7 @@ async def test_how_long_a_model_stays_is_the_backend_s_own_setting() -> None:
 
 async def test_unload_and_load_go_plainly() -> None:
     """An empty chat loads, and keep_alive 0 unloads: the backend's own answers."""
-    async with served() as (h, client):
+    async with served() as (_, client):
         answer = await client.post("/api/chat", json={"model": "fake", "messages": [], "stream": False})
         assert answer.json()["done_reason"] == "load"
         answer = await client.post("/api/generate", json={"model": "fake", "keep_alive": 0})
@@ -267,7 +271,7 @@ async def test_a_body_that_is_too_large() -> None:
 async def test_callers_do_not_take_the_places_of_batches() -> None:
     """The limit of batches is not theirs."""
     async with served(settings={"max_batches": 1, "slots": 4}, pass_s=0.002) as (h, client):
-        answers = await asyncio.gather(*(client.post("/api/chat", json=chat(str(n), num_predict=5)) for n in range(8)))
+        answers = await several(client, 8, num_predict=5)
         assert {answer.status_code for answer in answers} == {200}
         assert h.batches.running == 0
 
@@ -320,40 +324,40 @@ async def test_a_blob_of_any_size_goes_through() -> None:
 
 async def test_several_backends() -> None:
     """Lists are put together; what is about a model goes to the backend that has it; so do requests for answers."""
-    async with FakeOllama([FakeModel(name="other"), FakeModel(name="fake")], version="0.99.0") as second:
-        async with served(settings=None) as (h, client):
-            assert len((await client.get("/api/tags")).json()["models"]) == len(h.fake._models)
-            backends = f"one={h.fake.url}, two={second.url}"
-            settings = Settings(
-                listen="127.0.0.1:0",
-                http_listen="127.0.0.1:0",
-                backends=backends,  # type: ignore[arg-type]  # as it is written in the environment
-                state_dir="none",
-                data_dir="none",
-                drain=0.0,
-            )
-            async with (
-                running(settings, with_http=True) as service,
-                httpx.AsyncClient(base_url=service.http_url, timeout=LIMIT_S, trust_env=False) as both,
-            ):
-                names = [model["name"] for model in (await both.get("/api/tags")).json()["models"]]
-                assert len(names) == len(set(names)) == len(h.fake._models) + 1
-                found = await both.get("/v1/models")
-                assert "other:latest" in [model["id"] for model in found.json()["data"]]
-                assert (await both.get("/v1/models/other")).json()["id"] == "other"
-                assert (await both.post("/api/show", json={"model": "other"})).status_code == 200
-                assert len(second.requests_to("/api/show")) >= 1
-                assert (await both.get("/api/version")).json() == {"version": h.fake.version}
-                answer = await both.post("/api/chat", json=chat(model="other", num_predict=2))
-                assert lines(answer)[-1]["done"]
-                running_now = (await both.get("/api/ps")).json()["models"]
-                assert [model["name"] for model in running_now] == ["other:latest"]
-                assert (await both.post("/api/chat", json=chat(model="none", num_predict=2))).status_code == 404
-                # One that is away is left out of lists.
-                await second.go_away()
-                names = [model["name"] for model in (await both.get("/api/tags")).json()["models"]]
-                assert "other:latest" not in names
-                assert "fake:latest" in names
+    models = [FakeModel(name="other"), FakeModel(name="fake")]
+    async with FakeOllama(models, version="0.99.0") as second, served() as (h, client):
+        assert len((await client.get("/api/tags")).json()["models"]) == len(h.fake._models)
+        backends = f"one={h.fake.url}, two={second.url}"
+        settings = Settings(
+            listen="127.0.0.1:0",
+            http_listen="127.0.0.1:0",
+            backends=backends,  # type: ignore[arg-type]  # as it is written in the environment
+            state_dir="none",
+            data_dir="none",
+            drain=0.0,
+        )
+        async with (
+            running(settings, with_http=True) as service,
+            httpx.AsyncClient(base_url=service.http_url, timeout=LIMIT_S, trust_env=False) as both,
+        ):
+            names = [model["name"] for model in (await both.get("/api/tags")).json()["models"]]
+            assert len(names) == len(set(names)) == len(h.fake._models) + 1
+            found = await both.get("/v1/models")
+            assert "other:latest" in [model["id"] for model in found.json()["data"]]
+            assert (await both.get("/v1/models/other")).json()["id"] == "other"
+            assert (await both.post("/api/show", json={"model": "other"})).status_code == 200
+            assert len(second.requests_to("/api/show")) >= 1
+            assert (await both.get("/api/version")).json() == {"version": h.fake.version}
+            answer = await both.post("/api/chat", json=chat(model="other", num_predict=2))
+            assert lines(answer)[-1]["done"]
+            running_now = (await both.get("/api/ps")).json()["models"]
+            assert [model["name"] for model in running_now] == ["other:latest"]
+            assert (await both.post("/api/chat", json=chat(model="none", num_predict=2))).status_code == 404
+            # One that is away is left out of lists.
+            await second.go_away()
+            names = [model["name"] for model in (await both.get("/api/tags")).json()["models"]]
+            assert "other:latest" not in names
+            assert "fake:latest" in names
 
 
 async def test_no_ollama_behind_it() -> None:

@@ -1,4 +1,4 @@
-"""The drop-in says what the backend said: every recorded answer comes back byte for byte, and as soon as it is there."""
+"""The drop-in says what the backend said: every recorded answer comes back byte for byte, as soon as it is there."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ async def test_a_cut_answer_is_cut(is_known: bool) -> None:  # noqa: FBT001 - a 
         async with client.stream("POST", "/api/chat", content=answer.body) as got:
             assert got.status_code == 200
             seen = bytearray()
-            with pytest.raises(httpx.RemoteProtocolError):
+            with pytest.raises(httpx.RemoteProtocolError):  # noqa: PT012 - what came before is kept
                 async for chunk in got.aiter_raw():
                     seen += chunk
         assert b"".join(answer.pieces).startswith(seen)

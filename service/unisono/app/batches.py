@@ -166,8 +166,10 @@ class Batches:
         """A new batch, or the one that the same request opened before; whether it is new.
 
         `method` and `carrier` are for the trace; see Listener. `fingerprint` stands for the request's content, and is
-        compared where it names a `request_id`. `relay`: see RunningBatch; such a batch is forgotten when it has ended,
-        and counts for no limit here. `among`: the backends that may run it; none named: all. Raises RequestIdReusedError, LimitExceededError, ShuttingDownError.
+        compared where it names a `request_id`. `relay`: see RunningBatch; such a batch is forgotten when it has
+        ended, and counts for no limit here. `among`: the backends that may run it; none named: all.
+
+        Raises RequestIdReusedError, LimitExceededError, ShuttingDownError.
         """
         known = self._requests.get(config.request_id) if config.request_id else None
         if known is not None:

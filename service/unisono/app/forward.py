@@ -1,16 +1,16 @@
 """Requests that are sent to a backend as they came, and whose answers go back as they come.
 
-Theory of operation. A request that this house understands is the one item of a batch of its own, and goes the way of
-`Infer`: planned, held, released in a wave with others, into a slot that is free. What is sent is not made of the item:
+Theory of operation. A request that this house understands is the one item of a batch of its own, and goes the way
+of `Infer`: planned, held, released in a wave with others, into a slot that is free. What is sent is not made of the item:
 it is the caller's request. Its answer goes through a *tap* to the caller, byte for byte, and nothing of it is kept.
 
 1. Until an answer begins, it is an item like any other: a backend that is away is waited for, a lost connection costs
-   an attempt, another backend may take it over. Once a byte of an answer was passed on, nothing is tried again.
-2. What the house would refuse (a model that is not there, one that cannot do what is asked) is the backend's to refuse:
-   the request is sent *plainly*, beside the window, and its caller gets the backend's own words. So is everything that
-   was not understood in the first place.
+   an attempt, another backend may take it over. Once part of an answer was passed on, nothing is tried again.
+2. What the house would refuse (a model that is not there, or cannot do what is asked) is the backend's to refuse:
+   the request is sent *plainly*, beside the window, and its caller gets the backend's own words. So is everything
+   that was not understood in the first place.
 3. A caller that leaves closes the connection to the backend in the same moment. One that reads slowly fills its tap,
-   and then slows the backend's answer to itself, and to nobody else.
+   and then slows its own answer, and no other.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ class Passage:
         among: Collection[str],
         body: AsyncIterable[bytes] | None = None,
     ) -> PlainAnswer:
-        """The answer to a request that is sent at once: by the backend that has the model, else the first that answers.
+        """The answer to a request that is sent at once, by the backend that has the model, or the first that answers.
 
         `body`: see Backend.pass_on; then only one backend is asked.
         """

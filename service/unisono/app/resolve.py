@@ -80,7 +80,7 @@ class Resolver:
     def among(self, backends: Collection[str]) -> Resolver:
         """This one, as if there were these backends only. What is asked and remembered, both of them know."""
         part = copy(self)
-        part._drivers = {name: driver for name, driver in self._drivers.items() if name in backends}
+        vars(part)["_drivers"] = {name: driver for name, driver in self._drivers.items() if name in backends}
         return part
 
     async def resolve(self, names: Iterable[str], *, patience_s: float | None = None) -> Resolved:

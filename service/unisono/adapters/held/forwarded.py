@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     import httpcore
 
-    from unisono.adapters.held.exchange import HeldExchange, Head
+    from unisono.adapters.held.exchange import Head, HeldExchange
     from unisono.adapters.held.stream import HeldStream
     from unisono.app.ports import Relay
 

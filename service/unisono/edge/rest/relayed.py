@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from unisono.core.errors import ConnectionLostError, LimitExceededError
+from unisono.core.errors import BadAnswerError, ConnectionLostError, LimitExceededError
 from unisono.core.model import Forwarded
 from unisono.edge.rest.errors import RefusedError
 
@@ -97,12 +97,7 @@ async def relayed(request: Request, passage: Passage, answering: Awaitable[Tap |
     gone = asyncio.ensure_future(_until_gone(request.receive))
     try:
         _ = await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        answer = task.result()
-        if answer.status not in _STATUSES:
-            raise ConnectionLostError(f"the backend answered with the status {answer.status}, which is none")
-        return Relayed(answer, passage, gone)
+        return Relayed(_begun(task), passage, gone)
     except BaseException:
         _ = task.cancel()
         _ = gone.cancel()
@@ -110,6 +105,15 @@ async def relayed(request: Request, passage: Passage, answering: Awaitable[Tap |
         with suppress(asyncio.CancelledError, Exception):
             await task
         raise
+
+
+def _begun(task: asyncio.Future[Tap | PlainAnswer]) -> Tap | PlainAnswer:
+    if not task.done():
+        raise ClientDisconnect
+    answer = task.result()
+    if answer.status not in _STATUSES:
+        raise BadAnswerError(f"the backend answered with the status {answer.status}, which is none")
+    return answer
 
 
 async def _until_gone(receive: Callable[[], Awaitable[Any]]) -> None:
