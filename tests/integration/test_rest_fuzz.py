@@ -175,3 +175,57 @@ async def open_batches(client: httpx.AsyncClient) -> list[Any]:
     """Batches among the last hundred that have not ended."""
     found = (await client.get("/v1/batches?limit=100")).json()["data"]
     return [one for one in found if one["status"] not in ("failed", "completed", "expired", "cancelled")]
+
+
+# -- The drop-in -----------------------------------------------------------------------------------------------
+
+INFERENCE: dict[str, Any] = {
+    "/api/chat": {"messages": [{"role": "user", "content": "Hello"}], "options": {"num_predict": 2, "num_ctx": 4096}},
+    "/api/generate": {"prompt": "Hello", "options": {"num_predict": 2}, "stream": False, "think": False},
+    "/api/embed": {"model": "fake-embed", "input": ["a", "b"]},
+    "/api/embeddings": {"model": "fake-embed", "prompt": "a"},
+    "/api/show": {"model": "fake"},
+    "/v1/chat/completions": {
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}],
+        "max_tokens": 2,
+    },
+    "/v1/completions": {"prompt": "Hello", "max_tokens": 2, "stream": True},
+    "/v1/embeddings": {"model": "fake-embed", "input": "a"},
+    "/v1/responses": {"input": "Hello", "max_output_tokens": 2},
+}
+OTHERS = ("/api/tags", "/api/ps", "/api/version", "/api/nothing", "/api/pull", "/api/blobs/{}", "/v1/models/{}")
+
+
+async def test_spoilt_requests_to_the_drop_in() -> None:
+    """Each is answered as the backend itself answers it, or refused in the shape of that API; nothing hangs."""
+    spoiler = Spoiler(SEED)
+    dice = spoiler.dice
+    async with (
+        house(with_http=True, settings={"max_forwarded_bytes": 100_000}) as h,
+        httpx.AsyncClient(base_url=h.http_url, timeout=LIMIT_S) as client,
+        httpx.AsyncClient(base_url=h.fake.url, timeout=LIMIT_S) as direct,
+    ):
+        for number in range(COUNT):
+            if dice.random() < 0.2:
+                path = dice.choice([*OTHERS, *INFERENCE]).format(dice.choice(["fake", "..%2f", "%00", "a/b"]))
+                method = dice.choice(["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD"])
+                answer = await client.request(method, path, content=b"{" if method == "POST" else None)
+            else:
+                path = dice.choice(list(INFERENCE))
+                body = {"model": "fake", **INFERENCE[path]}
+                text = json.dumps(spoiler.value(body) if dice.random() < 0.8 else body).encode(errors="surrogatepass")
+                text = text if dice.random() < 0.7 else spoiler.data(text)
+                answer = await client.post(path, content=text)
+                theirs = await direct.post(path, content=text)
+                what = f"request {number} of seed {SEED}: {path} {text[:300]!r}"
+                assert answer.status_code == theirs.status_code, what
+                if answer.status_code >= 400:
+                    assert answer.content == theirs.content, what
+            what = f"request {number} of seed {SEED}: {answer.request.method} {answer.request.url}"
+            if answer.status_code >= 400 and answer.headers.get("content-type", "").startswith("application/json"):
+                error = answer.json()["error"] if answer.request.method != "HEAD" else ""
+                if path.startswith("/v1/"):
+                    assert answer.request.method == "HEAD" or "message" in error, what
+                else:
+                    assert isinstance(error, str), what
+        assert not h.batches._batches

@@ -1,7 +1,7 @@
 """Requests that are sent to a backend as they came, and whose answers go back as they come.
 
 Theory of operation. A request that this house understands is the one item of a batch of its own, and goes the way
-of `Infer`: planned, held, released in a wave with others, into a slot that is free. What is sent is not made of the item:
+of `Infer`: planned, held, released in a wave with others, into a slot that is free. What is sent is not made of it:
 it is the caller's request. Its answer goes through a *tap* to the caller, byte for byte, and nothing of it is kept.
 
 1. Until an answer begins, it is an item like any other: a backend that is away is waited for, a lost connection costs

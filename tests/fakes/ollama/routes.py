@@ -72,6 +72,12 @@ class Routes:
                 await handler(exchange)
             elif not await self._openai.model(exchange):
                 self._no_route(exchange)
+        except (AttributeError, KeyError, TypeError, ValueError) as wrong:
+            if not is_openai or exchange.live.fault:
+                raise
+            # Go refuses a value of another type while it reads; the reader here stumbles over it later.
+            error = ApiError(400, f"json: cannot unmarshal: {wrong}")
+            exchange.answer(error.status, openai_error(error) + b"\n", "application/json")
         except ApiError as error:
             stream = isinstance(error, StreamError) and error.stream
             if is_openai:

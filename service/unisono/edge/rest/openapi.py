@@ -6,11 +6,13 @@ from functools import lru_cache
 from typing import Any, Final
 
 from unisono import __version__
+from unisono.edge.rest.drop_in_operations import DROP_IN
 from unisono.edge.rest.operations import PATHS
 from unisono.edge.rest.schemas import SCHEMAS
 
 _ABOUT: Final = """\
-OpenAI's Files and Batches, Ollama's requests by the batch, and how the service is. Where GET is answered, HEAD is.
+OpenAI's Files and Batches, Ollama's requests by the batch, an Ollama to drop in, and how the service is. Where GET
+is answered, HEAD is.
 A path that is none is told 404 and a method that is none 405, in the shape of the API whose prefix it has: OpenAI's,
 or Ollama's plain text below /api/. Pages that may ask are told so at OPTIONS. Bodies of JSON are read whatever their
 content-type says. Each answer has an x-request-id. There is no authentication.
@@ -29,6 +31,6 @@ def document() -> dict[str, Any]:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
-        "paths": PATHS,
+        "paths": {**PATHS, **DROP_IN},
         "components": {"schemas": SCHEMAS},
     }
