@@ -64,7 +64,7 @@ async def test_openai_s_client_answers(tmp_path: Path) -> None:
 async def test_the_http_calls_answer(tmp_path: Path) -> None:
     """As they are printed, but for the port: a batch that came by gRPC is read and tried again, and one is run."""
     own_port = Settings.model_fields["http_listen"].default
-    snippets = [block for block in blocks("sh") if own_port in block]
+    snippets = [block for block in blocks("sh") if own_port in block and "OLLAMA_HOST" not in block]
     assert len(snippets) == 2
     async with house(models=[FakeModel(name="only")], keeps_in=tmp_path / "data", with_http=True) as h:
         batch = await h.submit([chat("a", "[[say=Rome]]"), chat("b", model="absent")], model="only")
@@ -84,6 +84,20 @@ async def test_the_http_calls_answer(tmp_path: Path) -> None:
     for path in re.findall(r"`(/[a-z.]+(?:/[a-z]+)*)`", README[README.index("one that came by gRPC too") :]):
         if path.startswith(("/api/batch/", "/health", "/ready", "/metrics", "/openapi")):
             assert path in document()["paths"], path
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+async def test_the_drop_in_answers(tmp_path: Path) -> None:
+    """The lines for the drop-in as they are printed, but for the port."""
+    (snippet,) = [block for block in blocks("sh") if "export OLLAMA_HOST" in block]
+    own_port = Settings.model_fields["http_listen"].default
+    assert f"OLLAMA_HOST={own_port}" in snippet
+    async with house(models=[FakeModel(name="smollm2:135m")], with_http=True) as h:
+        said = await in_a_clone(snippet.replace(own_port, h.http_url.removeprefix("http://")), tmp_path)
+        assert len(h.fake.requests_to("/v1/chat/completions")) == 1
+    assert '"done":true' in said
+    assert '"object":"chat.completion"' in said
+    assert '{"models":[{"name":"smollm2:135m"' in said
 
 
 async def kept_batches(h: House) -> AsyncIterator[kept_pb2.KeptBatch]:

@@ -215,6 +215,9 @@ async def test_spoilt_requests_to_the_drop_in() -> None:
                 body = {"model": "fake", **INFERENCE[path]}
                 text = json.dumps(spoiler.value(body) if dice.random() < 0.8 else body).encode(errors="surrogatepass")
                 text = text if dice.random() < 0.7 else spoiler.data(text)
+                if b"0" * 100 in text:
+                    # No whole number of Go's, and of the stand-in's: an answer without end.
+                    continue
                 answer = await client.post(path, content=text)
                 theirs = await direct.post(path, content=text)
                 what = f"request {number} of seed {SEED}: {path} {text[:300]!r}"

@@ -151,7 +151,8 @@ def plan(
         else:
             shares = _harmonised(kin, there, kept, fits)
         for context, theirs in shares:
-            groups += _groups(kin, theirs, context, there)
+            is_other = there is not None and context.num_ctx not in {None, there.context_length}
+            groups += _groups(kin, theirs, context, None if is_other else there)
     _sort(groups)
     warnings = [warning for group in groups for warning in _warnings(group)]
     return Plan(groups=tuple(groups), refused=tuple(refused), warnings=tuple(warnings))
@@ -227,14 +228,15 @@ def _as_sent(kin: _Kin, there: LoadedRunner | None, standing: Iterable[Standing]
 
 
 def _groups(kin: _Kin, items: Iterable[Item], context: Context, there: LoadedRunner | None) -> list[Group]:
-    """The items as groups: embeddings apart, since they are loaded and answered in another way."""
+    """The items as groups: embeddings apart, since they are loaded and answered in another way.
+
+    `there`: the model in memory as they need it.
+    """
     by_kind: dict[bool, list[Item]] = {}
     for item in items:
         is_embedding = kin.model.is_embedding or isinstance(item.request, EmbedRequest)
         by_kind.setdefault(is_embedding, []).append(item)
     runner = harmonise.with_context(kin.runner, context.num_ctx)
-    if there is not None and context.num_ctx not in {None, there.context_length}:
-        there = None
     reason = "its model is loaded already" if there is not None else "loaded models go first, then larger groups"
     return [
         Group(
