@@ -221,6 +221,21 @@ async def test_its_deadline_is_its_own(tmp_path: Path) -> None:
     assert (ended.state, ended.counts.expired) == (EXPIRED, 4)
 
 
+async def test_its_deadline_passes_while_no_service_runs(tmp_path: Path) -> None:
+    """Each item has its end all the same, once there is one; as one whose deadline is over when it has its turn."""
+    async with house(keeps_in=tmp_path, starts_away=True) as h:
+        batch = await h.submit(chats(4), batch_deadline=span(0.05))
+    await asyncio.sleep(0.05)
+    async with house(keeps_in=tmp_path, settings={"max_kept_running": 1}, pass_s=0.01) as h:
+        ended = await until_over(h, batch.batch_id)
+        assert (ended.state, ended.counts.expired) == (EXPIRED, 4)
+        assert set((await h.attach(batch.batch_id)).states().values()) == {"EXPIRED"}
+        first = await h.submit(chats(8, num_predict=30))
+        second = await h.submit(chats(3), batch_deadline=span(0.01))
+        assert (await until_over(h, second.batch_id)).counts.expired == 3
+        assert (await h.kept(first.batch_id)).counts.completed == 8
+
+
 async def test_what_failed_is_tried_again(tmp_path: Path) -> None:
     """In a batch of its own, that names its parent; what was answered is not asked again."""
     async with house(keeps_in=tmp_path) as h:
@@ -381,6 +396,29 @@ async def test_what_is_at_the_backend_may_be_answered_before_the_end(tmp_path: P
         assert found.counts.completed == 40
         # Nobody was asked twice.
         assert len(h.work) == 40 - answered
+
+
+async def test_answers_of_one_item_are_known_by_the_next_service(tmp_path: Path) -> None:
+    """Also where all of them have ended: the item's own id stands for them."""
+    several = chat("many", num_predict=1)
+    several.n = 3
+    async with house(keeps_in=tmp_path) as h:
+        fails = Fault(FaultKind.STALL, when=lambda body: "slow" in str(body), times=None)
+        _ = h.fake.faults.add(fails)
+        batch = await h.submit([several, chat("slow", "slow")])
+        reading = h.attach_batch(batch.batch_id)
+        for _ in range(3):
+            _ = await reading.until("result")
+    async with house(keeps_in=tmp_path, starts_away=True) as h:
+        assert await h.cancel(batch.batch_id, "many") == (0, 3)
+        assert await h.cancel(batch.batch_id, "many#2") == (0, 1)
+        assert (await refused(cancelling(h, batch.batch_id, "none"))).reason == "ITEM_NOT_FOUND"
+        assert await h.cancel(batch.batch_id) == (1, 3)
+
+
+def cancelling(h: House, batch_id: str, item_id: str) -> Any:
+    """A call that cancels an item."""
+    return h.stub.CancelBatch(pb.CancelBatchRequest(batch_id=batch_id, item_ids=[item_id]))
 
 
 async def test_a_cancelled_batch_is_not_run_by_the_next_service(tmp_path: Path) -> None:

@@ -9,36 +9,35 @@ follows.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from unisono.app import intake
+from unisono.app.admission import Admission
+from unisono.app.backlog import Backlog
 from unisono.app.batch_journal import BatchJournal
 from unisono.app.callers import Callers
 from unisono.app.dispatch import Dispatch
-from unisono.app.intake import Gate
+from unisono.app.expiry import Expiry
+from unisono.app.figures import Figures
 from unisono.app.item_run import ItemRun
 from unisono.app.register import Register
 from unisono.app.timers import Timers
 from unisono.core import paging
-from unisono.core.batch import Ack, BadItem
+from unisono.core.batch import BadItem
+from unisono.core.durable import KeptItem
 from unisono.core.errors import (
     BatchDeadlineError,
-    BatchFullError,
     CancelledItemError,
-    CreditExceededError,
-    DuplicateItemError,
     InputClosedError,
-    InvalidRequestError,
     ItemNotFoundError,
-    QueueTimeoutError,
     ShuttingDownError,
     UnisonoError,
 )
 from unisono.core.events import Accepted, BatchState, Result, Summary
+from unisono.core.limits import request_bytes
 from unisono.core.model import ItemState
-from unisono.core.report import Progress, Report
+from unisono.core.report import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -48,8 +47,8 @@ if TYPE_CHECKING:
     from unisono.app.intake import Checked
     from unisono.app.ports import BatchWatch, Clock, Journal
     from unisono.app.resolve import Resolver
-    from unisono.core.batch import BatchConfig
-    from unisono.core.durable import EndedItem, StoredBatch
+    from unisono.core.batch import Ack, BatchConfig
+    from unisono.core.durable import StoredBatch
     from unisono.core.errors import Violation
     from unisono.core.limits import Limits
     from unisono.core.model import Item
@@ -89,7 +88,6 @@ class RunningBatch:
         self.state = BatchState.RUNNING
         self._clock = clock
         self._limits = limits
-        self._gate = Gate(config, limits)
         self._watch = watch
         self._on_end = on_end
         age_s = 0.0 if stored is None else max(0.0, (clock.time_ns() - stored.created_ns) / 1e9)
@@ -97,6 +95,9 @@ class RunningBatch:
         # Items by index, until they end; and the names of all.
         self._runs: dict[int, ItemRun] = {}
         self._register = Register()
+        # Of a kept batch: what is in the store alone.
+        self.backlog = Backlog(most_items=limits.max_open_items)
+        self._admission = Admission(config, limits, self._register, closed=self._closed, credit=lambda: self.credit)
         # Items that have places and are still to be put; and that were put and not yet released.
         self._admitted = 0
         self._waiting: list[ItemRun] = []
@@ -106,7 +107,8 @@ class RunningBatch:
         self.is_left = False
         # It is kept: nobody need be there for it.
         self.is_kept = stored is not None
-        self._counts: Counter[ItemState] = Counter()
+        # Whether its items are known, without which it cannot end: those of a kept one are still to be told.
+        self._is_known = stored is None
         # Why the batch ends before all its items have ended by themselves; None while it does not.
         self._cut_short: UnisonoError | None = None
         self._timers = Timers()
@@ -141,6 +143,15 @@ class RunningBatch:
             report_defect=report_defect,
             memory_limit_bytes=memory_limit_bytes,
         )
+        self._figures = Figures(self._dispatch.groups)
+        self._expiry = Expiry(
+            self._timers,
+            clock,
+            queue_timeout_s=config.queue_timeout_s or 0.0,
+            queued=self._queued,
+            expire=lambda indexes, error: self._end_items(indexes, ItemState.EXPIRED, error),
+            on_deadline=self._expire,
+        )
         if stored is None:
             self.journal.write(Accepted(batch_id=batch_id, item_count=item_count))
         if config.deadline_s:
@@ -160,9 +171,13 @@ class RunningBatch:
 
     @property
     def credit(self) -> int:
-        """How many items may have been sent in all: what has ended, and `max_open_items` more."""
-        ended = sum(self._counts.values())
-        return min(self._limits.max_items, ended + self._limits.max_open_items)
+        """How many items may have been sent in all: what has ended, and `max_open_items` more.
+
+        Of a kept batch as many as any has: what is too much for memory waits in the store.
+        """
+        if self.is_kept:
+            return self._limits.max_items
+        return min(self._limits.max_items, self._figures.ended + self._limits.max_open_items)
 
     @property
     def accepted_count(self) -> int:
@@ -172,23 +187,14 @@ class RunningBatch:
     @property
     def size_bytes(self) -> int:
         """Bytes that it is charged for once it has ended: its journal, its pass maps, and names of items."""
-        mapped = sum(group.counter.participations for group in self._dispatch.groups)
-        return self.journal.size_bytes + 16 * mapped + _BYTES_OF_AN_ITEM * len(self._register) + _BYTES_OF_A_BATCH
+        mapped = 16 * self._figures.participations
+        return self.journal.size_bytes + mapped + _BYTES_OF_AN_ITEM * len(self._register) + _BYTES_OF_A_BATCH
 
     @property
     def progress(self) -> Progress:
         """How far it is."""
-        return Progress(
-            accepted=len(self._register),
-            queued=len(self._runs) - self.in_flight,
-            in_flight=self.in_flight,
-            completed=self._counts[ItemState.COMPLETED],
-            failed=self._counts[ItemState.FAILED],
-            cancelled=self._counts[ItemState.CANCELLED],
-            expired=self._counts[ItemState.EXPIRED],
-            completion_tokens=sum(group.spoken_tokens for group in self._dispatch.groups),
-            passes=sum(group.counter.so_far for group in self._dispatch.groups),
-        )
+        queued = len(self._runs) + len(self.backlog) - self.in_flight
+        return self._figures.progress(accepted=len(self._register), queued=queued, in_flight=self.in_flight)
 
     @property
     def unplanned(self) -> int:
@@ -210,7 +216,7 @@ class RunningBatch:
     @property
     def unmapped_passes(self) -> int:
         """Passes whose items are not known any more."""
-        return sum(group.counter.unmapped for group in self._dispatch.groups)
+        return self._figures.unmapped_passes
 
     # -- What callers do -----------------------------------------------------------------------------------
 
@@ -223,24 +229,35 @@ class RunningBatch:
             self._put(self._register.add(one.item), one.item, one.wrong)
         self.close_input()
 
-    def run_stored(
-        self, items: Iterable[tuple[int, Item | BadItem]], ended: Iterable[EndedItem], *, is_whole: bool
-    ) -> None:
-        """Takes the items of a kept batch, each in its place, and what became of the others.
+    def run_stored(self, items: Iterable[KeptItem], *, is_whole: bool) -> None:
+        """Knows of the items of a kept batch, each in its place: those without a result wait in its backlog.
 
         `is_whole`: no more will come; else a stream may add some.
         """
-        for one in ended:
-            self._counts[one.state] += 1
-            self._register.restore(one.index, one.item_id)
-        for index, item in items:
-            self._register.restore(index, item.item_id, item.variant_of)
-            self._put(index, item, item.violations if isinstance(item, BadItem) else ())
+        now_ns = self._clock.time_ns()
+        for one in items:
+            self._register.restore(one.index, one.item_id, one.variant_of)
+            if one.state is None:
+                self.backlog.wait(one, now_ns)
+            else:
+                self._figures.count(one.state)
+        self._is_known = True
+        if len(self.backlog):
+            self._expiry.watch_queue()
+        self._cut(self._open_indexes())
         if is_whole:
             self.close_input()
         else:
-            self.release()
             self.callers.notice_loss()
+
+    def feed(self, items: Iterable[tuple[int, Item | BadItem]]) -> None:
+        """Items of the backlog were fetched, and go now; those that have ended meanwhile are left out."""
+        for index, item in items:
+            accepted_ns = self.backlog.fetched(index)
+            if accepted_ns is not None:
+                wrong = item.violations if isinstance(item, BadItem) else ()
+                self._put(index, item, wrong, accepted_ns=accepted_ns)
+        self.release()
 
     def rest(self) -> None:
         """The service is being stopped: nothing more of it goes, and what is at a backend may be answered."""
@@ -274,20 +291,7 @@ class RunningBatch:
 
         The batch does not end before they are.
         """
-        checked = [self._gate.check(item, place) for place, item in enumerate(items)]
-        # What is wrong with an item is wrong with each of its answers.
-        wrong = [several[0].wrong for several in checked]
-        if self.config.is_strict and any(wrong):
-            other = InvalidRequestError("another item of the same message is wrong, and validation is STRICT")
-            refused = [
-                Ack(item_id=item.item_id, place=place, refusal=intake.error_of(own) if own else other)
-                for place, (item, own) in enumerate(zip(items, wrong, strict=True))
-            ]
-            return refused, []
-        acks: list[Ack] = []
-        taken: list[tuple[int, Checked]] = []
-        for several in checked:
-            acks += self._take(several, taken, is_reopened=is_reopened)
+        acks, taken = self._admission.admit(items, is_reopened=is_reopened)
         self._admitted += len(taken)
         return acks, taken
 
@@ -295,13 +299,20 @@ class RunningBatch:
         """Items that were admitted go, or wait for their release."""
         self._admitted -= len(taken)
         for index, one in taken:
+            if self.is_kept and not self.backlog.has_room:
+                name, size = one.item, request_bytes(one.item)
+                kept = KeptItem(index=index, item_id=name.item_id, variant_of=name.variant_of, size_bytes=size)
+                self.backlog.wait(kept, self._clock.time_ns())
+                self._expiry.watch_queue()
+                continue
+            if self.is_kept:
+                self.backlog.came(index, one.item)
             self._put(index, one.item, one.wrong)
             if len(self._waiting) >= self.config.release_size:
                 self.release()
         if self._cut_short is not None:
             # That happened meanwhile.
-            state = ItemState.EXPIRED if isinstance(self._cut_short, BatchDeadlineError) else ItemState.CANCELLED
-            self._dispatch.end([index for index, _ in taken], state, self._cut_short)
+            self._cut([index for index, _ in taken])
         elif self._is_input_closed:
             self.release()
         elif self._waiting and self.config.release_interval_s and "release" not in self._timers:
@@ -334,20 +345,20 @@ class RunningBatch:
         if unknown and not ignores_unknown:
             raise ItemNotFoundError(f"batch {self.batch_id} has no item {unknown[0]!r}")
         named = dict.fromkeys(index for indexes in found.values() for index in indexes)
-        indexes = self._register.all() if is_all else list(named)
-        running = [index for index in indexes if index in self._runs]
+        indexes = list(dict.fromkeys((*self._register.all(), *self._open_indexes())) if is_all else named)
+        ended = sum(index in self._runs or index in self.backlog for index in indexes)
         if is_all:
             self._cut_short = self._cut_short or error or CancelledItemError("the batch was cancelled")
-        self._dispatch.end(running, ItemState.CANCELLED, error or CancelledItemError("was cancelled"))
+        self._end_items(indexes, ItemState.CANCELLED, error or CancelledItemError("was cancelled"))
         if is_all:
             self.close_input()
-        return len(running), len(indexes) - len(running)
+        return ended, len(indexes) - ended
 
     def expire_at(self, moment_s: float) -> None:
         """What has not ended by then expires, and the input closes. Only ever brings the end nearer."""
         if self._dispatch.deadline_s is None or moment_s < self._dispatch.deadline_s:
             self._dispatch.deadline_s = moment_s
-            self._timers.start("deadline", max(0.0, moment_s - self._clock.monotonic_s()), self._expire)
+            self._expiry.set_deadline(moment_s)
 
     def let_go(self) -> None:
         """It is forgotten: it and its parts, which know each other, wait for no search for such circles."""
@@ -358,23 +369,10 @@ class RunningBatch:
 
     # -- Taking items --------------------------------------------------------------------------------------
 
-    def _take(self, several: Sequence[Checked], taken: list[tuple[int, Checked]], *, is_reopened: bool) -> list[Ack]:
-        """Takes an item, as the items that its answers are; or refuses it as one."""
-        place, first = several[0].place, several[0].item
-        register = self._register
-        fresh = [one for one in several if one.item.item_id not in register]
-        refusal = None if not fresh else self._refusal(len(fresh))
-        for one in several:
-            if one.item.item_id in register and not (is_reopened and register.is_same(one.item)):
-                refusal = DuplicateItemError(f"the batch already has an item {one.item.item_id!r}")
-        if refusal is not None:
-            return [Ack(item_id=first.variant_of or first.item_id, place=place, refusal=refusal)]
-        taken += [(register.add(one.item), one) for one in fresh]
-        item_ids = [one.item.item_id for one in several]
-        return [Ack(item_id=item_id, place=place, index=register.index(item_id)) for item_id in item_ids]
-
-    def _put(self, index: int, item: Item | BadItem, wrong: Sequence[Violation]) -> None:
-        """The item has this place."""
+    def _put(
+        self, index: int, item: Item | BadItem, wrong: Sequence[Violation], *, accepted_ns: int | None = None
+    ) -> None:
+        """The item has this place. `accepted_ns`: since when, where that is not now."""
         if isinstance(item, BadItem) or wrong:
             error = intake.error_of(wrong)
             self._end_item(
@@ -388,24 +386,16 @@ class RunningBatch:
             )
             return
         item = replace(item, index=index)
-        run = self._runs[index] = ItemRun(item, accepted_ns=self._clock.time_ns())
+        accepted_ns = self._clock.time_ns() if accepted_ns is None else accepted_ns
+        run = self._runs[index] = ItemRun(item, accepted_ns=accepted_ns)
         self._waiting.append(run)
         if "progress" not in self._timers:
             self._timers.start("progress", PROGRESS_INTERVAL_S, self._tell_progress)
-        if self.config.queue_timeout_s and "queue" not in self._timers:
-            self._timers.start("queue", self.config.queue_timeout_s, self._expire_queued)
+        self._expiry.watch_queue()
 
-    def _refusal(self, count: int) -> UnisonoError | None:
-        """Why so many more items are not taken at this moment."""
+    def _closed(self) -> UnisonoError | None:
         if self._is_input_closed or self.is_over:
             return InputClosedError(f"batch {self.batch_id} takes no more items")
-        count_so_far = len(self._register)
-        if count_so_far + count > self._limits.max_items:
-            return BatchFullError(f"a batch has at most {self._limits.max_items:,} items; open another one")
-        if count_so_far + count > self.credit:
-            return CreditExceededError(
-                f"{len(self._runs):,} items have not ended; wait for credit before sending more", retry_after_s=1.0
-            )
         return None
 
     # -- Ends ----------------------------------------------------------------------------------------------
@@ -413,7 +403,8 @@ class RunningBatch:
     def _end_item(self, result: Result) -> None:
         """An item has its result: the one thing that every item comes to."""
         _ = self._runs.pop(result.index, None)
-        self._counts[result.state] += 1
+        self.backlog.ended(result.index)
+        self._figures.count(result.state)
         if isinstance(result.error, BatchDeadlineError):
             # The driver keeps to the deadline too, and may be the first to notice.
             self._cut_short = self._cut_short or result.error
@@ -424,25 +415,50 @@ class RunningBatch:
         self.journal.write(rest)
         self._maybe_end()
 
-    def _expire(self) -> None:
+    def _end_items(self, indexes: Sequence[int], state: ItemState, error: UnisonoError) -> None:
+        """Ends those of these that have not ended, wherever they are."""
+        self._dispatch.end(indexes, state, error)
+        now_ns = self._clock.time_ns()
+        for index in indexes:
+            # One by one: with the last of them, the batch ends.
+            if (found := self.backlog.take(index)) is None:
+                continue
+            one, accepted_ns = found
+            self._end_item(
+                Result(
+                    item_id=one.item_id,
+                    index=one.index,
+                    state=state,
+                    error=error,
+                    variant_of=one.variant_of,
+                    waited_s=max(0, now_ns - accepted_ns) / 1e9,
+                )
+            )
+
+    def _cut(self, indexes: Sequence[int]) -> None:
+        """Ends items for what has ended the batch."""
+        if self._cut_short is not None:
+            state = ItemState.EXPIRED if isinstance(self._cut_short, BatchDeadlineError) else ItemState.CANCELLED
+            self._end_items(indexes, state, self._cut_short)
+
+    def _open_indexes(self) -> list[int]:
+        """All items that have not ended."""
+        return [*self._runs, *(index for index, _ in self.backlog.waiting())]
+
+    def _queued(self) -> list[tuple[int, int]]:
+        """Items that no driver has: not released, not fetched, or their model not found; and since when they wait."""
+        here = [(run.item.index, run.accepted_ns) for run in self._runs.values() if run.ticket is None]
+        return here + self.backlog.waiting()
+
+    def _expire(self, error: UnisonoError) -> None:
         if not self.is_over:
-            self._cut_short = error = BatchDeadlineError("the batch's deadline has passed")
-            self._dispatch.end(list(self._runs), ItemState.EXPIRED, error)
+            self._cut_short = error
+            self._cut(self._open_indexes())
             self.close_input()
 
-    def _expire_queued(self) -> None:
-        """Keeps the queue_timeout of items that no driver has yet: not released, or their model not found."""
-        now_ns, timeout_s = self._clock.time_ns(), self.config.queue_timeout_s or 0.0
-        queued = [run for run in self._runs.values() if run.ticket is None]
-        late = [run.item.index for run in queued if (now_ns - run.accepted_ns) / 1e9 >= timeout_s]
-        error = QueueTimeoutError("had not been answered anything in time (queue_timeout)")
-        self._dispatch.end(late, ItemState.EXPIRED, error)
-        if len(late) < len(queued) and not self.is_over:
-            oldest_s = (now_ns - queued[len(late)].accepted_ns) / 1e9
-            self._timers.start("queue", max(0.0, timeout_s - oldest_s), self._expire_queued)
-
     def _maybe_end(self) -> None:
-        if self._runs or self._admitted or not self._is_input_closed or self.is_over:
+        is_waiting = self._runs or len(self.backlog) or self._admitted or not self._is_known
+        if is_waiting or not self._is_input_closed or self.is_over:
             return
         match self._cut_short:
             case None:
@@ -453,26 +469,17 @@ class RunningBatch:
                 self.state = BatchState.CANCELLED
         self._timers.stop_all()
         self._dispatch.stop()
-        summary = Summary(state=self.state, report=self._report(), error=self._cut_short)
+        self.backlog.close()
+        report = self._figures.report(
+            self.batch_id,
+            self.progress,
+            duration_s=self._clock.monotonic_s() - self._accepted_s,
+            journal_bytes=self.journal.size_bytes,
+        )
+        summary = Summary(state=self.state, report=report, error=self._cut_short)
         self._watch.ended(summary=summary, at_ns=self._clock.time_ns())
         self.journal.write(summary)
         self._on_end(self)
-
-    def _report(self) -> Report:
-        groups = tuple(group.report() for group in self._dispatch.groups)
-        told = [group.cached_prompt_tokens for group in self._dispatch.groups]
-        cached = [tokens for tokens in told if tokens is not None]
-        return Report(
-            batch_id=self.batch_id,
-            duration_s=self._clock.monotonic_s() - self._accepted_s,
-            counts=self.progress,
-            groups=groups,
-            prompt_tokens=sum(group.prompt_tokens for group in groups),
-            cached_prompt_tokens=sum(cached) if cached else None,
-            completion_tokens=sum(group.completion_tokens for group in groups),
-            retries=sum(group.retries for group in self._dispatch.groups),
-            journal_bytes=self.journal.size_bytes,
-        )
 
     # -- Small things --------------------------------------------------------------------------------------
 
@@ -487,5 +494,5 @@ class RunningBatch:
 
     def _tell_progress(self) -> None:
         self.journal.write(self.progress)
-        if self._runs:
+        if self._runs or len(self.backlog):
             self._timers.start("progress", PROGRESS_INTERVAL_S, self._tell_progress)

@@ -85,9 +85,14 @@ class StoredBatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EndedItem:
-    """An item of a kept batch that has its result."""
+class KeptItem:
+    """What is known of an item of a kept batch without what it asks."""
 
     index: int
     item_id: str
-    state: ItemState
+    # For one of several answers of an item: the item's own id.
+    variant_of: str = ""
+    # How it ended; None: it has no result.
+    state: ItemState | None = None
+    # What it takes in the store.
+    size_bytes: int = 0

@@ -32,7 +32,7 @@ ASKED: dict[str, Callable[[Connection], object]] = {
     "results by state": lambda to: store.results(to, 1, after=3, limit=5, states=BOTH),
     "items": lambda to: store.items(to, 1, after=3, limit=5, states=()),
     "items by state": lambda to: store.items(to, 1, after=3, limit=5, states=BOTH),
-    "ended": lambda to: store.ended(to, 1),
+    "names": lambda to: store.names(to, 1),
 }
 
 
