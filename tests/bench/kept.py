@@ -105,7 +105,7 @@ async def run(*, lines: int, mib: int, tokens: int, folder: Path) -> dict[str, f
             found["seconds"] = time.monotonic() - began
             found["after"] = resident_mib(pid) - before
             watch.stop()
-            print(made["status"], made["request_counts"])  # noqa: T201
+            print(made["status"], made["request_counts"])
         _ = service.kill()
     return found
 
@@ -120,7 +120,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="kept") as name:
         found = asyncio.run(run(lines=asked.lines, mib=asked.mib, tokens=asked.tokens, folder=Path(name)))
     for stage, value in found.items():
-        print(f"{stage:>12}: {value:8.1f} {'s' if stage == 'seconds' else 'MiB'}")  # noqa: T201
+        print(f"{stage:>12}: {value:8.1f} {'s' if stage == 'seconds' else 'MiB'}")
 
 
 if __name__ == "__main__":

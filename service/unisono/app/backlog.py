@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from unisono.core.batch import BadItem
     from unisono.core.model import Item
 
-# Bytes of items of one batch that are in memory at one time, as the store has them: what one message brings fits.
-MOST_BYTES = 32 * 1024 * 1024
+# Bytes of items of one batch that are in memory at one time, as the store has them.
+MOST_BYTES = 16 * 1024 * 1024
 # Something is fetched when this share of the room is taken, or less.
 _REFILL_SHARE = 0.75
 # Items that are fetched with one question.

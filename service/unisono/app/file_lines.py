@@ -129,7 +129,7 @@ class Output:
 
     async def _flush(self) -> None:
         if self._draft is None:
-            self._draft = await self._files.draft()
+            self._draft = await self._files.draft(is_result=True)
         await self._draft.write(bytes(self._pending))
         self._pending.clear()
 

@@ -135,8 +135,8 @@ class FileStore(Protocol):
         """Forgets what a process that ended had begun to write."""
         ...
 
-    async def draft(self) -> FileDraft:
-        """A new file, still empty."""
+    async def draft(self, *, is_result: bool = False) -> FileDraft:
+        """A new file, still empty. `is_result`: it is written though there is no room for uploads."""
         ...
 
     async def keep(self, draft: FileDraft, file: StoredFile) -> None:

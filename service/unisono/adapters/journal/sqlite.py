@@ -342,9 +342,9 @@ class SqliteJournal:
 
         return await self._ask(look)
 
-    def files(self) -> SqliteFiles:
-        """Files beside the journal's own, whose rows it writes."""
-        return SqliteFiles(self._folder / FILES_FOLDER, change=self.change, ask=self._ask)
+    def files(self, *, max_bytes: int | None = None) -> SqliteFiles:
+        """Files beside the journal's own, whose rows it writes. `max_bytes`: see Room."""
+        return SqliteFiles(self._folder / FILES_FOLDER, change=self.change, ask=self._ask, max_bytes=max_bytes)
 
     @property
     def lease(self) -> int:
