@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from unisono.core.model import Item
 
 # Bytes of items of one batch that are in memory at one time, as the store has them.
-MOST_BYTES = 16 * 1024 * 1024
+MOST_BYTES = 10 * 1024 * 1024
 # Something is fetched when this share of the room is taken, or less.
 _REFILL_SHARE = 0.75
 # Items that are fetched with one question.

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from unisono.app.batches import new_id
-from unisono.app.follow import HEARTBEAT_S, follow
+from unisono.app.follow import AGAIN_S, HEARTBEAT_S, follow
 from unisono.app.intake import as_kept
 from unisono.app.kept_runs import KeptRuns
 from unisono.core.batch import BadItem
@@ -374,6 +374,12 @@ class DurableBatches:
                 if after >= stored.last_sequence:
                     return
                 continue
+            if self._runs.is_closing:
+                raise ShuttingDownError(
+                    f"the service is being stopped; its successor goes on with batch {batch_id}: follow it there",
+                    metadata={"batch_id": batch_id},
+                    retry_after_s=AGAIN_S,
+                )
             try:
                 async with asyncio.timeout(heartbeat_s):
                     _ = await turned.wait()

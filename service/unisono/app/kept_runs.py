@@ -88,6 +88,8 @@ class KeptRuns:
     async def close(self, *, drain_s: float) -> None:
         """Nothing more goes; what is at a backend may be answered for so long. Then all is left as it stands."""
         self.is_closing = True
+        # Who follows one that waits is told to look elsewhere.
+        self._tell()
         for batch in self.running.values():
             batch.rest()
         until_s = self._clock.monotonic_s() + drain_s
