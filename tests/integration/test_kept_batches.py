@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -396,6 +397,33 @@ async def test_what_is_at_the_backend_may_be_answered_before_the_end(tmp_path: P
         assert found.counts.completed == 40
         # Nobody was asked twice.
         assert len(h.work) == 40 - answered
+
+
+async def test_a_report_says_what_it_is_of(tmp_path: Path) -> None:
+    """Tokens and retries of the whole batch, whoever ran it; passes and groups since the last start, as it says."""
+    async with house(keeps_in=tmp_path) as h:
+        _ = h.fake.faults.add(Fault(FaultKind.CLOSE, when=lambda body: "Question 1" in str(body), times=1))
+        _ = h.fake.faults.add(Fault(FaultKind.STALL, when=lambda body: "slow" in str(body), times=None))
+        whole = await h.submit(chats(2, num_predict=3))
+        report = (await h.attach(whole.batch_id)).report
+        assert not report.HasField("counted_since")
+        assert (report.completion_tokens, report.retries) == (6, 1)
+        _ = h.fake.faults.add(Fault(FaultKind.CLOSE, when=lambda body: "Question 2" in str(body), times=1))
+        batch = await h.submit([*chats(5, num_predict=3), chat("slow", "slow", num_predict=4)])
+        reading = h.attach_batch(batch.batch_id)
+        for _ in range(5):
+            _ = await reading.until("result")
+        prompts = (await h.kept(batch.batch_id)).prompt_tokens
+    between_ns = time.time_ns()
+    async with house(keeps_in=tmp_path) as h:
+        report = (await h.attach(batch.batch_id)).report
+        found = await h.kept(batch.batch_id)
+    assert report.counted_since.ToNanoseconds() > between_ns
+    assert report.completion_tokens == found.counts.completion_tokens == report.counts.completion_tokens == 19
+    assert report.prompt_tokens == found.prompt_tokens > prompts > 0
+    assert report.retries == 1
+    (group,) = report.groups
+    assert (group.completion_tokens, group.passes.count, report.counts.passes) == (4, 4, 4)
 
 
 async def test_answers_of_one_item_are_known_by_the_next_service(tmp_path: Path) -> None:

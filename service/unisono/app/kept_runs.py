@@ -133,6 +133,7 @@ class KeptRuns:
 
     async def _give_items(self, stored: StoredBatch, batch: RunningBatch) -> None:
         batch_id = stored.batch_id
+        spent = await self._store.spent(batch_id, self._clock.time_ns()) if stored.started_ns is not None else None
         if stored.started_ns is None:
             # Where there is no room to write it, it is not known; the batch runs all the same.
             with suppress(LimitExceededError):
@@ -143,7 +144,7 @@ class KeptRuns:
         if stored.deadline_ns is not None:
             left_s = (stored.deadline_ns - self._clock.time_ns()) / 1e9
             batch.expire_at(self._clock.monotonic_s() + left_s)
-        batch.run_stored(known, is_whole=stored.is_input_closed)
+        batch.run_stored(known, is_whole=stored.is_input_closed, spent=spent)
         del known
         self._began[batch_id].set()
         if not (await self._store.get(batch_id)).is_cancelling:

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from unisono.app.ports import BatchWatch, Clock, Journal
     from unisono.app.resolve import Resolver
     from unisono.core.batch import Ack, BatchConfig
-    from unisono.core.durable import StoredBatch
+    from unisono.core.durable import Spent, StoredBatch
     from unisono.core.errors import Violation
     from unisono.core.limits import Limits
     from unisono.core.model import Item
@@ -229,11 +229,12 @@ class RunningBatch:
             self._put(self._register.add(one.item), one.item, one.wrong)
         self.close_input()
 
-    def run_stored(self, items: Iterable[KeptItem], *, is_whole: bool) -> None:
+    def run_stored(self, items: Iterable[KeptItem], *, is_whole: bool, spent: Spent | None = None) -> None:
         """Knows of the items of a kept batch, each in its place: those without a result wait in its backlog.
 
-        `is_whole`: no more will come; else a stream may add some.
+        `is_whole`: no more will come; else a stream may add some. `spent`: by processes that had it before.
         """
+        self._figures.spent = spent
         now_ns = self._clock.time_ns()
         for one in items:
             self._register.restore(one.index, one.item_id, one.variant_of)

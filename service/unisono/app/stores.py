@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from unisono.core.batch import BadItem
-    from unisono.core.durable import KeptItem, NewBatch, StoredBatch
+    from unisono.core.durable import KeptItem, NewBatch, Spent, StoredBatch
     from unisono.core.events import BatchState, Journalled
     from unisono.core.files import FileBatch, StoredFile
     from unisono.core.model import Item, ItemState
@@ -95,6 +95,10 @@ class BatchStore(Journal, Protocol):
 
         Those that ended so; without states those that have not ended.
         """
+        ...
+
+    async def spent(self, batch_id: str, now_ns: int) -> Spent:
+        """What all items together took that have a result."""
         ...
 
     async def names(self, batch_id: str) -> list[KeptItem]:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from unisono.adapters.journal.writer import Pending
     from unisono.core.batch import BadItem
-    from unisono.core.durable import KeptItem, NewBatch, StoredBatch
+    from unisono.core.durable import KeptItem, NewBatch, Spent, StoredBatch
     from unisono.core.events import BatchState, Journalled, LastingEvent
     from unisono.core.model import Item, ItemState
 
@@ -330,6 +330,15 @@ class SqliteJournal:
         def look(connection: Connection) -> list[tuple[int, Item | BadItem]]:
             number, _ = store.place_of(connection, batch_id)
             return store.items(connection, number, after=after, limit=limit, states=states)
+
+        return await self._ask(look)
+
+    async def spent(self, batch_id: str, now_ns: int) -> Spent:
+        """What all items together took that have a result."""
+
+        def look(connection: Connection) -> Spent:
+            number, _ = store.place_of(connection, batch_id)
+            return store.spent(connection, number, now_ns)
 
         return await self._ask(look)
 

@@ -9,7 +9,7 @@ from sqlalchemy import delete, func, insert, literal_column, select, update
 from unisono.adapters.journal import codec, tables
 from unisono.adapters.journal.errors import LeaseLostError
 from unisono.adapters.journal.rows import batch_row, event_row, stored
-from unisono.core.durable import KeptItem
+from unisono.core.durable import KeptItem, Spent
 from unisono.core.errors import BatchNotFoundError, RequestIdReusedError
 from unisono.core.events import Accepted, BatchState, Journalled, Result, weight
 from unisono.core.model import ItemState
@@ -314,6 +314,31 @@ def names(connection: Connection, number: int) -> list[KeptItem]:
             )
             for row in rows
         ]
+
+
+def spent(connection: Connection, number: int, now_ns: int) -> Spent:
+    """What all items together took that have a result: each is read, and none is kept in memory."""
+    prompt = completion = retries = 0
+    cached: int | None = None
+    wanted = select(_events.kind, _events.packed).where(_events.batch == number, _is_result)
+    with connection.execute(wanted) as rows:
+        for row in rows:
+            result = codec.unpack_event(row.kind, row.packed)
+            if not isinstance(result, Result):
+                continue
+            retries += max(0, result.attempts - 1)
+            if (usage := result.usage) is not None:
+                prompt += usage.prompt_tokens
+                completion += usage.completion_tokens
+                if usage.cached_prompt_tokens is not None:
+                    cached = (cached or 0) + usage.cached_prompt_tokens
+    return Spent(
+        until_ns=now_ns,
+        prompt_tokens=prompt,
+        cached_prompt_tokens=cached,
+        completion_tokens=completion,
+        retries=retries,
+    )
 
 
 def not_found(batch_id: str) -> BatchNotFoundError:
