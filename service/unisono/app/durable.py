@@ -173,7 +173,10 @@ class DurableBatches:
         self._runs.enter(stored)
         batch = await self._runs.run_now(stored.batch_id)
         if batch is None:
-            raise InputClosedError(f"batch {stored.batch_id} has ended; AttachBatch has its events")
+            raise InputClosedError(
+                f"batch {stored.batch_id} has ended; AttachBatch has its events",
+                metadata={"batch_id": stored.batch_id},
+            )
         return batch, is_new
 
     async def reopen(self, batch_id: str) -> RunningBatch | None:
