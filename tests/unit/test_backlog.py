@@ -92,15 +92,14 @@ async def test_what_comes_has_room_or_waits() -> None:
     """An item of a stream is in memory at once, unless it would be one too many, or others wait before it."""
     backlog = waiting(0)
     for place in range(8):
-        assert backlog.has_room
-        backlog.came(place, an_item(place, "x" * 10))
+        assert backlog.has_room_for(place, an_item(place, "x" * 10), AT_NS)
     assert backlog.here == (8, 80)
-    assert not backlog.has_room
-    backlog.wait(KeptItem(index=8, item_id="i8", size_bytes=10), AT_NS + 8)
+    assert not backlog.has_room_for(8, an_item(8, "x" * 10), AT_NS + 8)
     backlog.ended(0)
-    assert not backlog.has_room
-    assert backlog.waiting() == [(8, AT_NS + 8)]
-    backlog.came(9, BadItem(item_id="bad", violations=()))
+    assert not backlog.has_room_for(9, BadItem(item_id="bad", violations=()), AT_NS + 9)
+    assert backlog.waiting() == [(8, AT_NS + 8), (9, AT_NS + 9)]
+    backlog.ended(1)
+    assert fetch(backlog) == [8, 9]
     assert backlog.here == (8, 70)
 
 

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 from unisono.app import intake
 from unisono.app.intake import Gate
 from unisono.core.batch import Ack
-from unisono.core.errors import BatchFullError, CreditExceededError, DuplicateItemError, InvalidRequestError
+from unisono.core.errors import (
+    BatchFullError,
+    CreditExceededError,
+    DuplicateItemError,
+    InputClosedError,
+    InvalidRequestError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -62,6 +68,11 @@ class Admission:
         for several in checked:
             acks += self._take(several, taken, is_reopened=is_reopened)
         return acks, taken
+
+    def let_go(self) -> None:
+        """The batch is forgotten: see RunningBatch. It takes nothing any more."""
+        error = InputClosedError("the batch has ended")
+        self._closed, self._credit = lambda: error, lambda: 0
 
     def _take(self, several: Sequence[Checked], taken: list[tuple[int, Checked]], *, is_reopened: bool) -> list[Ack]:
         """Takes an item, as the items that its answers are; or refuses it as one."""

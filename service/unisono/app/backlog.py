@@ -55,19 +55,20 @@ class Backlog:
         """Items in memory that have not ended, and their bytes."""
         return len(self._here), self._here_bytes
 
-    @property
-    def has_room(self) -> bool:
-        """Whether one that comes now may be kept in memory: there is room, and nobody waits for it."""
-        return not self._waiting and len(self._here) < self._most_items and self._here_bytes < self._most_bytes
+    def has_room_for(self, index: int, item: Item | BadItem, accepted_ns: int) -> bool:
+        """Whether one that comes now is kept in memory: there is room, and nobody waits for it. Else it waits."""
+        size = request_bytes(item)
+        if self._waiting or len(self._here) >= self._most_items or self._here_bytes >= self._most_bytes:
+            name = KeptItem(index=index, item_id=item.item_id, variant_of=item.variant_of, size_bytes=size)
+            self.wait(name, accepted_ns)
+            return False
+        self._arrive(index, size)
+        return True
 
     def wait(self, item: KeptItem, accepted_ns: int) -> None:
         """It waits in the store; places only ever rise."""
         self._waiting[item.index] = item, accepted_ns
         self._changed.set()
-
-    def came(self, index: int, item: Item | BadItem) -> None:
-        """One that was never in the backlog is in memory."""
-        self._arrive(index, request_bytes(item))
 
     def fetched(self, index: int) -> int | None:
         """It is in memory now; answers with the time at which the batch had it. None: it does not wait any more."""

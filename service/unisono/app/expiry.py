@@ -46,6 +46,11 @@ class Expiry:
         if self._queue_timeout_s and "queue" not in self._timers:
             self._timers.start("queue", self._queue_timeout_s, self._expire_queued)
 
+    def let_go(self) -> None:
+        """The batch is forgotten: see RunningBatch."""
+        self._timers.stop_all()
+        self._queued, self._expire, self._on_deadline = list, lambda _indexes, _error: None, lambda _error: None
+
     def _meet_deadline(self) -> None:
         self._on_deadline(BatchDeadlineError("the batch's deadline has passed"))
 

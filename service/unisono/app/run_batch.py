@@ -18,6 +18,7 @@ from unisono.app.backlog import Backlog
 from unisono.app.batch_journal import BatchJournal
 from unisono.app.callers import Callers
 from unisono.app.dispatch import Dispatch
+from unisono.app.ending import Ending
 from unisono.app.expiry import Expiry
 from unisono.app.figures import Figures
 from unisono.app.item_run import ItemRun
@@ -28,14 +29,11 @@ from unisono.core.batch import BadItem
 from unisono.core.durable import KeptItem
 from unisono.core.errors import (
     BatchDeadlineError,
-    CancelledItemError,
     InputClosedError,
-    ItemNotFoundError,
     ShuttingDownError,
     UnisonoError,
 )
 from unisono.core.events import Accepted, BatchState, Result, Summary
-from unisono.core.limits import request_bytes
 from unisono.core.model import ItemState
 from unisono.core.report import Progress
 
@@ -109,15 +107,12 @@ class RunningBatch:
         self.is_kept = stored is not None
         # Whether its items are known, without which it cannot end: those of a kept one are still to be told.
         self._is_known = stored is None
-        # Why the batch ends before all its items have ended by themselves; None while it does not.
-        self._cut_short: UnisonoError | None = None
         self._timers = Timers()
-        max_bytes = limits.max_journal_bytes
         self.journal = BatchJournal(
             journal,
             batch_id,
             clock,
-            max_bytes=max_bytes,
+            max_bytes=limits.max_journal_bytes,
             on_full=self._pause,
             on_room=self._resume,
             on_lost=lambda _error: self.leave(),
@@ -143,13 +138,22 @@ class RunningBatch:
             report_defect=report_defect,
             memory_limit_bytes=memory_limit_bytes,
         )
+        self._ending = Ending(
+            batch_id,
+            register=self._register,
+            runs=self._runs,
+            backlog=self.backlog,
+            dispatch=self._dispatch,
+            clock=clock,
+            on_result=self._end_item,
+        )
         self._figures = Figures(self._dispatch.groups)
         self._expiry = Expiry(
             self._timers,
             clock,
             queue_timeout_s=config.queue_timeout_s or 0.0,
-            queued=self._queued,
-            expire=lambda indexes, error: self._end_items(indexes, ItemState.EXPIRED, error),
+            queued=self._ending.queued,
+            expire=lambda indexes, error: self._ending.end(indexes, ItemState.EXPIRED, error),
             on_deadline=self._expire,
         )
         if stored is None:
@@ -245,7 +249,7 @@ class RunningBatch:
         self._is_known = True
         if len(self.backlog):
             self._expiry.watch_queue()
-        self._cut(self._open_indexes())
+        self._ending.cut()
         if is_whole:
             self.close_input()
         else:
@@ -272,7 +276,8 @@ class RunningBatch:
 
     def leave(self) -> None:
         """Another process runs it, or will: what happens here counts no more, and backends are left alone."""
-        self.is_left = True
+        # Also where its items were not even told.
+        self.is_left = self._is_known = True
         self.journal.close()
         _ = self.cancel(error=ShuttingDownError("the batch is left to another process"))
 
@@ -300,20 +305,15 @@ class RunningBatch:
         """Items that were admitted go, or wait for their release."""
         self._admitted -= len(taken)
         for index, one in taken:
-            if self.is_kept and not self.backlog.has_room:
-                name, size = one.item, request_bytes(one.item)
-                kept = KeptItem(index=index, item_id=name.item_id, variant_of=name.variant_of, size_bytes=size)
-                self.backlog.wait(kept, self._clock.time_ns())
+            if self.is_kept and not self.backlog.has_room_for(index, one.item, self._clock.time_ns()):
                 self._expiry.watch_queue()
                 continue
-            if self.is_kept:
-                self.backlog.came(index, one.item)
             self._put(index, one.item, one.wrong)
             if len(self._waiting) >= self.config.release_size:
                 self.release()
-        if self._cut_short is not None:
+        if self._ending.cut_short is not None:
             # That happened meanwhile.
-            self._cut([index for index, _ in taken])
+            self._ending.cut([index for index, _ in taken])
         elif self._is_input_closed:
             self.release()
         elif self._waiting and self.config.release_interval_s and "release" not in self._timers:
@@ -340,20 +340,10 @@ class RunningBatch:
         The id of an item with several answers stands for all of them.
         `error` says why; None: the caller wanted it. Raises ItemNotFoundError, unless such items are ignored.
         """
-        is_all = not item_ids
-        found = {item_id: self._register.indexes(item_id) for item_id in item_ids}
-        unknown = [item_id for item_id, indexes in found.items() if not indexes]
-        if unknown and not ignores_unknown:
-            raise ItemNotFoundError(f"batch {self.batch_id} has no item {unknown[0]!r}")
-        named = dict.fromkeys(index for indexes in found.values() for index in indexes)
-        indexes = list(dict.fromkeys((*self._register.all(), *self._open_indexes())) if is_all else named)
-        ended = sum(index in self._runs or index in self.backlog for index in indexes)
-        if is_all:
-            self._cut_short = self._cut_short or error or CancelledItemError("the batch was cancelled")
-        self._end_items(indexes, ItemState.CANCELLED, error or CancelledItemError("was cancelled"))
-        if is_all:
+        found = self._ending.cancel(item_ids, error=error, ignores_unknown=ignores_unknown)
+        if not item_ids:
             self.close_input()
-        return ended, len(indexes) - ended
+        return found
 
     def expire_at(self, moment_s: float) -> None:
         """What has not ended by then expires, and the input closes. Only ever brings the end nearer."""
@@ -365,6 +355,9 @@ class RunningBatch:
         """It is forgotten: it and its parts, which know each other, wait for no search for such circles."""
         self._register.clear()
         self.callers.let_go()
+        self._admission.let_go()
+        self._expiry.let_go()
+        self._ending.let_go()
         self._dispatch.let_go()
         self.journal.let_go()
 
@@ -395,9 +388,8 @@ class RunningBatch:
         self._expiry.watch_queue()
 
     def _closed(self) -> UnisonoError | None:
-        if self._is_input_closed or self.is_over:
-            return InputClosedError(f"batch {self.batch_id} takes no more items")
-        return None
+        is_closed = self._is_input_closed or self.is_over
+        return InputClosedError(f"batch {self.batch_id} takes no more items") if is_closed else None
 
     # -- Ends ----------------------------------------------------------------------------------------------
 
@@ -408,7 +400,7 @@ class RunningBatch:
         self._figures.count(result.state)
         if isinstance(result.error, BatchDeadlineError):
             # The driver keeps to the deadline too, and may be the first to notice.
-            self._cut_short = self._cut_short or result.error
+            self._ending.cut_short = self._ending.cut_short or result.error
         self._watch.item_ended(result=result, at_ns=self._clock.time_ns())
         parts, rest = paging.split(result)
         for part in parts:
@@ -416,58 +408,17 @@ class RunningBatch:
         self.journal.write(rest)
         self._maybe_end()
 
-    def _end_items(self, indexes: Sequence[int], state: ItemState, error: UnisonoError) -> None:
-        """Ends those of these that have not ended, wherever they are."""
-        self._dispatch.end(indexes, state, error)
-        now_ns = self._clock.time_ns()
-        for index in indexes:
-            # One by one: with the last of them, the batch ends.
-            if (found := self.backlog.take(index)) is None:
-                continue
-            one, accepted_ns = found
-            self._end_item(
-                Result(
-                    item_id=one.item_id,
-                    index=one.index,
-                    state=state,
-                    error=error,
-                    variant_of=one.variant_of,
-                    waited_s=max(0, now_ns - accepted_ns) / 1e9,
-                )
-            )
-
-    def _cut(self, indexes: Sequence[int]) -> None:
-        """Ends items for what has ended the batch."""
-        if self._cut_short is not None:
-            state = ItemState.EXPIRED if isinstance(self._cut_short, BatchDeadlineError) else ItemState.CANCELLED
-            self._end_items(indexes, state, self._cut_short)
-
-    def _open_indexes(self) -> list[int]:
-        """All items that have not ended."""
-        return [*self._runs, *(index for index, _ in self.backlog.waiting())]
-
-    def _queued(self) -> list[tuple[int, int]]:
-        """Items that no driver has: not released, not fetched, or their model not found; and since when they wait."""
-        here = [(run.item.index, run.accepted_ns) for run in self._runs.values() if run.ticket is None]
-        return here + self.backlog.waiting()
-
     def _expire(self, error: UnisonoError) -> None:
         if not self.is_over:
-            self._cut_short = error
-            self._cut(self._open_indexes())
+            self._ending.cut_short = error
+            self._ending.cut()
             self.close_input()
 
     def _maybe_end(self) -> None:
         is_waiting = self._runs or len(self.backlog) or self._admitted or not self._is_known
         if is_waiting or not self._is_input_closed or self.is_over:
             return
-        match self._cut_short:
-            case None:
-                self.state = BatchState.COMPLETED
-            case BatchDeadlineError():
-                self.state = BatchState.EXPIRED
-            case _:
-                self.state = BatchState.CANCELLED
+        self.state = self._ending.state
         self._timers.stop_all()
         self._dispatch.stop()
         self.backlog.close()
@@ -477,7 +428,7 @@ class RunningBatch:
             duration_s=self._clock.monotonic_s() - self._accepted_s,
             journal_bytes=self.journal.size_bytes,
         )
-        summary = Summary(state=self.state, report=report, error=self._cut_short)
+        summary = Summary(state=self.state, report=report, error=self._ending.cut_short)
         self._watch.ended(summary=summary, at_ns=self._clock.time_ns())
         self.journal.write(summary)
         self._on_end(self)
