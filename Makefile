@@ -39,8 +39,8 @@ test-live: $(DEV)  ## the contract tests against a real Ollama (UNISONO_LIVE_OLL
 test-clients: $(DEV)  ## the clients in other languages, built and run; those without a toolchain are named at the end
 	$(BIN)/python -m pytest -ra -m clients tests/clients $(ARGS)
 
-faults: $(DEV)  ## kill the service 100 times at random instants, and 10 at each failpoint; ARGS='--random 5 --each 1' less
-	$(BIN)/python -m tests.faults.kills $(ARGS)
+faults: $(DEV)  ## break everything: kills, outages, cuts, a full disk (half an hour); ARGS=--few, ARGS='--part cuts' less
+	$(BIN)/python -m tests.faults $(ARGS)
 
 bench: $(DEV)  ## all benches of the service's own parts
 	$(BIN)/python -m tests.bench $(ARGS)

@@ -36,17 +36,19 @@ from unisono.app.batches import Batches, BatchesSettings
 from unisono.app.driver import BackendDriver
 from unisono.app.listeners import BothListeners
 from unisono.app.resolve import Resolver
-from unisono.config import EMBEDDED, LLAMA_SERVER, SettingError, configured_backends, parse_address
+from unisono.config import EMBEDDED, LLAMA_SERVER, SettingError, configured_backends
 from unisono.core.arbiter import ArbiterSettings, Away
 from unisono.core.conductor import ConductorSettings
 from unisono.core.errors import UnisonoError
 from unisono.core.limits import Limits
 from unisono.core.memory import MemoryBounds
 from unisono.core.window import WindowSettings
+from unisono.edge.grpc.questions import ServerFacts
 from unisono.edge.grpc.server import MAX_RECEIVE_BYTES, MAX_SEND_BYTES, GrpcServer
-from unisono.edge.grpc.service import BatchInferenceServicer, ServerFacts
+from unisono.edge.grpc.service import BatchInferenceServicer
 from unisono.folders import slots_path
 from unisono.serving import report_defect, serve_metrics, start_rest, start_store
+from unisono.setting_kinds import parse_address
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
@@ -156,7 +158,8 @@ async def running(
                 report_outage=partial(report_outage, one.name),
             )
             await _start_driver(driver, stack)
-        series = Series(version=__version__) if with_metrics and parse_address(settings.metrics_listen) else None
+        has_door = parse_address(settings.metrics_listen) or (with_http and parse_address(settings.http_listen))
+        series = Series(version=__version__) if with_metrics and has_door else None
         if series is not None:
             listener = BothListeners(listener, MetricsListener(series, tuple(drivers)))
         resolver = Resolver(drivers, clock, patience_s=settings.backend_patience)
@@ -198,7 +201,7 @@ async def running(
             ),
             report_defect=report_defect,
         )
-        rest = await start_rest(settings, kept, batches, clock, stack) if with_http else None
+        rest = await start_rest(settings, kept, batches, clock, stack, series=series) if with_http else None
         server = GrpcServer(servicer)
         port = await server.start(settings.listen)
         is_socket = settings.listen.startswith("unix:")

@@ -1,6 +1,6 @@
 """Settings: from the environment (UNISONO_…), each with a unit and a default that serves.
 
-Durations are written as people write them ("500ms", "2m", "1h30m"), sizes too ("4MiB", "512 kB").
+What durations, sizes, addresses and tokens are stands in `setting_kinds.py`.
 
 Several backends stand in one variable, UNISONO_BACKENDS; what only one of them has (a token, a number of slots) in
 variables that end in its name. `configured_backends` puts the two together.
@@ -13,87 +13,26 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, TypeAdapter, ValidationError
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, TypeAdapter, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from unisono.core.durations import parse_duration
+from unisono.setting_kinds import (
+    A_SIZE,
+    READ_HOSTS,
+    READ_ORIGINS,
+    READ_SIZE,
+    Address,
+    Duration,
+    Listen,
+    MillisecondsOrDuration,
+    Size,
+    Slots,
+    Token,
+    clean_token,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kKmMgG]?)(i?)[bB]?")
-_POWERS = {"": 0, "k": 1, "m": 2, "g": 3}
-_BARE = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+", re.ASCII)
-_HOST_PORT = re.compile(r"(?:\[[^\[\]\s]+\]|[^:/\[\]\s]+):([0-9]{1,5})", re.ASCII)
-_HIGHEST_PORT = 65_535
-
-
-def _duration(value: Any) -> Any:
-    return parse_duration(value) if isinstance(value, str) else value
-
-
-def _size(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    written = _SIZE.fullmatch(value.strip())
-    if written is None:
-        raise ValueError(f"{value!r} is not a size: write 4MiB, 512kB or a number of bytes")
-    number, prefix, binary = written.groups()
-    return int(float(number) * (1024 if binary else 1000) ** _POWERS[prefix.lower()])
-
-
-def _milliseconds(value: Any) -> Any:
-    """As a duration, but a bare number means milliseconds."""
-    if isinstance(value, str) and _BARE.fullmatch(value.strip()):
-        value = f"{value}ms"
-    return _duration(value)
-
-
-def _token(value: SecretStr) -> SecretStr:
-    """Without what a file of secrets has around them. What is refused is not repeated: it is a secret."""
-    text = value.get_secret_value().strip()
-    if not (text.isascii() and text.isprintable()):
-        raise ValueError("has a character that cannot stand in an HTTP header: take out all but printable ASCII")
-    return SecretStr(text)
-
-
-def _listen(value: str) -> str:
-    value = value.strip()
-    if value.startswith("unix:"):
-        return value
-    written = _HOST_PORT.fullmatch(value)
-    if written is None or int(written[1]) > _HIGHEST_PORT:
-        raise ValueError(
-            f"{value!r} is not HOST:PORT, like 127.0.0.1:50051 or [::]:50051, with a port from 0 (any that is free) "
-            f"to {_HIGHEST_PORT}"
-        )
-    return value
-
-
-# Seconds, and bytes. A description is what `wrong_settings` calls a value of the kind.
-_A_DURATION = Field(description="a duration like 500ms, 30s or 1h30m")
-Duration = Annotated[float, BeforeValidator(_duration), _A_DURATION]
-MillisecondsOrDuration = Annotated[float, BeforeValidator(_milliseconds), _A_DURATION]
-_A_SIZE = Field(description="a size like 4MiB, 512kB or a number of bytes")
-Size = Annotated[int, _A_SIZE, BeforeValidator(_size)]
-Slots = Annotated[int, Field(ge=1, le=4096)]
-Token = Annotated[SecretStr, AfterValidator(_token)]
-
-
-def parse_address(text: str) -> tuple[str, int] | None:
-    """Reads HOST:PORT, with brackets around an IPv6 address; None for "none". Raises ValueError."""
-    if text.strip().lower() == "none":
-        return None
-    written = _HOST_PORT.fullmatch(text.strip())
-    if written is None or int(written[1]) > _HIGHEST_PORT:
-        raise ValueError(f"{text!r} is not an address: write HOST:PORT, or none")
-    return text.strip().rpartition(":")[0].strip("[]"), int(written[1])
-
-
-def _address(value: Any) -> Any:
-    if isinstance(value, str):
-        _ = parse_address(value)
-    return value
 
 
 class SettingError(ValueError):
@@ -198,7 +137,7 @@ class Settings(BaseSettings):
     )
 
     # Where the gRPC service listens. Loopback by default: there is no authentication yet.
-    listen: Annotated[str, AfterValidator(_listen)] = "127.0.0.1:50051"
+    listen: Listen = "127.0.0.1:50051"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     # -- The backend: the first that is set, of these four.
@@ -232,7 +171,7 @@ class Settings(BaseSettings):
     # The most requests in flight while slots are being learned.
     max_in_flight: int = Field(default=64, ge=1, le=4096)
     # The memory that a runner may take; no larger context is asked for than fits. Unset: not known.
-    memory_limit: Annotated[int, Field(ge=1), _A_SIZE, BeforeValidator(_size)] | None = None
+    memory_limit: Annotated[int, Field(ge=1), A_SIZE, READ_SIZE] | None = None
     # The share of a runner's context, of all its slots together, that items in flight may reserve.
     memory_factor: float = Field(
         default=1.0,
@@ -264,10 +203,10 @@ class Settings(BaseSettings):
     # set; "none": nowhere.
     data_dir: str = ""
     # The journal's file grows no larger. Unset: as far as the disk has room.
-    max_data_bytes: Annotated[int, Field(ge=1024 * 1024), _A_SIZE, BeforeValidator(_size)] | None = None
+    max_data_bytes: Annotated[int, Field(ge=1024 * 1024), A_SIZE, READ_SIZE] | None = None
     # Files that callers hand in and get back have no more bytes together; then no more are taken. Unset: as far as
     # the disk has room.
-    max_files_bytes: Annotated[int, Field(ge=1), _A_SIZE, BeforeValidator(_size)] | None = None
+    max_files_bytes: Annotated[int, Field(ge=1), A_SIZE, READ_SIZE] | None = None
     # How long a batch is kept after its end.
     retention: Duration = Field(default=30 * 86_400.0, ge=0)
     # That run at one time, and that have not ended.
@@ -298,11 +237,15 @@ class Settings(BaseSettings):
     drain: Duration = Field(default=30.0, ge=0)
 
     # Where `unisono serve` serves its metrics, at /metrics; "none": nowhere. That the port is taken is a warning.
-    metrics_listen: Annotated[str, BeforeValidator(_address)] = "127.0.0.1:9464"
+    metrics_listen: Address = "127.0.0.1:9464"
 
-    # Where `unisono serve` serves OpenAI's Files and Batches; "none": nowhere. That the port is taken is a warning.
+    # Where `unisono serve` serves HTTP; "none": nowhere. That the port is taken is a warning.
     # Loopback by default: there is no authentication yet.
-    http_listen: Annotated[str, BeforeValidator(_address)] = "127.0.0.1:4080"
+    http_listen: Address = "127.0.0.1:4080"
+    # Names by which that port may be asked, beside addresses, names without a dot, this machine's own, and those
+    # below localhost, local and internal. And where web pages come from that may ask it, beside this machine.
+    http_hosts: Annotated[tuple[str, ...], NoDecode, READ_HOSTS] = ()
+    http_origins: Annotated[tuple[str, ...], NoDecode, READ_ORIGINS] = ()
 
     # -- Traces; where they go is told by the standard OTEL_* variables.
     # Items of one batch that get a span of their own; failures always do.
@@ -358,7 +301,7 @@ _slots = TypeAdapter[int](Slots)
 
 def _own_token(environ: Mapping[str, str], variable: str) -> SecretStr:
     try:
-        return _token(SecretStr(environ.get(variable, "")))
+        return clean_token(SecretStr(environ.get(variable, "")))
     except ValueError as error:
         raise SettingError(f"{variable}: {error}") from None
 

@@ -6,17 +6,20 @@ Each lives until a stack is left. With `bootstrap.py`, the only file that names 
 from __future__ import annotations
 
 import os
+import socket
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
 
 from unisono.adapters.journal.failpoints import Failpoints
-from unisono.adapters.metrics.endpoint import MetricsEndpoint
+from unisono.adapters.metrics.endpoint import MetricsEndpoint, written
 from unisono.app.durable import DurableBatches, DurableSettings
-from unisono.config import SettingError, parse_address
+from unisono.config import SettingError
 from unisono.core.errors import UnisonoError
 from unisono.folders import data_folder
+from unisono.setting_kinds import parse_address
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,6 +38,15 @@ log = structlog.get_logger("unisono")
 def report_defect(where: str, defect: BaseException) -> None:
     """Tells the log of something that should not have happened, with its trace."""
     log.error("defect", where=where, exc_info=(type(defect), defect, defect.__traceback__))
+
+
+def report_lost(batch_id: str, error: Exception) -> None:
+    """Tells the log of a kept batch that does not go on here: nobody else would."""
+    log.error(
+        "a kept batch cannot be written to any more: it stays as it is, until the next start takes it over",
+        batch=batch_id,
+        error=str(error),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +69,11 @@ async def start_store(settings: Settings, batches: Batches, clock: Clock, stack:
     from unisono.adapters.journal.sqlite import SqliteJournal  # noqa: PLC0415
 
     journal = SqliteJournal(
-        folder, keep_s=settings.retention, max_bytes=settings.max_data_bytes, failpoint=_failpoints(os.environ)
+        folder,
+        keep_s=settings.retention,
+        max_bytes=settings.max_data_bytes,
+        failpoint=_failpoints(os.environ),
+        report_lost=report_lost,
     )
     try:
         await journal.start(clock.time_ns())
@@ -81,25 +97,38 @@ async def start_store(settings: Settings, batches: Batches, clock: Clock, stack:
 
 
 async def start_rest(
-    settings: Settings, kept: Kept | None, batches: Batches, clock: Clock, stack: AsyncExitStack
+    settings: Settings,
+    kept: Kept | None,
+    batches: Batches,
+    clock: Clock,
+    stack: AsyncExitStack,
+    *,
+    series: Series | None = None,
 ) -> RestServer | None:
-    """Serves OpenAI's API until the stack is left; None where there is to be none, or somebody else has the port.
+    """Serves the HTTP port until the stack is left; None where there is to be none, or somebody else has the port.
 
     Batches that were made of files go on all the same.
     """
     # Only now, as with the journal.
     from unisono.app.file_batches import FileBatches, FileSettings  # noqa: PLC0415
-    from unisono.edge.rest.app import RestRoutes  # noqa: PLC0415
+    from unisono.edge.rest.app import make_app  # noqa: PLC0415
+    from unisono.edge.rest.batch_api import BatchRoutes, WindowFacts  # noqa: PLC0415
+    from unisono.edge.rest.guard import Guard  # noqa: PLC0415
+    from unisono.edge.rest.kept import KeptRoutes  # noqa: PLC0415
     from unisono.edge.rest.lines import OpenAILines  # noqa: PLC0415
+    from unisono.edge.rest.openai import OpenAIRoutes  # noqa: PLC0415
     from unisono.edge.rest.server import RestServer  # noqa: PLC0415
+    from unisono.edge.rest.standing import StandingRoutes  # noqa: PLC0415
+    from unisono.edge.rest.views import BatchViews  # noqa: PLC0415
 
+    lines = OpenAILines(batches.limits)
     made: FileBatches | None = None
     if kept is not None:
         made = FileBatches(
             kept.journal.files(max_bytes=settings.max_files_bytes),
             kept.durable,
             batches,
-            OpenAILines(batches.limits),
+            lines,
             clock,
             settings=FileSettings(keep_s=settings.retention, most_open=settings.max_kept_batches),
             report_defect=report_defect,
@@ -117,9 +146,21 @@ async def start_rest(
             return "it is being stopped"
         return f"its journal {kept.journal.trouble}" if kept.journal.trouble else ""
 
-    routes = RestRoutes(made, trouble=trouble, report_defect=report_defect)
+    def pending() -> int:
+        return batches.running + (kept.durable.open_count if kept is not None else 0)
+
+    window = WindowFacts(is_enabled=settings.batch_enabled, size=settings.batch_size, window_s=settings.batch_timeout)
+    views = BatchViews(made, kept.durable if kept is not None else None)
+    tables = [
+        OpenAIRoutes(views).table(),
+        KeptRoutes(views, lines, report_defect=report_defect).table(),
+        BatchRoutes(batches, clock, window=window, pending=pending, report_defect=report_defect).table(),
+        StandingRoutes(trouble, figures=partial(written, series.registry) if series is not None else None).table(),
+    ]
+    guard = Guard(own_name=socket.gethostname(), hosts=settings.http_hosts, origins=settings.http_origins)
+    app = make_app(tables, report_defect=report_defect, guard=guard)
     try:
-        server = await RestServer.start(routes.app(), *address)
+        server = await RestServer.start(app, *address)
     except OSError as error:
         log.warning(
             "OpenAI's API is not served",

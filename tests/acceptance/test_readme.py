@@ -6,17 +6,21 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from google.protobuf import json_format
 
 from tests.fakes.ollama import FakeModel, FakeOllama
-from tests.integration.service import house
+from tests.integration.service import House, chat, house
 from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
+from unisono._generated.unisono.v1 import kept_pb2
 from unisono.config import Settings
 from unisono.core import errors
+from unisono.edge.rest.openapi import document
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -54,6 +58,38 @@ async def test_openai_s_client_answers(tmp_path: Path) -> None:
     async with house(models=[FakeModel(name="only")], keeps_in=tmp_path / "data", with_http=True) as h:
         found = await asyncio.to_thread(answers, f"{h.http_url}/v1", str(tmp_path / "requests.jsonl"))
     assert json.loads(found)["response"]["body"]["choices"][0]["message"]["content"] == "Rome"
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+async def test_the_http_calls_answer(tmp_path: Path) -> None:
+    """As they are printed, but for the port: a batch that came by gRPC is read and tried again, and one is run."""
+    own_port = Settings.model_fields["http_listen"].default
+    snippets = [block for block in blocks("sh") if own_port in block]
+    assert len(snippets) == 2
+    async with house(models=[FakeModel(name="only")], keeps_in=tmp_path / "data", with_http=True) as h:
+        batch = await h.submit([chat("a", "[[say=Rome]]"), chat("b", model="absent")], model="only")
+        _ = await h.attach(batch.batch_id)
+        said = ""
+        for snippet in snippets:
+            assert f" {own_port}/" in snippet or f'"{own_port}/' in snippet
+            lines = snippet.replace(own_port, h.http_url).replace("curl ", "curl -sS --fail-with-body ")
+            said += await in_a_clone(lines, tmp_path, BATCH=batch.batch_id)
+            (tmp_path / "service").unlink()
+        children = [one async for one in kept_batches(h) if one.parent_batch_id == batch.batch_id]
+    assert said.count("Rome") == 2
+    assert "event: summary" in said
+    assert len(children) == 1
+    assert '"pending_batches":' in said
+    assert '"throughput_gain":' in said or '"processing_time":' in said
+    for path in re.findall(r"`(/[a-z.]+(?:/[a-z]+)*)`", README[README.index("one that came by gRPC too") :]):
+        if path.startswith(("/api/batch/", "/health", "/ready", "/metrics", "/openapi")):
+            assert path in document()["paths"], path
+
+
+async def kept_batches(h: House) -> AsyncIterator[kept_pb2.KeptBatch]:
+    """All that are kept."""
+    for one in (await h.stub.ListBatches(pb.ListBatchesRequest())).batches:
+        yield one
 
 
 def test_the_grpcurl_call_is_one_of_the_contract() -> None:

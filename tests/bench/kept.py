@@ -16,7 +16,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.faults.rig import Service, stand_in
+from tests.faults.backend import StandIn
+from tests.faults.service import Service
 
 _LOOK_S = 0.05
 
@@ -69,13 +70,11 @@ async def run(*, lines: int, mib: int, tokens: int, folder: Path) -> dict[str, f
     """MiB above the beginning, by stage; and the seconds that the batch ran."""
     path = folder / "lines.jsonl"
     write_lines(path, lines, mib * 2**20 // lines, tokens)
-    with stand_in() as backend:
+    async with StandIn(folder, pass_s=0.0) as backend:
         service = Service(folder, backend.url)
-        service._environ["UNISONO_HTTP_LISTEN"] = "127.0.0.1:4987"
-        service.start()
-        _ = await service.wait_up()
+        _ = await service.up()
         pid = service.process.pid
-        async with httpx.AsyncClient(base_url="http://127.0.0.1:4987", timeout=600) as client:
+        async with httpx.AsyncClient(base_url=f"http://{service.http}", timeout=600) as client:
             # What the first of everything takes is no batch's.
             _ = await client.get("/v1/batches")
             watch = Watch(pid)

@@ -1,7 +1,7 @@
-"""A TCP proxy that cuts connections at a certain moment: before a service, in the middle of a client's calls.
+"""A TCP proxy between two parts that delays, slices, swallows, cuts and resets what they say to each other.
 
 async with Proxy(service.target) as proxy:
-    proxy.cut_when(lambda seen: seen.down > 1_000)
+    proxy.cut_at(down=1_000)
     … a client of proxy.target …
     assert proxy.cuts == 1
 """
@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 _CHUNK = 65_536
+_UNIX = "unix:"
 # An abortive close: the other side is reset, and what was not delivered is gone.
 _LINGER = struct.pack("ii", 1, 0)
 
@@ -25,6 +26,7 @@ class Proxy:
     """Passes bytes on between clients and one service, until told to cut."""
 
     def __init__(self, target: str) -> None:
+        """`target`: HOST:PORT, or unix:PATH."""
         self.move_to(target)
         self._server: asyncio.Server | None = None
         self._pairs: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
@@ -40,9 +42,16 @@ class Proxy:
         # Whether bytes of one direction are swallowed: the other side is not told anything.
         self.swallows_up = False
         self.swallows_down = False
+        self._was_cut = asyncio.Event()
         self._condition: Callable[[Proxy], bool] | None = None
         # Whether a cut resets connections, or closes them in order.
         self.is_reset = True
+        # How long each piece waits before it is passed on, in seconds; and how large the next piece may be, in bytes.
+        self.delay_s = 0.0
+        self.slice: Callable[[], int] | None = None
+        # After how many bytes of a direction it cuts, to the byte.
+        self._last_up: int | None = None
+        self._last_down: int | None = None
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -65,20 +74,27 @@ class Proxy:
 
     def move_to(self, target: str) -> None:
         """New connections lead to another service."""
-        host, _, port = target.rpartition(":")
-        self._service = (host, int(port))
+        self._service = target
 
     def cut_when(self, condition: Callable[[Proxy], bool]) -> None:
         """Cuts once, as soon as this holds; it is looked at before bytes are passed on."""
         self._condition = condition
 
+    def cut_at(self, *, up: int | None = None, down: int | None = None) -> None:
+        """Cuts once, when so many more bytes were passed on, not one more; 0: before the next."""
+        self._last_up = None if up is None else self.up + up
+        self._last_down = None if down is None else self.down + down
+
     def cut(self) -> None:
         """Cuts all connections now; new ones are taken."""
         self.cuts += 1
         self.swallows_up = self.swallows_down = False
+        self._last_up = self._last_down = None
         self._close_all()
 
     def _close_all(self) -> None:
+        self._was_cut.set()
+        self._was_cut = asyncio.Event()
         for pair in self._pairs:
             for writer in pair:
                 raw = writer.get_extra_info("socket")
@@ -100,7 +116,7 @@ class Proxy:
             return
         self.connections += 1
         try:
-            far_reader, far_writer = await asyncio.open_connection(*self._service)
+            far_reader, far_writer = await self._reach()
         except OSError:
             writer.transport.abort()
             return
@@ -115,19 +131,48 @@ class Proxy:
             for each in pair:
                 each.close()
 
+    async def _reach(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._service.startswith(_UNIX):
+            return await asyncio.open_unix_connection(self._service.removeprefix(_UNIX))
+        host, _, port = self._service.rpartition(":")
+        return await asyncio.open_connection(host, int(port))
+
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_up: bool) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(_CHUNK):
-                if is_up:
-                    self.up += len(data)
-                else:
-                    self.down += len(data)
-                if self._condition is not None and self._condition(self):
-                    self._condition = None
-                    self.cut()
-                    return
-                if self.swallows_up if is_up else self.swallows_down:
-                    continue
-                writer.write(data)
-                await writer.drain()
+                while data:
+                    size = len(data) if self.slice is None else max(1, self.slice())
+                    piece, data = data[:size], data[size:]
+                    if not await self._pass_piece(piece, writer, is_up=is_up):
+                        return
+        if self.swallows_up if is_up else self.swallows_down:
+            # Nor is it told of the end.
+            _ = await self._was_cut.wait()
         writer.close()
+
+    async def _pass_piece(self, piece: bytes, writer: asyncio.StreamWriter, *, is_up: bool) -> bool:
+        """Passes a piece on; False: everything was cut."""
+        if self.delay_s:
+            await asyncio.sleep(self.delay_s)
+        elif self.slice is not None:
+            # Whoever reads shall read it before the next one comes.
+            await asyncio.sleep(0)
+        before = self.up if is_up else self.down
+        last = self._last_up if is_up else self._last_down
+        is_last = last is not None and before + len(piece) >= last
+        if last is not None and is_last:
+            piece = piece[: max(0, last - before)]
+        if is_up:
+            self.up += len(piece)
+        else:
+            self.down += len(piece)
+        is_condition = self._condition is not None and self._condition(self)
+        if is_condition:
+            self._condition = None
+        elif not (self.swallows_up if is_up else self.swallows_down):
+            writer.write(piece)
+            await writer.drain()
+        if is_last or is_condition:
+            self.cut()
+            return False
+        return True

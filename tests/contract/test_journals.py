@@ -437,6 +437,16 @@ def _rows(folder: Path, table: str) -> int:
     return int(count)
 
 
+async def test_items_are_added_in_any_order(store: SqliteJournal) -> None:
+    """What had to wait for room may come after what did not: of neither is anything left out, or counted twice."""
+    _ = await store.submit(new_batch(), [], is_whole=False)
+    many: list[Item | BadItem] = [an_item(index) for index in range(7)]
+    for first, last in ((4, 7), (0, 2), (2, 4), (0, 2), (4, 7)):
+        await store.add("b", many[first:last], first=first)
+    assert (await store.get("b")).tally.items == 7
+    assert [index for index, _ in await store.items("b", after=-1, limit=99)] == list(range(7))
+
+
 async def test_results_are_counted_as_they_come(store: SqliteJournal) -> None:
     """By state, with their tokens; and the summary ends the batch and says how long it is kept."""
     _ = await begun(store, count=6)

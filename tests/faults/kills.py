@@ -1,15 +1,17 @@
-"""Kills the service, again and again: `make faults`.
+"""Kills the service, again and again, while batches are submitted, streamed and uploaded.
 
     python -m tests.faults.kills [--random N] [--each N] [--errors N] [--items N] [--seed N] [--only PLACE]
 
-One caller submits batches and follows them, one after the other, while the service is killed with `kill -9`: at
-random instants, its start included, and at each failpoint of its journal. README.md says what must be so in the end.
+Three callers have batches run, one after the other: by SubmitBatch and AttachBatch, by durable StreamBatch, and by
+OpenAI's files. Meanwhile the service is killed with `kill -9`: at random instants, its start included, and at each
+failpoint of its journal.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import random
 import shutil
 import signal
@@ -21,7 +23,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.faults.rig import SLOTS, BrokenPromiseError, Caller, Service, Up, promise, stand_in
+from tests.faults import validators
+from tests.faults.backend import SLOTS, StandIn
+from tests.faults.callers import Caller, all_histories, batch_ids, dial
+from tests.faults.history import Asked, Bounds, Sample
+from tests.faults.service import Service, Up
+from tests.faults.streams import Streamer
+from tests.faults.table import Figures, report
+from tests.faults.uploads import Uploader
+from tests.faults.validators import promise
+from unisono._generated.unisono.v1 import batch_inference_pb2_grpc as pb_grpc
 
 # Where the service can be killed, as adapters/journal/failpoints.py names it, and how often it passes there within a
 # second or two of its start: the lease, what is taken over, what is old, a submit; and groups of events.
@@ -39,6 +50,14 @@ _REACHED_S = 40.0
 GOING_AGAIN_S = 5.0
 # At the backend, and answered but not kept yet.
 _REPEATED_A_KILL = 2 * SLOTS
+_MIB = 1024 * 1024
+# What the service may take: memory, the whole of its folder, batches that run, and items. A successor may go shortly
+# before each item's end.
+_FOLDER_BYTES = 256 * _MIB
+_BOUNDS = Bounds(
+    memory_bytes=256 * _MIB, folder_bytes=_FOLDER_BYTES, running=8, in_flight=2 * SLOTS, queued=3 * 2_000
+)
+_SAMPLE_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -71,11 +90,14 @@ class Found:
 
     kills: dict[str, int] = field(default_factory=dict)
     ups: list[Up] = field(default_factory=list)
-    batches: int = 0
+    # By the letter of their callers.
+    batches: dict[str, int] = field(default_factory=dict)
     results: int = 0
     connections: int = 0
-    # Calls of the backend beyond one for each item.
+    lost_answers: int = 0
+    # Calls of the backend beyond those that results tell of.
     repeated: int = 0
+    largest: Sample = field(default_factory=Sample)
     took_s: float = 0.0
 
 
@@ -107,47 +129,80 @@ async def run(
     pass_s: float = 0.01,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Found:
-    """Lets the service die all these deaths; raises BrokenPromiseError."""
+    """Lets the service die all these deaths; raises BrokenPromiseError.
+
+    `items`: of each batch of the first caller; those of the others are a third of that.
+    """
     found = Found()
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="unisono-faults-"))
-    with stand_in(pass_s=pass_s) as backend:
-        service = Service(folder, backend.url)
-        caller = Caller(service.target, backend, items=items)
-        calling = asyncio.ensure_future(caller.run())
+    async with StandIn(folder, pass_s=pass_s) as backend:
+        service = Service(folder, backend.url, {"MAX_DATA_BYTES": str(_FOLDER_BYTES)})
+        some = max(1, items // 3)
+        uploader = Uploader(service.http, items=some)
+        callers = [Caller(service.target, items=items), Streamer(service.target, items=some), uploader]
+        samples: list[Sample] = []
+        calling = asyncio.gather(*(caller.run() for caller in callers))
+        sampling = asyncio.ensure_future(_sample(service, samples))
         try:
             for number, kill in enumerate(kills):
                 await _die(service, kill, calling, found)
                 tell(f"{number + 1} of {len(kills)}: {kill}")
-            service.start()
-            up = await service.wait_up()
-            promise("going again", up is not None, "the service ended by itself")
-            found.ups += [up] if up is not None else []
-            caller.stop()
-            async with asyncio.timeout(120.0):
-                await calling
-            found.repeated = await caller.finish()
+            found.ups.append(await service.up())
+            for caller in callers:
+                caller.stop()
+            async with asyncio.timeout(180.0):
+                _ = await calling
+            await _check(callers, service, backend, found, kills=len(kills))
             promise("stops", service.kill(signal.SIGTERM) == 0, "SIGTERM did not end it well")
         except BaseException:
             tell(f"what is left is in {folder}")
             raise
         finally:
-            _ = calling.cancel()
-            _ = await asyncio.gather(calling, return_exceptions=True)
+            for task in (calling, sampling):
+                _ = task.cancel()
+            _ = await asyncio.gather(calling, sampling, return_exceptions=True)
             _ = service.kill()
         promise("well", not service.complaints, service.complaints[:3])
-    found.batches = len(caller.histories)
-    found.results = sum(len(one.results) for one in caller.histories)
-    found.connections = sum(one.calls for one in caller.histories)
+    found.largest = validators.bounded(samples, _BOUNDS)
+    found.lost_answers = uploader.lost
     found.took_s = time.monotonic() - began
     slowest = max(one.own_s for one in found.ups)
     promise("going again", slowest <= limit_s, f"took {slowest:.1f} s; {limit_s:g} s is promised")
-    promise("accounted", found.repeated <= _REPEATED_A_KILL * len(kills), f"{found.repeated} calls were repeated")
     shutil.rmtree(folder)
     return found
 
 
-async def _die(service: Service, kill: Kill, calling: asyncio.Future[None], found: Found) -> None:
+async def _check(callers: Sequence[Caller], service: Service, backend: StandIn, found: Found, *, kills: int) -> None:
+    """Everything that was told, held against what the service and the backend say in the end."""
+    async with dial(service.target) as channel:
+        stub = pb_grpc.BatchInferenceStub(channel)
+        for caller in callers:
+            await caller.finish(stub)
+        ids = await batch_ids(stub)
+    histories = all_histories(callers)
+    for history in histories:
+        validators.well(history)
+    validators.listed(histories, ids)
+    asked = Asked(calls=backend.calls(), service_kills=kills, a_kill=_REPEATED_A_KILL)
+    found.repeated = validators.accounted(histories, asked)
+    found.batches = {caller.letter: len(caller.histories) for caller in callers}
+    found.results = sum(len(one.ends) for one in histories)
+    found.connections = sum(len(one.connections) for one in histories)
+
+
+async def _sample(service: Service, samples: list[Sample]) -> None:
+    """Measures the service now and then, while it is there."""
+    async with dial(service.target) as channel:
+        stub = pb_grpc.BatchInferenceStub(channel)
+        while True:
+            await asyncio.sleep(_SAMPLE_S)
+            with contextlib.suppress(RuntimeError):
+                sample = await service.sample(stub)
+                samples += [sample] if sample is not None else []
+
+
+async def _die(service: Service, kill: Kill, calling: asyncio.Future[list[None]], found: Found) -> None:
     service.start(kill.failpoints)
     up = asyncio.ensure_future(service.wait_up())
     try:
@@ -170,7 +225,27 @@ async def _die(service: Service, kill: Kill, calling: asyncio.Future[None], foun
     found.kills[name] = found.kills.get(name, 0) + 1
     if calling.done():
         # It never ends by itself, unless a promise was broken.
-        calling.result()
+        _ = calling.result()
+
+
+def figures(found: Found) -> Figures:
+    """What a run showed, for people."""
+    deaths = sum(found.kills.values())
+    own, wall = [one.own_s for one in found.ups], [one.wall_s for one in found.ups]
+    most = found.largest
+    how = {"g": "submitted", "s": "streamed", "f": "uploaded"}
+    return [
+        *((f"kill -9: {name}", str(count)) for name, count in sorted(found.kills.items())),
+        ("batches", ", ".join(f"{count} {how[letter]}" for letter, count in found.batches.items())),
+        ("results", f"{found.results:,}: none lost, none twice, none changed"),
+        ("connections", f"{found.connections:,}, and {found.lost_answers:,} HTTP requests without an answer"),
+        ("calls repeated", f"{found.repeated:,}: {found.repeated / max(1, deaths):.1f} a kill"),
+        ("going again", f"median {statistics.median(own):.2f} s, longest {max(own):.2f} s"),
+        ("going again, by the wall", f"median {statistics.median(wall):.2f} s, longest {max(wall):.2f} s"),
+        ("most memory", f"{most.memory_bytes / _MIB:.0f} MiB"),
+        ("most on the disk", f"{most.folder_bytes / _MIB:.0f} MiB"),
+        ("most items", f"{most.in_flight} at the backend, {most.queued} in the queue, of {most.running} batches"),
+    ]
 
 
 def main() -> int:
@@ -182,31 +257,11 @@ def main() -> int:
     parser.add_argument("--items", type=int, default=300, help="items of each batch (default 300)")
     parser.add_argument("--seed", type=int, default=1, help="another one gives other instants (default 1)")
     parser.add_argument("--only", action="append", choices=[*PLACES], help="of the failpoints, only this one")
-    parser.add_argument("--quiet", action="store_true", help="print the end only")
     given = parser.parse_args()
     kills = plan(
         random_kills=given.random, each=given.each, seed=given.seed, errors=given.errors, only=given.only or ()
     )
-
-    def tell(line: str) -> None:
-        if not given.quiet:
-            print(line, file=sys.stderr, flush=True)
-
-    try:
-        found = asyncio.run(run(kills, items=given.items, tell=tell))
-    except BrokenPromiseError as error:
-        print(
-            f"broken: {error}\nagain: python -m tests.faults.kills --seed {given.seed} --random {given.random} "
-            f"--each {given.each} --errors {given.errors} --items {given.items}"
-        )
-        return 1
-    print(", ".join(f"{count} at {name}" for name, count in sorted(found.kills.items())))
-    print(f"batches {found.batches}, results {found.results:,}: none lost, none twice, none changed")
-    print(f"calls repeated {found.repeated} ({found.repeated / max(1, len(kills)):.1f} a kill)")
-    for name, times in (("", [one.own_s for one in found.ups]), (" by the wall", [one.wall_s for one in found.ups])):
-        print(f"going again{name}: median {statistics.median(times):.2f} s, longest {max(times):.2f} s")
-    print(f"connections {found.connections}, took {found.took_s:.0f} s")
-    return 0
+    return report("kills", lambda tell: run(kills, items=given.items, tell=tell), figures)
 
 
 if __name__ == "__main__":

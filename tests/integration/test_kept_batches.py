@@ -31,6 +31,11 @@ async def until_over(h: House, batch_id: str) -> Any:
     return found
 
 
+def on_disk(folder: Path) -> bytes:
+    """All bytes of the journal's files."""
+    return b"".join(path.read_bytes() for path in folder.glob("journal.sqlite3*"))
+
+
 # -- From the beginning to the end -----------------------------------------------------------------------------
 
 
@@ -52,6 +57,30 @@ async def test_a_batch_is_kept_run_and_found(tmp_path: Path) -> None:
         listed = await h.list_results(batch.batch_id, page_size=7)
         assert listed.results == seen.results
         assert set(seen.states().values()) == {"COMPLETED"}
+
+
+async def test_what_a_caller_is_let_in_by_is_not_kept(tmp_path: Path) -> None:
+    """Of a call's metadata only its trace context comes to the disk, whichever rpc brought it."""
+    metadata = (
+        ("traceparent", f"00-{'a1' * 16}-{'b2' * 8}-01"),
+        ("authorization", "Bearer s3cr3t-t0ken"),
+        ("cookie", "session=s3cr3t-c00kie"),
+    )
+    async with house(keeps_in=tmp_path) as h:
+        items = [*chats(1), chat("gone", model="absent")]
+        request = pb.SubmitBatchRequest(config=config(), items=items)
+        submitted = await h.stub.SubmitBatch(request, metadata=metadata, timeout=LIMIT_S)
+        _ = await until_over(h, submitted.batch.batch_id)
+        again = pb.RetryBatchRequest(batch_id=submitted.batch.batch_id)
+        _ = await h.stub.RetryBatch(again, metadata=metadata, timeout=LIMIT_S)
+        call = h.stub.StreamBatch(metadata=metadata, timeout=LIMIT_S)
+        await call.write(pb.StreamBatchRequest(open=pb.StreamBatchOpen(config=config(), durable=True)))
+        await call.done_writing()
+        async for _ in call:
+            pass
+        kept = on_disk(tmp_path)
+    assert kept.count(b"a1" * 16) >= 3
+    assert b"s3cr3t" not in kept
 
 
 async def test_it_can_be_followed_while_it_runs(tmp_path: Path) -> None:

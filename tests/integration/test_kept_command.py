@@ -7,10 +7,13 @@ import fcntl
 import json
 import os
 import pty
+import re
 import signal
 import struct
 import sys
 import termios
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +230,46 @@ async def test_a_service_that_keeps_nothing(tmp_path: Path) -> None:
     assert "UNISONO_DATA_DIR" in err
 
 
+@pytest.mark.parametrize(
+    "command", ["status {id}", "list", "list --json", "results {id}", "submit {file}", "retry {id}"]
+)
+async def test_a_full_disk_behind_standard_output(tmp_path: Path, command: str) -> None:
+    """It is told in a line, and the exit code says that not all went well; of what was kept, the id is told too."""
+    file = write_lines(tmp_path / "batch.jsonl", [{"id": "gone", "prompt": "x", "model": "absent"}])
+    async with house(keeps_in=tmp_path / "kept") as h:
+        batch = await h.submit([chat("gone", model="absent")])
+        _ = await h.attach(batch.batch_id)
+        words = command.format(id=batch.batch_id, file=file).split()
+        full = os.open("/dev/full", os.O_WRONLY)
+        process = await asyncio.create_subprocess_exec(
+            *(*COMMAND, *words), env=environment(h.target), stdin=-3, stdout=full, stderr=-1
+        )
+        os.close(full)
+        _, told = await asyncio.wait_for(process.communicate(), LIMIT_S)
+        newest = (await h.stub.ListBatches(pb.ListBatchesRequest())).batches[0]
+    err = told.decode()
+    assert process.returncode == 1
+    assert "cannot be written" in err
+    assert "No space left on device" in err
+    assert len(err.splitlines()) == 1
+    if words[0] in ("submit", "retry"):
+        assert f"batch {newest.batch_id} is kept" in err
+
+
+async def test_a_standard_output_that_is_closed(tmp_path: Path) -> None:
+    """There is nowhere to write results to: that is told, with what to do."""
+    async with house(keeps_in=tmp_path) as h:
+        batch = await h.submit(chats(1))
+        _ = await h.attach(batch.batch_id)
+        script = 'exec "$@" >&-'
+        process = await asyncio.create_subprocess_exec(
+            "sh", "-c", script, "sh", *COMMAND, "results", batch.batch_id, env=environment(h.target), stderr=-1
+        )
+        _, told = await asyncio.wait_for(process.communicate(), LIMIT_S)
+    assert process.returncode == 2
+    assert told.decode() == "Standard output is closed: name a file for the results with --output.\n"
+
+
 # -- While it runs ---------------------------------------------------------------------------------------------
 
 
@@ -254,6 +297,19 @@ async def test_results_so_far_and_the_others_as_they_come(tmp_path: Path) -> Non
         assert sorted(run.ids) == [f"i{n}" for n in range(6)]
         assert (await unisono(h.target, "results", batch.batch_id, "-o", file))[0] == 0
         assert [json.loads(line)["id"] for line in file.read_text().splitlines()] == run.ids
+
+
+async def test_results_that_were_there_before_make_nothing_look_faster(tmp_path: Path) -> None:
+    """The speed that is shown is the batch's, and not that at which its results are read again."""
+    async with house(keeps_in=tmp_path, num_parallel=2, pass_s=0.02) as h:
+        batch = await h.submit(chats(6, num_predict=20))
+        _ = await h.attach(batch.batch_id)
+        ended = await h.kept(batch.batch_id)
+        _, _, told = await unisono(h.target, "results", batch.batch_id, "--follow")
+    took_s = (ended.ended_at.ToNanoseconds() - ended.started_at.ToNanoseconds()) / 1e9
+    shown = re.search(r"6 of 6 done, ([0-9,]+) tokens/s", told)
+    assert shown is not None, told
+    assert 0 < int(shown[1].replace(",", "")) <= 120 / took_s + 1
 
 
 async def test_watching_is_left_and_joined_again(tmp_path: Path) -> None:
@@ -422,52 +478,96 @@ async def test_failures_of_a_long_batch_are_told(
     assert "  items            2 completed, 12 failed" in told
 
 
-async def test_a_terminal_shows_the_map_while_the_batch_runs(tmp_path: Path) -> None:
-    """Above the bar, in colour; and whole at the end."""
-    controller, terminal = pty.openpty()
-    _ = fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
-    shown = bytearray()
-    changed = asyncio.Event()
+class Screen:
+    """A terminal, and what is shown on it."""
 
-    def read() -> None:
+    def __init__(self) -> None:
+        self._controller, self.terminal = pty.openpty()
+        _ = fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+        self._bytes = bytearray()
+        self._changed = asyncio.Event()
+        self._is_open = True
+        asyncio.get_running_loop().add_reader(self._controller, self._read)
+
+    @property
+    def shown(self) -> str:
+        """All that was written to it."""
+        return self._bytes.decode(errors="replace")
+
+    def _read(self) -> None:
         try:
-            data = os.read(controller, 65536)
+            data = os.read(self._controller, 65536)
         except OSError:  # the other end was closed
             data = b""
-        shown.extend(data)
+        self._bytes.extend(data)
         if not data:
-            asyncio.get_running_loop().remove_reader(controller)
-        changed.set()
+            asyncio.get_running_loop().remove_reader(self._controller)
+        self._changed.set()
 
-    async def until(text: str) -> None:
+    async def until(self, text: str) -> None:
+        """Returns once that is shown."""
         async with asyncio.timeout(LIMIT_S):
-            while text not in shown.decode(errors="replace"):
-                changed.clear()
-                _ = await changed.wait()
+            while text not in self.shown:
+                self._changed.clear()
+                _ = await self._changed.wait()
 
+    def close(self) -> None:
+        """Hangs up."""
+        if self._is_open:
+            self._is_open = False
+            asyncio.get_running_loop().remove_reader(self._controller)
+            os.close(self._controller)
+
+
+@asynccontextmanager
+async def on_a_screen(target: str, *arguments: str) -> AsyncGenerator[tuple[asyncio.subprocess.Process, Screen]]:
+    """A command on a terminal of its own; ended, if it has not ended."""
+    screen = Screen()
+    process = await asyncio.create_subprocess_exec(
+        *(*COMMAND, *arguments),
+        env={**environment(target), "TERM": "xterm-256color"},
+        stdin=screen.terminal,
+        stdout=screen.terminal,
+        stderr=screen.terminal,
+    )
+    os.close(screen.terminal)
+    try:
+        yield process, screen
+    finally:
+        if process.returncode is None:
+            process.kill()
+            _ = await process.wait()
+        screen.close()
+
+
+async def test_a_terminal_shows_the_map_while_the_batch_runs(tmp_path: Path) -> None:
+    """Above the bar, in colour; and whole at the end."""
     async with house(keeps_in=tmp_path, num_parallel=2, pass_s=0.02) as h:
         batch = (await h.submit(chats(6, num_predict=100))).batch_id
-        process = await asyncio.create_subprocess_exec(
-            *(*COMMAND, "watch", batch),
-            env={**environment(h.target), "TERM": "xterm-256color"},
-            stdin=terminal,
-            stdout=terminal,
-            stderr=terminal,
-        )
-        os.close(terminal)
-        asyncio.get_running_loop().add_reader(controller, read)
-        try:
-            await until("Forward passes")
-            assert "Report" not in shown.decode(errors="replace")
+        async with on_a_screen(h.target, "watch", batch) as (process, screen):
+            await screen.until("Forward passes")
+            assert "Report" not in screen.shown
             assert await asyncio.wait_for(process.wait(), LIMIT_S) == 0
-            await until("  items            6 completed")
-        finally:
-            if process.returncode is None:
-                process.kill()
-                _ = await process.wait()
-            asyncio.get_running_loop().remove_reader(controller)
-            os.close(controller)
-    assert "\x1b[36m" in shown.decode()
+            await screen.until("  items            6 completed")
+    assert "\x1b[36m" in screen.shown
+
+
+@pytest.mark.usefixtures("heeds_hangup")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("command", ["watch", "results --follow"])
+async def test_a_signal_leaves_the_terminal_as_it_was(tmp_path: Path, command: str, number: signal.Signals) -> None:
+    """The cursor is shown again, it is told that the batch goes on, and the exit code names the signal."""
+    async with house(keeps_in=tmp_path, num_parallel=2, settings={"slots": 2}) as h:
+        batch = await held_batch(h)
+        name, *more = command.split()
+        async with on_a_screen(h.target, name, batch, *more) as (process, screen):
+            await screen.until("0/6")
+            process.send_signal(number)
+            assert await asyncio.wait_for(process.wait(), LIMIT_S) == 128 + number
+            await screen.until("goes on; unisono")
+        h.fake.release_passes()
+    assert screen.shown.rindex("\x1b[?25h") > screen.shown.rindex("\x1b[?25l")
+    assert "Traceback" not in screen.shown
 
 
 # -- A local run that was broken off ---------------------------------------------------------------------------

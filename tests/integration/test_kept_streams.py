@@ -99,6 +99,21 @@ async def test_one_that_has_ended_gives_its_events(tmp_path: Path) -> None:
     assert found.results == seen.results
 
 
+async def test_one_that_has_ended_is_found_by_its_request(tmp_path: Path) -> None:
+    """Whoever heard nothing of the batch knows its request_id only: the same request gives all its events."""
+    async with house(keeps_in=tmp_path) as h:
+        stream = await opened(h, request_id="r")
+        _ = await stream.add(*chats(3, num_predict=1))
+        _ = await stream.half_close()
+        seen = await stream.to_end()
+        again = h.stream()
+        _ = await again.send(open=pb.StreamBatchOpen(config=config(request_id="r"), durable=True))
+        found = await again.to_end()
+        assert len(h.work) == 3
+    assert (found.batch_id, found.sequences) == (seen.batch_id, seen.sequences)
+    assert found.results == seen.results
+
+
 async def test_what_is_wrong_or_twice_is_told(tmp_path: Path) -> None:
     """As on any stream; only what was taken is kept."""
     async with house(keeps_in=tmp_path) as h:

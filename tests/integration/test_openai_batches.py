@@ -5,87 +5,26 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncGenerator, Generator, Iterable
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import httpx
 import openai
 import pytest
-from openai import AsyncOpenAI
 from openai.types import Batch, Completion, CreateEmbeddingResponse, FileObject
 from openai.types.chat import ChatCompletion
 
 from tests.fakes.ollama import Answer
 from tests.fakes.otlp import OtlpReceiver
-from tests.integration.service import LIMIT_S, House, house
+from tests.integration.openai_client import CHAT, chat, chats, create, line, lines_of, served, until_over, upload
+from tests.integration.service import LIMIT_S
 from unisono.app.file_batches import FileBatches
 from unisono.edge.rest.lines import FileCheck
 
-OVER = ("completed", "failed", "expired", "cancelled")
-CHAT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 # Twenty seconds, at five milliseconds a pass.
 LONG = "Go on [[tokens=4000]]"
-
-
-def line(custom_id: str, body: dict[str, Any], *, url: str = CHAT, method: str = "POST") -> str:
-    """A request of a batch file."""
-    return json.dumps({"custom_id": custom_id, "method": method, "url": url, "body": body})
-
-
-def chat(custom_id: str, text: str = "Hello", *, model: str = "fake", **fields: Any) -> str:
-    """A conversation of one message."""
-    body = {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 3, **fields}
-    return line(custom_id, body)
-
-
-def chats(count: int) -> list[str]:
-    """Conversations named i0, i1 and so on."""
-    return [chat(f"i{number}", f"Question {number}") for number in range(count)]
-
-
-@asynccontextmanager
-async def served(keeps_in: Path, **settings: Any) -> AsyncGenerator[tuple[House, AsyncOpenAI]]:
-    """A service, and OpenAI's client of it."""
-    async with house(keeps_in=keeps_in, with_http=True, **settings) as h:
-        client = AsyncOpenAI(base_url=f"{h.http_url}/v1", api_key="any", timeout=LIMIT_S, max_retries=0)
-        async with client:
-            yield h, client
-
-
-async def upload(client: AsyncOpenAI, lines: Iterable[str]) -> str:
-    """A batch's file; its id."""
-    file = await client.files.create(file=("requests.jsonl", "\n".join(lines).encode() + b"\n"), purpose="batch")
-    return file.id
-
-
-async def create(client: AsyncOpenAI, lines: Iterable[str], *, endpoint: Any = CHAT, **fields: Any) -> Batch:
-    """A batch of a new file."""
-    window: Any = fields.pop("window", "24h")
-    return await client.batches.create(
-        input_file_id=await upload(client, lines), endpoint=endpoint, completion_window=window, **fields
-    )
-
-
-async def until_over(client: AsyncOpenAI, batch: Batch) -> Batch:
-    """Polls it."""
-    async with asyncio.timeout(LIMIT_S):
-        while batch.status not in OVER:
-            await asyncio.sleep(0.01)
-            batch = await client.batches.retrieve(batch.id)
-    return batch
-
-
-async def lines_of(client: AsyncOpenAI, file_id: str | None) -> dict[str, dict[str, Any]]:
-    """The lines of a file of results, by custom_id."""
-    assert file_id is not None
-    content = await client.files.content(file_id)
-    found = [json.loads(text) for text in content.text.splitlines()]
-    by_id = {one["custom_id"]: one for one in found}
-    assert len(by_id) == len(found)
-    return by_id
-
 
 # -- From a file to its files ----------------------------------------------------------------------------------
 
@@ -115,7 +54,7 @@ async def test_upload_create_poll_download(tmp_path: Path) -> None:
         for custom_id, one in found.items():
             assert one["error"] is None
             assert one["response"]["status_code"] == 200
-            body = ChatCompletion.model_validate(one["response"]["body"])
+            body = ChatCompletion.model_validate_json(json.dumps(one["response"]["body"]), strict=True)
             assert body.choices[0].message.content == kept[custom_id].completion.content
             assert body.choices[0].finish_reason == "length"
         output = await client.files.retrieve(batch.output_file_id or "")
@@ -128,14 +67,42 @@ async def test_every_field_of_a_batch_is_there(tmp_path: Path) -> None:
     """What does not apply is null, not absent."""
     async with served(tmp_path) as (h, client), httpx.AsyncClient() as raw:
         batch = await until_over(client, await create(client, chats(1)))
-        found = (await raw.get(f"{h.http_url}/v1/batches/{batch.id}")).json()
-        file = (await raw.get(f"{h.http_url}/v1/files/{batch.input_file_id}")).json()
-    # The reference has `model` too, which is for batches of one model.
-    assert set(found) == set(Batch.model_fields) - {"model"}
+        answer = await raw.get(f"{h.http_url}/v1/batches/{batch.id}")
+        answer_of_file = await raw.get(f"{h.http_url}/v1/files/{batch.input_file_id}")
+        lists = {path: (await raw.get(f"{h.http_url}/v1/{path}")).json() for path in ("batches", "files")}
+    _ = Batch.model_validate_json(answer.content, strict=True)
+    _ = FileObject.model_validate_json(answer_of_file.content, strict=True)
+    found, file = answer.json(), answer_of_file.json()
+    assert set(found) == set(Batch.model_fields)
     assert [name for name, value in found.items() if value is None] == [
         *("errors", "error_file_id", "failed_at", "expired_at", "cancelled_at", "cancelling_at", "metadata")
     ]
     assert set(file) == set(FileObject.model_fields)
+    assert lists["batches"] == {
+        "object": "list",
+        "data": [found],
+        "first_id": batch.id,
+        "last_id": batch.id,
+        "has_more": False,
+    }
+    ids = [one["id"] for one in lists["files"]["data"]]
+    assert ids == [batch.output_file_id, batch.input_file_id]
+    assert (lists["files"]["first_id"], lists["files"]["last_id"]) == (ids[0], ids[1])
+
+
+async def test_the_model_of_a_batch(tmp_path: Path) -> None:
+    """That of all its lines, once they were looked at, and after its end too; no other."""
+    several = [chat("a"), chat("b", model="fake-think")]
+    async with served(tmp_path) as (_, client):
+        alike, mixed, gone = [
+            await create(client, lines)
+            for lines in ([*chats(2), chat("wrong", temperature=-1.0)], several, [chat("a", model="absent")])
+        ]
+        assert alike.model is mixed.model is None
+        ended = [await until_over(client, batch) for batch in (alike, mixed, gone)]
+        assert [batch.model for batch in ended] == ["fake", None, "absent"]
+        assert [batch.status for batch in ended] == ["completed"] * 3
+        assert [batch.model async for batch in client.batches.list()] == ["absent", None, "fake"]
 
 
 async def test_the_other_endpoints(tmp_path: Path) -> None:
@@ -151,10 +118,10 @@ async def test_the_other_endpoints(tmp_path: Path) -> None:
         completions = await lines_of(client, first.output_file_id)
         vectors = await lines_of(client, second.output_file_id)
     for custom_id in "ab":
-        body = Completion.model_validate(completions[custom_id]["response"]["body"])
+        body = Completion.model_validate_json(json.dumps(completions[custom_id]["response"]["body"]), strict=True)
         assert body.choices[0].text
         assert body.model == "fake:latest"
-    made = CreateEmbeddingResponse.model_validate(vectors["v"]["response"]["body"])
+    made = CreateEmbeddingResponse.model_validate_json(json.dumps(vectors["v"]["response"]["body"]), strict=True)
     assert [one.index for one in made.data] == [0, 1]
     assert len(made.data[0].embedding) == len(made.data[1].embedding) > 0
 

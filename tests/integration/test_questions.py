@@ -31,7 +31,7 @@ from unisono._generated.unisono.v1 import batch_inference_pb2_grpc as pb_grpc
 from unisono._generated.unisono.v1 import event_pb2, item_pb2, server_pb2
 from unisono.bootstrap import running
 from unisono.config import Settings
-from unisono.edge.grpc import service as servicer
+from unisono.edge.grpc import questions
 
 SERVICE = "unisono.v1.BatchInference"
 
@@ -298,7 +298,7 @@ async def test_questions_are_answered_while_the_backend_is_not_there(
     how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """GetServerInfo and ListModels answer soon, and name the backend that does not, and why."""
-    monkeypatch.setattr(servicer, "_STATUS_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(questions, "_STATUS_TIMEOUT_S", 0.2)
     async with house(starts_away=how == "away") as h:
         fault = Fault(FaultKind.DELAY, times=None, until_released=True)
         if how == "silent":

@@ -18,6 +18,7 @@ import pytest
 import structlog
 
 from tests.fakes.ollama import FakeOllama
+from tests.integration.described import HOOKS
 from tests.integration.service import LIMIT_S, House, house
 from unisono.bootstrap import running
 from unisono.config import Settings
@@ -31,7 +32,7 @@ async def served(keeps_in: Path | None, **settings: Any) -> AsyncGenerator[tuple
     """A service, and a client of its HTTP port."""
     async with (
         house(keeps_in=keeps_in, with_http=True, **settings) as h,
-        httpx.AsyncClient(base_url=h.http_url, timeout=LIMIT_S) as client,
+        httpx.AsyncClient(base_url=h.http_url, timeout=LIMIT_S, event_hooks=HOOKS) as client,
     ):
         yield h, client
 
@@ -288,7 +289,7 @@ async def until(client: httpx.AsyncClient, batch_id: str, status: str) -> None:
         ({"input_file_id": None}, "input_file_id"),
         ({"input_file_id": 7}, "input_file_id"),
         ({"endpoint": None}, "endpoint"),
-        ({"endpoint": "/v1/responses"}, "endpoint"),
+        ({"endpoint": "/v1/moderations"}, "endpoint"),
         ({"endpoint": ["a"]}, "endpoint"),
         ({"completion_window": None}, "completion_window"),
         ({"completion_window": "soon"}, "completion_window"),
@@ -318,6 +319,9 @@ async def test_what_is_no_batch(tmp_path: Path, changes: dict[str, Any], param: 
         # With escapes, as a half of a surrogate pair can be sent.
         error = error_of(await client.post("/v1/batches", content=json.dumps(usual | changes)), 400)
         assert error["param"] == param
+        codes = {"?": "unknown_parameter", "window": "unknown_parameter"}
+        is_missing = None in changes.values()
+        assert error["code"] == codes.get(param, "missing_required_parameter" if is_missing else "invalid_value")
         assert (await client.get("/v1/batches")).json()["data"] == []
 
 
@@ -364,6 +368,26 @@ async def test_too_many_batches(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("/v1/files?limit=0", "integer_below_min_value"),
+        ("/v1/files?limit=10001", "integer_above_max_value"),
+        ("/v1/files?limit=99999999999999999999", "integer_above_max_value"),
+        ("/v1/files?limit=many", "invalid_value"),
+        ("/v1/files?limit=²", "invalid_value"),
+        ("/v1/files?limit=-1", "invalid_value"),
+        ("/v1/files?order=up", "invalid_value"),
+        ("/v1/batches?limit=101", "integer_above_max_value"),
+    ],
+)
+async def test_a_page_that_is_none(tmp_path: Path, path: str, code: str) -> None:
+    """By the name that OpenAI has for what is wrong."""
+    async with served(tmp_path) as (_, client):
+        error = error_of(await client.get(path), 400)
+    assert (error["code"], error["param"]) == (code, path.partition("?")[2].partition("=")[0])
+
+
+@pytest.mark.parametrize(
     ("method", "path", "status"),
     [
         ("GET", "/", 404),
@@ -377,13 +401,7 @@ async def test_too_many_batches(tmp_path: Path) -> None:
         ("DELETE", "/v1/batches/batch_none", 405),
         ("GET", "/v1/batches/batch_none/cancel", 405),
         ("POST", "/health", 405),
-        ("GET", "/v1/files?limit=0", 400),
-        ("GET", "/v1/files?limit=10001", 400),
-        ("GET", "/v1/files?limit=many", 400),
-        ("GET", "/v1/files?limit=²", 400),
-        ("GET", "/v1/files?order=up", 400),
         ("GET", "/v1/files?after=file-none", 400),
-        ("GET", "/v1/batches?limit=101", 400),
     ],
 )
 async def test_what_is_not_there(tmp_path: Path, method: str, path: str, status: int) -> None:

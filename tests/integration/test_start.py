@@ -55,6 +55,8 @@ async def unisono(*arguments: str, **environ: str) -> tuple[int | None, str, str
         ("serve", "UNISONO_BACKEND_TOKEN", "s3cré", "UNISONO_BACKEND_TOKEN: has a character that cannot stand in"),
         ("serve", "UNISONO_SLOTS", "0", "UNISONO_SLOTS is '0'; it must be a whole number, 1 to 4096"),
         ("serve", "UNISONO_MEMORY_FACTOR", "abc", "UNISONO_MEMORY_FACTOR is 'abc'; it must be a number, above 0 and"),
+        ("serve", "UNISONO_DATA_DIR", "~nobody-here/x", "UNISONO_DATA_DIR: ~nobody-here/x: there is no such home"),
+        ("serve", "UNISONO_STATE_DIR", "~nobody-here", "UNISONO_STATE_DIR: ~nobody-here: there is no such home"),
         ("serve", "OLLAMA_BATCH_TIMEOUT", "soon", "OLLAMA_BATCH_TIMEOUT: 'soon' is not a duration"),
     ],
 )

@@ -12,10 +12,10 @@ from unisono.config import (
     Settings,
     configured_backends,
     idle_settings,
-    parse_address,
     parse_backends,
     wrong_settings,
 )
+from unisono.setting_kinds import parse_address
 
 
 @pytest.mark.parametrize("name", ["UNISONO_MEMORY_FACTOR", "OLLAMA_BATCH_MEMORY_FACTOR"])
@@ -409,3 +409,26 @@ def test_variables_of_backends_that_are_wrong(variable: str, value: str) -> None
     with pytest.raises(SettingError, match=variable):
         configured_backends(settings, {variable: value})
     assert configured_backends(Settings(), {variable: value})
+
+
+def test_names_and_pages_of_the_http_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists with commas; a star stands for any text. What cannot be one is refused, with what it should be."""
+    assert Settings().http_hosts == Settings().http_origins == ()
+    monkeypatch.setenv("UNISONO_HTTP_HOSTS", " unisono.example.org, *.svc ,")
+    monkeypatch.setenv("UNISONO_HTTP_ORIGINS", "https://app.example.org, http://[::1]:80, *")
+    assert Settings().http_hosts == ("unisono.example.org", "*.svc")
+    assert Settings().http_origins == ("https://app.example.org", "http://[::1]:80", "*")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("UNISONO_HTTP_HOSTS", value) for value in ("https://a.b", "a:80", "a b", "a.*", "/")),
+        *(("UNISONO_HTTP_ORIGINS", value) for value in ("app.example.org", "https://", "https://a/b", "https://a b")),
+    ],
+)
+def test_what_is_no_name_and_no_page(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    """It would never fit anything."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError):
+        _ = Settings()

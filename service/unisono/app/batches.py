@@ -105,6 +105,8 @@ class Batches:
         self._requests: dict[str, tuple[bytes, str]] = {}
         # Those that are kept, which have limits of their own.
         self._kept: set[str] = set()
+        # How many have ended since the start, those included that are kept, and those that are forgotten.
+        self.processed = 0
         self._is_closing = False
         self._all_ended = asyncio.Event()
         self._all_ended.set()
@@ -355,6 +357,10 @@ class Batches:
         carrier: Mapping[str, str],
         stored: StoredBatch | None = None,
     ) -> RunningBatch:
+        def ended(batch: RunningBatch) -> None:
+            self.processed += not batch.is_left
+            on_end(batch)
+
         return RunningBatch(
             batch_id,
             config,
@@ -368,7 +374,7 @@ class Batches:
             watch=self._listener.batch_accepted(
                 batch_id=batch_id, method=method, carrier=carrier, at_ns=self._clock.time_ns()
             ),
-            on_end=on_end,
+            on_end=ended,
             report_defect=self._report_defect,
             memory_limit_bytes=self.settings.memory.limit_bytes,
             stored=stored,

@@ -24,7 +24,6 @@ from unisono.core.batch import BadItem
 from unisono.core.durable import NewBatch
 from unisono.core.errors import (
     BatchRunningError,
-    InputClosedError,
     InvalidRequestError,
     LimitExceededError,
     ShuttingDownError,
@@ -163,21 +162,17 @@ class DurableBatches:
         carrier: Mapping[str, str],
         metadata: Mapping[str, str],
         fingerprint: bytes = b"",
-    ) -> tuple[RunningBatch, bool]:
-        """Keeps a batch whose items are added by a stream, or finds that of the same request; and whether it is new.
+    ) -> tuple[str, RunningBatch | None, bool]:
+        """Keeps a batch whose items are added by a stream, or finds that of the same request.
 
-        It waits for no turn. Raises as `submit`, and InputClosedError where the batch has ended.
+        Answers with its id, the batch (None: it has ended), and whether it is new. It waits for no turn. Raises as
+        `submit`.
         """
         new = self._new(config, method=method, carrier=carrier, metadata=metadata, fingerprint=fingerprint)
         stored, is_new = await self._store.submit(new, [], is_whole=False)
         self._runs.enter(stored)
-        batch = await self._runs.run_now(stored.batch_id)
-        if batch is None:
-            raise InputClosedError(
-                f"batch {stored.batch_id} has ended; AttachBatch has its events",
-                metadata={"batch_id": stored.batch_id},
-            )
-        return batch, is_new
+        # One of the same request may have ended, while the answers to whoever asks again were lost.
+        return stored.batch_id, await self._runs.run_now(stored.batch_id), is_new
 
     async def reopen(self, batch_id: str) -> RunningBatch | None:
         """A kept batch for a stream that goes on with it; None: it has ended. Raises BatchNotFoundError."""
@@ -236,12 +231,16 @@ class DurableBatches:
             deadline_ns=now_ns + round(config.deadline_s * 1e9) if config.deadline_s else None,
         )
 
+    @property
+    def open_count(self) -> int:
+        """Batches that have not ended."""
+        return len(self._runs.waiting) + len(self._runs.running)
+
     def refuse_too_many(self) -> None:
         """Raises LimitExceededError where as many batches are open as may be."""
-        if len(self._runs.waiting) + len(self._runs.running) >= self._settings.most_open:
+        if self.open_count >= self._settings.most_open:
             raise LimitExceededError(
-                f"{len(self._runs.waiting) + len(self._runs.running):,} kept batches have not ended; at most "
-                f"{self._settings.most_open:,} may be open",
+                f"{self.open_count:,} kept batches have not ended; at most {self._settings.most_open:,} may be open",
                 metadata={"limit": "max_kept_batches"},
                 retry_after_s=30.0,
             )
@@ -298,6 +297,10 @@ class DurableBatches:
     async def get(self, batch_id: str) -> StoredBatch:
         """See the port."""
         return await self._store.get(batch_id)
+
+    def require(self, batch_id: str, sequence: int) -> None:
+        """Raises BatchNotFoundError; SequenceOutOfRangeError where the batch has no event of that number yet."""
+        _ = self._store.read(batch_id, sequence, 1)
 
     async def until_over(self, batch_id: str) -> StoredBatch:
         """The batch, once it has ended; raises BatchNotFoundError."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, BinaryIO
 
 from unisono.app.batches import new_id
-from unisono.app.file_lines import Lines, Output, check_some, joined
+from unisono.app.file_lines import LinePlaces, Lines, Output, check_some, joined
 from unisono.app.intake import as_kept
 from unisono.core.batch import BatchConfig
 from unisono.core.errors import (
@@ -30,6 +30,7 @@ from unisono.core.errors import (
 )
 from unisono.core.events import BatchState, Result, ResultPart
 from unisono.core.files import FileBatch, FileBatchState, LineError, StoredFile
+from unisono.core.model import Item
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from unisono.app.stores import FileDraft, FileStore
     from unisono.core.batch import BadItem
     from unisono.core.durable import StoredBatch
-    from unisono.core.model import Item
 
 # Results that are read at one time.
 _RESULTS = 32
@@ -179,6 +179,12 @@ class FileBatches:
             return await self._durable.get(batch.batch_id)
         return None
 
+    async def model(self, batch: FileBatch) -> str:
+        """The model of all its lines; empty: they have several, or name none, or nobody knows yet, or any more."""
+        with suppress(BatchNotFoundError):
+            return (await self._durable.get(batch.batch_id)).config.model
+        return ""
+
     async def cancel(self, batch: FileBatch) -> None:
         """Ends an open batch: what was not answered yet never will be."""
         if batch.batch_id in self._open:
@@ -187,6 +193,29 @@ class FileBatches:
         # While its file is checked there is none; whoever checks it looks afterwards.
         with suppress(BatchNotFoundError):
             _ = await self._durable.cancel(batch.batch_id)
+
+    async def retry(self, parent: FileBatch, *, request_id: str, method: str, carrier: Mapping[str, str]) -> str:
+        """A batch of the items of another that failed, expired, or were cancelled; its id. It becomes files too.
+
+        See `DurableBatches.retry`. Where the process ends before it is known as one of a file, it is a kept batch.
+        """
+        stored, is_new = await self._durable.retry(
+            parent.batch_id, request_id=request_id, method=method, carrier=carrier
+        )
+        if is_new:
+            batch = FileBatch(
+                batch_id=stored.batch_id,
+                input_file_id=parent.input_file_id,
+                endpoint=parent.endpoint,
+                window=parent.window,
+                expires_ns=stored.deadline_ns or stored.created_ns,
+                created_ns=stored.created_ns,
+                metadata=parent.metadata,
+                output_keep_s=parent.output_keep_s,
+            )
+            await self.files.put_batch(batch)
+            self._drive(batch, carrier)
+        return stored.batch_id
 
     # -- From its file to its files ----------------------------------------------------------------------------
 
@@ -254,7 +283,7 @@ class FileBatches:
                 await self._end(batch, FileBatchState.FAILED, errors=tuple(check.errors))
                 return False
             left_s = (batch.expires_ns - self._clock.time_ns()) / 1e9
-            config = BatchConfig(is_strict=False, deadline_s=max(_LEAST_S, left_s))
+            config = BatchConfig(is_strict=False, deadline_s=max(_LEAST_S, left_s), model=check.model)
             _ = await self._durable.submit_in_pages(
                 self._pages(batch, stream, self._batches.examination(config)),
                 config,
@@ -294,6 +323,7 @@ class FileBatches:
     async def _finish(self, batch: FileBatch, stored: StoredBatch) -> None:
         """Writes the files of a kept batch that has ended."""
         answers, errors = Output(self.files), Output(self.files)
+        asked = await self._lines(batch)
         try:
             after, cached, is_all = 0, 0, False
             parts: list[ResultPart] = []
@@ -309,7 +339,7 @@ class FileBatches:
                         whole.append((joined(parts, entry.event), entry.at_ns))
                         parts = []
                 cached += sum((one.usage.cached_prompt_tokens or 0) for one, _ in whole if one.usage is not None)
-                for line, is_answer in await asyncio.to_thread(self._written, batch, whole):
+                for line, is_answer in await asyncio.to_thread(self._written, batch, whole, asked):
                     await (answers if is_answer else errors).add(line)
             kept: list[tuple[FileDraft, StoredFile]] = []
             ids: list[str | None] = []
@@ -335,9 +365,23 @@ class FileBatches:
         finally:
             for output in (answers, errors):
                 await output.discard()
+            if asked is not None:
+                await asyncio.to_thread(asked.close)
 
-    def _written(self, batch: FileBatch, whole: Sequence[tuple[Result, int]]) -> list[tuple[bytes, bool]]:
-        return [self._form.result(batch, result, at_ns) for result, at_ns in whole]
+    async def _lines(self, batch: FileBatch) -> LinePlaces | None:
+        """The lines of a batch's file, where its results are written with them, and nobody deleted it."""
+        if not self._form.wants_lines(batch.endpoint):
+            return None
+        stream = await self.files.open(batch.input_file_id)
+        return None if stream is None else await asyncio.to_thread(LinePlaces, stream)
+
+    def _written(
+        self, batch: FileBatch, whole: Sequence[tuple[Result, int]], asked: LinePlaces | None
+    ) -> list[tuple[bytes, bool]]:
+        return [
+            self._form.result(batch, result, at_ns, None if asked is None else asked.line(result.index))
+            for result, at_ns in whole
+        ]
 
     async def _end(
         self,

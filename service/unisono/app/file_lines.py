@@ -6,6 +6,7 @@ memory as a whole.
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
@@ -39,6 +40,11 @@ class LineCheck(Protocol):
         """Whether nothing that may follow could make it better."""
         ...
 
+    @property
+    def model(self) -> str:
+        """What all lines ask; empty where they do not ask one and the same."""
+        ...
+
     def read(self, number: int, text: bytes | None) -> None:
         """The next line; None: it is too long to be kept."""
         ...
@@ -61,8 +67,15 @@ class LineForm(Protocol):
         """The item of a line that was checked."""
         ...
 
-    def result(self, batch: FileBatch, result: Result, at_ns: int) -> tuple[bytes, bool]:
-        """A result, whole, as a line with its line break; and whether it is for the file of answers."""
+    def wants_lines(self, endpoint: str) -> bool:
+        """Whether a result is written with the line that asked."""
+        ...
+
+    def result(self, batch: FileBatch, result: Result, at_ns: int, asked: bytes | None = None) -> tuple[bytes, bool]:
+        """A result, whole, as a line with its line break; and whether it is for the file of answers.
+
+        `asked`: the line that it answers, where such are wanted and the file is still there.
+        """
         ...
 
 
@@ -90,6 +103,34 @@ class Lines:
             if is_long or text.strip():
                 found.append((self._number, None if is_long else text))
         return found
+
+
+class LinePlaces:
+    """Where each line of a file that was checked begins, so that any can be read again. Used on threads."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        """Reads the file once; closes it in the end, by `close`."""
+        self._stream = stream
+        # Eight bytes a line, blank ones left out.
+        self._places = array("Q")
+        place = 0
+        for text in stream:
+            if text.removeprefix(_BOM if place == 0 else b"").strip():
+                self._places.append(place)
+            place += len(text)
+
+    def line(self, index: int) -> bytes | None:
+        """The line of the item with this index; None: there is none."""
+        if not 0 <= index < len(self._places):
+            return None
+        place = self._places[index]
+        _ = self._stream.seek(place)
+        text = self._stream.readline()
+        return text.removeprefix(_BOM) if place == 0 else text
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._stream.close()
 
 
 def check_some(lines: Lines, check: LineCheck) -> bool:

@@ -259,7 +259,7 @@ class Listener(Protocol):
     def batch_accepted(self, *, batch_id: str, method: str, carrier: Mapping[str, str], at_ns: int) -> BatchWatch:
         """A batch exists. `method`: an rpc's full name ("unisono.v1.BatchInference/RunBatch"), or "POST /v1/batches".
 
-        `carrier` holds the caller's metadata, from which its trace context (traceparent, tracestate) is taken.
+        `carrier` is the caller's trace context: those of traceparent, tracestate and baggage that it sent.
         """
         ...
 

@@ -162,6 +162,7 @@ class Conductor:
                 work.prompt_bytes,
                 work.terms,
                 meter.expected_length(work.num_predict, family),
+                bound=work.num_predict,
             )
             self._roster.add(Entry(work, item))
             self._schedule.add(item, is_single=work.is_single and self._is_open, now=now)

@@ -42,6 +42,8 @@ class Seat:
     held_bytes: int = 0
     # When its batch's items_per_second would have let it go; what is taken back gives that back.
     rate_s: float = 0.0
+    # What its batch is charged for it, in tokens.
+    charge: float = 0.0
 
 
 class Seats:
@@ -107,8 +109,9 @@ class Seats:
     def take(self, item: Waiting, lane: Lane, reason: ReleaseReason, now: float) -> Seat:
         """The item is about to sit in a lane that is free, and counts as if it did."""
         held = common_bytes(lane.holds, item.prefix)
-        seat = Seat(item, lane, reason, counts=True, held_bytes=held, rate_s=self._count_in(item, now))
-        self._room.promise(item)
+        charge, rate_s = self._charge(item), self._count_in(item, now)
+        seat = Seat(item, lane, reason, counts=True, held_bytes=held, rate_s=rate_s, charge=charge)
+        self._room.promise(item, charge)
         self._room.take(item)
         lane.successor, lane.before = item.ticket, lane.holds
         self._lanes.hold(lane, item.prefix)
@@ -125,7 +128,7 @@ class Seats:
             lane.before = None
         self._room.put(item)
         if seat.counts:
-            self._room.unpromise(item)
+            self._room.unpromise(item, seat.charge)
             batch = self._room.batch(item.batch, item.terms)
             batch.terms.next_release_s = seat.rate_s
             self._count_out(item)
@@ -137,8 +140,10 @@ class Seats:
         item, lane = seat.item, seat.lane
         del self.decided[item.ticket]
         if seat.counts:
-            self._room.unpromise(item)
-        self._room.served(self._room.batch(item.batch, item.terms), item.length)
+            self._room.unpromise(item, seat.charge)
+        item.charge = self._charge(item)
+        self._room.charge(item, item.charge)
+        self._room.compare(item.charge, item.length)
         item.tokens, item.is_near_end, item.is_gathered = 0, False, False
         lane.successor = None
         if seat.counts:
@@ -163,10 +168,12 @@ class Seats:
         stood = self.door.pop(ticket, None)
         if stood is not None:
             self._meter.left(ticket)
+            self._settle(stood)
             self._count_out(stood)
         if ticket not in self.seated:
             return
         item, lane = self.seated.pop(ticket)
+        self._settle(item)
         self._lanes.stand_up(lane)
         if ticket in self._prefilling:
             del self._prefilling[ticket]
@@ -183,6 +190,26 @@ class Seats:
         self._prefilling[item.ticket] = computes
         self._meter.prompt_begun(max(0, item.prompt_bytes - known_bytes), now)
         return known_bytes
+
+    def _charge(self, item: Waiting) -> float:
+        """The tokens expected of it by what is known now, so that equal items cost the same, whenever they came."""
+        return self._meter.expected_length(item.bound, item.family)
+
+    def _settle(self, item: Waiting) -> None:
+        """Its batch has had what it got; what said nothing was perhaps not heard, and counts as expected.
+
+        What is expected of those that are still there may be known better now: that matters to several batches.
+        """
+        self._room.charge(item, -item.charge)
+        self._room.served(item, float(item.tokens) or item.charge)
+        item.charge = 0.0
+        if len(self._room.batches) == 1:
+            return
+        for other in (*(one for one, _ in self.seated.values()), *self.door.values()):
+            charge = max(float(other.tokens), self._charge(other))
+            if charge != other.charge:
+                self._room.charge(other, charge - other.charge)
+                other.charge = charge
 
     def _count_in(self, item: Waiting, now: float) -> float:
         """It is at the backend, or as good as. Answers with what its batch's rate was before."""

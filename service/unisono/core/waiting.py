@@ -1,10 +1,10 @@
 """What waits for a slot of one runner: by batch, for the callers' shares, and by family, for the slots' caches.
 
 Theory of operation. *Batches*: of those that may go at all, the highest priority goes first. Among these, a batch
-that has nothing in a slot goes before one that has; otherwise the one that has had least for its weight, in
-expected tokens: of what was released, and of what is about to be. One that was idle does not save up: it begins
-where the others are. So a lone request beside a batch of 5,000 starts with the next slot that falls free, or with
-the one after that, where somebody stood at the backend's door before it came.
+that has nothing in a slot goes before one that has; otherwise the one that has had least for its weight, in tokens:
+those of what has left, and those expected, by what is known now, of what is at the backend or about to go. One that
+was idle does not save up: it begins where the others are. So a lone request beside a batch of 5,000 starts with the
+next slot that falls free, or with the one after that, where somebody stood at the backend's door before it came.
 
 *Families*: the items of a batch whose prompts begin alike stand in one line, the longest expected answer first; at
 one length, in the order in which they came. Of several batches' first ones, too, the longest; at one length, that of
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 ALONE = 0
 # A batch may be ahead of another by as much as so many of its items, for the sake of what a slot holds.
 _AHEAD_ITEMS = 2.0
+# What one release weighs, of those by which expected lengths are put right; older ones fade.
+_NEWEST = 0.1
 # Families that are looked at for one decision.
 MOST_COMPARED = 128
 
@@ -58,6 +60,10 @@ class Waiting:
     fell_at: int = 0
     # It came out of the window with others, and goes with them.
     is_gathered: bool = False
+    # Its num_predict, where it has one.
+    bound: int | None = None
+    # At the backend: the tokens that its batch was charged for it.
+    charge: float = 0.0
 
     @property
     def family(self) -> int:
@@ -105,8 +111,10 @@ class Batch:
     # In a slot, or on the way to one that is free.
     seated: int = 0
     is_parked: bool = False
-    # Expected tokens released so far ÷ weight; and of items that are about to sit in lanes that are free.
+    # Each ÷ weight: the tokens of what has left the backend; those expected of what is there, and of what is about to
+    # sit in lanes that are free.
     served: float = 0.0
+    flying: float = 0.0
     promised: float = 0.0
     # All that waits of it, for the longest; and the families in which it has a line.
     line: _Line = field(default_factory=list)
@@ -115,7 +123,7 @@ class Batch:
     @property
     def had(self) -> float:
         """What it has had for its weight, with what it is about to have."""
-        return self.served + self.promised
+        return self.served + self.flying + self.promised
 
 
 class WaitingRoom:
@@ -128,6 +136,8 @@ class WaitingRoom:
         self._items: dict[int, Waiting] = {}
         self._ranks = count(1)
         self._served = 0.0
+        # Of what went lately: what it was charged with, by its expected length when it came.
+        self._charged = self._expected = 1.0
 
     def __len__(self) -> int:
         return len(self._items)
@@ -192,22 +202,33 @@ class WaitingRoom:
         if not batch.waiting and not batch.seated and not batch.is_parked:
             self.batches.pop(batch.number, None)
 
-    def promise(self, item: Waiting) -> None:
+    def promise(self, item: Waiting, length: float) -> None:
         """An item is about to sit in a lane that is free: who is next is decided as if it had gone."""
         batch = self.batch(item.batch, item.terms)
-        batch.promised += item.length / batch.terms.weight
+        batch.promised += length / batch.terms.weight
 
-    def unpromise(self, item: Waiting) -> None:
+    def unpromise(self, item: Waiting, length: float) -> None:
         """It has gone, or waits again."""
         batch = self.batch(item.batch, item.terms)
-        batch.promised -= item.length / batch.terms.weight
+        batch.promised -= length / batch.terms.weight
 
-    def served(self, batch: Batch, length: float) -> None:
-        """An item of it was released."""
+    def charge(self, item: Waiting, length: float) -> None:
+        """So many tokens more (or less) are expected of an item that has gone and has not left yet."""
+        batch = self.batch(item.batch, item.terms)
+        batch.flying += length / batch.terms.weight
+
+    def served(self, item: Waiting, length: float) -> None:
+        """An item has left, with so many tokens."""
+        batch = self.batch(item.batch, item.terms)
         batch.served += length / batch.terms.weight
         # The clock by which newcomers begin goes on as fast as everybody is served who wants to be.
         active = (other for other in self.batches.values() if other.waiting or other.seated or other is batch)
         self._served += length / sum(other.terms.weight for other in active)
+
+    def compare(self, length: float, expected: float) -> None:
+        """An item has gone of which so many tokens are expected; and were, when it came."""
+        self._charged += _NEWEST * (length - self._charged)
+        self._expected += _NEWEST * (expected - self._expected)
 
     # -- Who may be next ---------------------------------------------------------------------------------------
 
@@ -241,7 +262,7 @@ class WaitingRoom:
             if least.seated == 0:
                 free = [least]
             else:
-                mean = self.work / len(self._items)
+                mean = self._mean
                 free = [each for each in free if each.had <= least.had + _AHEAD_ITEMS * mean]
             free = [each for each in free if not each.terms.is_together]
             free = [least] if least.terms.is_together else free
@@ -264,9 +285,15 @@ class WaitingRoom:
         Who has nothing in a slot is an item ahead, so that a newcomer goes to the next slot that falls free; no more
         than that, or a stream of newcomers would keep everybody else away.
         """
-        mean = self.work / len(self._items) if self._items else 0.0
+        mean = self._mean
         ahead = 0.0 if batch.seated else mean / batch.terms.weight
         return batch.had - ahead, batch.number
+
+    @property
+    def _mean(self) -> float:
+        """Expected tokens of one that waits, by what is known now: most came when less was known."""
+        mean = self.work / len(self._items) if self._items else 0.0
+        return mean * self._charged / self._expected
 
     def next_moment(self, now: float) -> float | None:
         """When a batch's items_per_second, or another runner's items, may let one go that may not now."""

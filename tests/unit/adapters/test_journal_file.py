@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from alembic import op
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -121,6 +122,41 @@ async def test_a_file_of_a_newer_version(tmp_path: Path) -> None:
             async with sqlite_journal(tmp_path):
                 pass
     take_folder(tmp_path).close()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_steps_that_are_broken_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    """All of them or none: the file is as it was, and the next start takes them."""
+    path = tmp_path / JOURNAL_FILE
+    writer, reader = open_engines(path)
+    migrate(writer, path, to="0001")
+    for engine in (writer, reader):
+        engine.dispose()
+
+    def names() -> list[tuple[object, ...]]:
+        connection = sqlite3.connect(path)
+        try:
+            return connection.execute("select name from sqlite_master order by name").fetchall()
+        finally:
+            connection.close()
+
+    before = names()
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        # Its last table is there by then.
+        patched.setattr(op, "create_index", fail)
+        with pytest.raises(error):
+            _ = open_engines(path)
+    assert names() == before
+    writer, reader = open_engines(path)
+    assert set(inspect(reader).get_table_names()) == {*tables.metadata.tables, "alembic_version"}
+    for engine in (writer, reader):
+        engine.dispose()
 
 
 # -- Files that are none ---------------------------------------------------------------------------------------

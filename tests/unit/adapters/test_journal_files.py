@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -116,6 +118,59 @@ async def test_a_file_whose_row_cannot_be_written_is_gone(tmp_path: Path) -> Non
         failing.place = ""
         assert await files.find(file.file_id) is None
         assert on_disk(tmp_path) == set()
+
+
+async def test_a_draft_is_kept_once(tmp_path: Path) -> None:
+    """What was refused is gone: kept again, it would be a row without a file."""
+    async with opened(tmp_path) as (files, failing):
+        draft, file = await draft_of(files, b"one")
+        failing.place = "call.before_commit"
+        with pytest.raises(LimitExceededError):
+            await files.keep(draft, file)
+        failing.place = ""
+        with pytest.raises(ValueError, match="not written any more"):
+            await files.keep(draft, file)
+        assert await files.find(file.file_id) is None
+
+
+@pytest.mark.parametrize("step", ["fsync", "rename"])
+async def test_a_draft_that_cannot_be_brought_to_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """At whatever step: it is told, and discarded it leaves nothing behind."""
+    async with opened(tmp_path) as (files, _):
+        draft, file = await draft_of(files, b"one")
+
+        def fail(*_: object) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os if step == "fsync" else Path, step, fail)
+            with pytest.raises(LimitExceededError, match="see that its disk is well"):
+                await files.keep(draft, file)
+        await draft.discard()
+        assert on_disk(tmp_path) == set()
+        assert await files.find(file.file_id) is None
+
+
+async def test_the_folder_of_files_is_on_the_disk_before_any_file_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own name too, which stands in the folder above it: else a power cut could take all of it."""
+    synced: list[Path] = []
+
+    def fsync(handle: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{handle}").readlink())
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fsync)
+        async with opened(tmp_path) as (files, _):
+            assert synced == [tmp_path]
+            draft, file = await draft_of(files, b"one")
+            await files.keep(draft, file)
+            assert synced == [tmp_path, tmp_path / "files" / f"{file.file_id}.part", tmp_path / "files"]
+    async with opened(tmp_path) as (files, _):
+        assert await files.find(file.file_id) == file
 
 
 async def test_a_file_whose_row_was_written_though_that_seemed_to_fail_stays(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from tests.fakes.journals import (
     MADE_NS,
@@ -395,6 +395,33 @@ async def test_what_is_wrong_with_a_call_costs_no_other(tmp_path: Path) -> None:
         with pytest.raises(OverflowError):
             _ = await journal.submit(new_batch("c", created_ns=2**70), some_items(1), is_whole=True)
         assert [stored.batch_id for _, stored in await journal.page(limit=9)] == ["b"]
+
+
+async def test_a_batch_that_is_lost_is_reported(tmp_path: Path) -> None:
+    """Once, by its name and with what is wrong; also where nobody here runs it any more."""
+    reported: list[tuple[str, Exception]] = []
+    journal = SqliteJournal(tmp_path, keep_s=1.0, report_lost=lambda *lost: reported.append(lost))
+    await journal.start(MADE_NS)
+    for batch_id in ("here", "left"):
+        _ = await begun(journal, batch_id)
+        for _ in range(2):
+            journal.append(batch_id, a_result(0), MADE_NS)
+    journal.forget("left")
+    await journal.settle("here")
+    journal.append("here", a_result(1), MADE_NS)
+    await until(lambda: len(reported) == 2)
+    await journal.close()
+    assert sorted(batch_id for batch_id, _ in reported) == ["here", "left"]
+    assert all("UNIQUE constraint failed" in str(error) for _, error in reported)
+
+
+async def test_errors_do_not_hold_what_was_to_be_written(tmp_path: Path) -> None:
+    """They come to the log, and whoever reads that need not read what people ask."""
+    async with sqlite_journal(tmp_path) as journal:
+        _ = await begun(journal, "b")
+        with pytest.raises(IntegrityError, match="UNIQUE constraint failed") as failed:
+            _ = await journal.submit(new_batch("b", request_id="for-nobody's-eyes"), [], is_whole=True)
+    assert "nobody" not in str(failed.value)
 
 
 # -- Its end ---------------------------------------------------------------------------------------------------

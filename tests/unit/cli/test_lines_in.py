@@ -222,6 +222,11 @@ GOLDEN = [
         openai("/v1/completions", prompt="once", max_tokens=4, logprobs=3),
         'item_id: "a" generate { prompt: "once" logprobs { top: 3 } } options { num_predict: 4 }',
     ),
+    (
+        openai("/v1/responses", input="hi", instructions="be kind", max_output_tokens=4),
+        'item_id: "a" chat { messages { role: ROLE_SYSTEM content: "be kind" }'
+        ' messages { role: ROLE_USER content: "hi" } } options { num_predict: 4 }',
+    ),
     (openai("/v1/embeddings", input=["x"], model="e"), 'item_id: "a" model: "e" embed { input: "x" }'),
 ]
 
@@ -232,9 +237,34 @@ def test_each_form_is_read(line: object, expected: str) -> None:
     assert item(line) == text_format.Parse(expected, item_pb2.Item())
 
 
+def test_whether_functions_may_be_called() -> None:
+    """As OpenAI says it: any, or none."""
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert item(chat(tools=tools, tool_choice="auto", parallel_tool_calls=True)) == item(chat(tools=tools))
+    assert item(chat(tools=tools, tool_choice="none")) == item(chat())
+    assert item(chat(parallel_tool_calls=False)) == item(chat())
+
+
+@pytest.mark.parametrize(("effort", "think"), [("minimal", "low"), ("xhigh", "max"), ("none", False)])
+def test_levels_of_thinking_that_only_openai_has(effort: str, think: object) -> None:
+    """The nearest that an Ollama has, as it chooses itself."""
+    assert item(chat(reasoning_effort=effort)) == item(chat(think=think))
+
+
 def test_null_says_nothing() -> None:
     """A null is as good as absent, also under a name that is not known."""
     assert item({**chat(), "think": None, "service_tier": None}) == item(chat())
+
+
+def test_what_a_response_was_asked_for_is_kept() -> None:
+    """Since it stands in the answer again; no other line's."""
+    lines = (
+        openai("/v1/responses", input="hi", user="u"),
+        openai(messages=[{"role": "user", "content": "hi"}]) | {"custom_id": "b"},
+        openai("/v1/responses"),
+    )
+    settings = [found.origin.settings for found in read(*lines)]
+    assert settings == [{"user": "u"}, None, None]
 
 
 def test_forms_and_places_are_kept() -> None:
@@ -285,8 +315,8 @@ REFUSED: list[tuple[Any, str]] = [
     ({"prompt": "x", "id": "a", "custom_id": "b"}, "id: says again what custom_id says; write one of them"),
     # OpenAI's frame
     ({**openai(), "method": "GET"}, 'method: must be POST, not "GET"'),
-    ({"custom_id": "a", "method": "POST", "body": {}}, "url: is missing; it must be one of /v1/chat/completions, /v1/completions, /v1/embeddings"),
-    ({**openai(), "url": "/v1/images"}, 'url: must be one of /v1/chat/completions, /v1/completions, /v1/embeddings, not "/v1/images"'),
+    ({"custom_id": "a", "method": "POST", "body": {}}, "url: is missing; it must be one of /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/responses"),
+    ({**openai(), "url": "/v1/images"}, 'url: must be one of /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/responses, not "/v1/images"'),
     ({"custom_id": "a", "url": "/v1/completions"}, "body: is missing"),
     ({**openai(), "body": "x"}, "body: must be an object, not text"),
     ({**openai(messages=[]), "extra": 1}, "extra: not known here"),
@@ -337,14 +367,25 @@ REFUSED: list[tuple[Any, str]] = [
     (chat(tools=[{"type": "retrieval"}]), 'tools[0].type: must be function, not "retrieval"'),
     (chat(tools=[{"function": {"name": "f", "parameters": []}}]), "tools[0].function.parameters: must be a JSON schema, an object, not a list"),
     (chat(tools=[{"function": {"name": "f", "strict": True}}]), "tools[0].function.strict: must be false: arguments are not held to their schema"),
-    (chat(tool_choice="auto"), "tool_choice: not known here"),
     (chat(format="yaml"), 'format: must be "json" or a JSON schema, not "yaml"'),
     (chat(response_format={"type": "xml"}), 'response_format.type: must be text, json_object or json_schema, not "xml"'),
     (chat(response_format={"type": "json_schema"}), "response_format.json_schema.schema: must be a JSON schema, an object"),
     (chat(format="json", response_format={"type": "text"}), "response_format: says again what format says; write one of them"),
     (chat(think="a lot"), 'think: must be true, false, low, medium, high or max, not "a lot"'),
     (chat(think=1), "think: must be true, false, low, medium, high or max, not 1"),
-    (chat(reasoning_effort="minimal"), 'reasoning_effort: must be one of none, low, medium, high, max, not "minimal"'),
+    (chat(reasoning_effort="some"), 'reasoning_effort: must be one of none, minimal, low, medium, high, xhigh, max, not "some"'),
+    (
+        chat(tools=[{"function": {"name": "f"}}], tool_choice="required"),
+        'tool_choice: must be auto or none, not "required": a model cannot be made to call',
+    ),
+    (
+        chat(tools=[{"function": {"name": "f"}}], tool_choice={"type": "function", "function": {"name": "f"}}),
+        "tool_choice: must be auto or none, not an object: a model cannot be made to call",
+    ),
+    (
+        chat(tools=[{"function": {"name": "f"}}], parallel_tool_calls=False),
+        "parallel_tool_calls: must be true: a model calls as many functions as it likes",
+    ),
     (chat(think=True, reasoning_effort="low"), "reasoning_effort: says again what think says; write one of them"),
     (chat(top_logprobs=2), "top_logprobs: needs logprobs: true"),
     (chat(logprobs=True, top_logprobs=21), "top_logprobs: must be from 0 to 20, not 21"),

@@ -5,6 +5,7 @@
 import json
 
 from google.protobuf import text_format
+from openai.types.responses import Response
 
 from tests.unit.cli.fake_server import status
 from unisono._generated.unisono.v1 import event_pb2
@@ -134,6 +135,17 @@ def test_openai_chat() -> None:
         },
         "error": None,
     }
+
+
+def test_openai_response() -> None:
+    """A whole response, with what was asked for where that is known."""
+    parsed = text_format.Parse(ANSWER, event_pb2.Result())
+    for settings, user in (({"user": "u"}, "u"), (None, None)):
+        origin = Origin(item_id="a", position=6, line=9, form=Form.RESPONSES, settings=settings)
+        value = json.loads(to_line(Ended(origin=origin, result=parsed, batch_id="b-1", time_s=1700000000)))
+        assert (value["id"], value["custom_id"], value["error"]) == ("batch_req_b-1-6", "a", None)
+        response = Response.model_validate_json(json.dumps(value["response"]["body"]), strict=True)
+        assert (response.id, response.output_text, response.user) == ("resp_b-1-6", 'Ünter "quotes"', user)
 
 
 def test_openai_tool_calls_and_logprobs() -> None:

@@ -22,7 +22,10 @@ OPENAI_HTTP = '{"id":"batch_req_3","custom_id":"e","response":{"status_code":500
 ALL = PLAIN + OPENAI + FAILED + OPENAI_FAILED + OPENAI_HTTP
 
 
-@pytest.mark.parametrize("torn", ["", "{", '{"id":"z","in', '{"id":"z","state":"completed","content":"é'])
+@pytest.mark.parametrize(
+    "torn",
+    ["", "{", '{"id":"z', '{"id":"z\\', '{"id":"z","in', '{"id":"z","index":3,"content":"é', '{"id":"b","custom'],
+)
 def test_what_was_answered(tmp_path: Path, torn: str) -> None:
     """In either form; a last line that was broken off is cut from the file."""
     path = tmp_path / "answers.jsonl"
@@ -71,6 +74,10 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         ('{"id": "x"', 1),
         (PLAIN + '{"id":"z"\n' + PLAIN, 2),
         ("[1]\n", 1),
+        # Files of items, of which a batch is made.
+        ('{"custom_id":"a","url":"/v1/embeddings","body":{}}', 1),
+        ('{"id":"x","prompt":"Why', 1),
+        (PLAIN + '{"id":"x","messages":[', 2),
     ],
 )
 def test_what_is_no_output_of_ours_is_left_alone(tmp_path: Path, text: str, line: int) -> None:
@@ -119,6 +126,16 @@ def test_the_output_must_be_a_file(runner: CliRunner, tmp_path: Path, output: li
     result, _ = invoke(runner, ["run", write(tmp_path / "b.jsonl", {"prompt": "x"}), "--resume", *output])
     assert result.exit_code == 2
     assert "name that file with --output" in result.stderr
+
+
+def test_the_file_that_is_read_is_not_taken_up(runner: CliRunner, tmp_path: Path) -> None:
+    """Though its last line was broken off: nothing of it is cut."""
+    file = tmp_path / "b.jsonl"
+    file.write_text(PLAIN + '{"id":"z","index":1,"state')
+    result, started = invoke(runner, ["run", str(file), "-o", str(file), "--resume"])
+    assert (result.exit_code, started) == (2, [])
+    assert "is the file that is read" in result.stderr
+    assert file.read_text() == PLAIN + '{"id":"z","index":1,"state'
 
 
 def test_the_order_of_the_file_without_some_of_it() -> None:

@@ -33,7 +33,7 @@ def items(
     numbers: Iterable[int],
     *,
     batch: int = 0,
-    tokens: int = 8,
+    tokens: int | None = 8,
     prefix: Prefix | None = None,
     terms: Terms | None = None,
 ) -> list[Work]:
@@ -305,6 +305,28 @@ def test_equal_batches_get_on_equally(configured: int | None, prefixes: int, is_
         had = [sum(lengths[ticket % 100] for ticket in world.order if ticket // 100 == batch) for batch in range(4)]
         apart = max(apart, max(had) - min(had))
     assert apart <= 2 * 64 + (0 if is_equal or prefixes < 2 else max(lengths))
+
+
+@pytest.mark.parametrize("bound", [256, None])
+@pytest.mark.parametrize("between", [0, 5, 15, 60])
+def test_equal_batches_that_come_one_after_another_get_on_equally(between: int, bound: int | None) -> None:
+    """Answers turn out to be far shorter than was expected of the first ones: that changes nobody's share.
+
+    From when all are there on, until one of them is through, each gets on as the others do, but for what the first
+    one was ahead by.
+    """
+    tickets = [100 * batch + n for batch in range(4) for n in range(60)]
+    world = Processor(conductor=Conductor(Capacity(configured=8)), slots=8, lengths=dict.fromkeys(tickets, 40))
+    for batch in range(4):
+        world.add(items(range(100 * batch, 100 * batch + 60), batch=batch, tokens=bound))
+        _ = world.run(passes=between)
+    before = Counter(ticket // 100 for ticket in world.order)
+    now = before
+    while max(now.values()) < 60:
+        _ = world.run(passes=1)
+        now = Counter(ticket // 100 for ticket in world.order)
+    since = [now[batch] - before[batch] for batch in range(4)]
+    assert max(since) - min(since) <= 10, since
 
 
 def test_one_item_beside_five_thousand_goes_with_the_next_slot() -> None:

@@ -41,7 +41,7 @@ def release(room: WaitingRoom, item: Waiting) -> Batch:
     batch.seated += 1
     batch.terms.in_flight += 1
     room.take(item)
-    room.served(batch, item.length)
+    room.served(item, item.length)
     return batch
 
 
@@ -159,17 +159,17 @@ def test_what_is_about_to_go_counts() -> None:
     for item in (items[0], others[0]):
         batch = room.batch(item.batch)
         batch.seated += 1
-    room.promise(items[0])
+    room.promise(items[0], 10.0)
     both = list(room.batches.values())
     # At one length, who has had least, though the other came before.
     assert room.longest(both) is others[0]
     assert room.top(room.families[ALONE], both) is others[0]
-    room.promise(items[1])
+    room.promise(items[1], 10.0)
     assert may_go(room) == {0, 1}
-    room.promise(items[1])
+    room.promise(items[1], 10.0)
     assert may_go(room) == {1}
     for item in (items[0], items[1], items[1]):
-        room.unpromise(item)
+        room.unpromise(item, 10.0)
     assert may_go(room) == {0, 1}
     assert room.longest(both) is items[0]
 

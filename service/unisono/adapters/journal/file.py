@@ -93,9 +93,11 @@ def open_engines(path: Path, *, max_bytes: int | None = None) -> tuple[Engine, E
     url = URL.create("sqlite", database=str(path))
     # Used by one thread at a time, though not by the one that made it.
     shared = {"check_same_thread": False, "timeout": _BUSY_S}
-    writer = create_engine(url, connect_args=shared, poolclass=QueuePool, pool_size=1, max_overflow=0)
+    # Errors come to the log, and what people asked and were answered does not.
+    options: dict[str, Any] = {"connect_args": shared, "poolclass": QueuePool, "hide_parameters": True}
+    writer = create_engine(url, **options, pool_size=1, max_overflow=0)
     # Nobody waits for a connection to read: least of all the event loop.
-    reader = create_engine(url, connect_args=shared, poolclass=QueuePool, pool_size=_READERS, max_overflow=-1)
+    reader = create_engine(url, **options, pool_size=_READERS, max_overflow=-1)
 
     @event.listens_for(writer, "connect")
     def _to_write(connection: sqlite3.Connection, _record: Any) -> None:

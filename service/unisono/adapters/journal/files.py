@@ -38,6 +38,7 @@ T = TypeVar("T")
 _ID: Final = re.compile(r"file-[0-9a-f]{24}")
 _PART: Final = ".part"
 _RETRY_AFTER_S: Final = 5.0
+_NOT_WRITTEN: Final = "this draft is not written any more"
 _files, _batches = tables.files.c, tables.file_batches.c
 _FILE_COLUMNS: Final = tuple(one.name for one in fields(StoredFile))
 
@@ -73,7 +74,7 @@ class Draft:
 
     def _write(self, data: bytes) -> None:
         if self._file is None:
-            raise ValueError("this draft is not written any more")
+            raise ValueError(_NOT_WRITTEN)
         self._room.write(self.file_id, len(data), is_result=self._is_result)
         left = memoryview(data)
         try:
@@ -83,15 +84,14 @@ class Draft:
             raise _no_room(error) from error
 
     def settle(self) -> None:
-        """Brings it to the disk, under its own name; on a thread."""
+        """Brings it to the disk, under its own name; on a thread. Once: what follows may take it away again."""
         if self._file is None:
-            # It is there already: what came after it did not succeed, and is tried again.
-            return
+            raise ValueError(_NOT_WRITTEN)
         try:
             os.fsync(self._file.fileno())
             self._file.close()
-            self._file = None
             _ = self._path.rename(self._folder / self.file_id)
+            self._file = None
             _sync(self._folder)
         except OSError as error:
             raise _no_room(error) from error
@@ -132,6 +132,7 @@ class SqliteFiles:
     def _tidy(self, known: set[str]) -> None:
         try:
             self._folder.mkdir(mode=0o700, exist_ok=True)
+            _sync(self._folder.parent)
             for path in self._folder.iterdir():
                 name = path.name.removesuffix(_PART)
                 # What is not ours stays.

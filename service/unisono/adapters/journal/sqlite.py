@@ -86,12 +86,17 @@ class SqliteJournal:
         keep_s: float,
         max_bytes: int | None = None,
         failpoint: Callable[[str], None] = lambda _place: None,
+        report_lost: Callable[[str, Exception], None] = lambda _batch_id, _error: None,
     ) -> None:
-        """`keep_s`: how long a batch is kept after its end. `max_bytes`: see `open_engines`."""
+        """`keep_s`: how long a batch is kept after its end. `max_bytes`: see `open_engines`.
+
+        `report_lost`: told of each batch that cannot be written to any more, and why.
+        """
         self._folder = folder
         self._keep_ns = round(keep_s * 1e9)
         self._max_bytes = max_bytes
         self._failpoint = failpoint
+        self._report_lost = report_lost
         self._open: dict[str, _Open] = {}
         self._ids: dict[int, str] = {}
         self._doubts = Doubts()
@@ -243,6 +248,7 @@ class SqliteJournal:
         batch = self._open.get(batch_id)
         if batch is not None and not batch.is_lost:
             batch.is_lost = True
+            self._report_lost(batch_id, error)
             batch.wake()
             if batch.on_lost is not None:
                 batch.on_lost(error)
@@ -267,8 +273,8 @@ class SqliteJournal:
 
         def write(connection: Connection) -> None:
             number = store.own(connection, batch_id, self.lease)
-            # What seemed to have failed may have been written.
-            if store.item_count(connection, number) <= first:
+            # What seemed to have failed may have been written; and what came later may have been written before.
+            if items and not store.has_item(connection, number, first):
                 store.put_items(connection, number, items, first=first)
 
         await self.change(write)

@@ -95,6 +95,12 @@ def put_items(connection: Connection, number: int, items: Sequence[Item | BadIte
     )
 
 
+def has_item(connection: Connection, number: int, index: int) -> bool:
+    """Whether a batch has an item in that place."""
+    wanted = select(_items.row).where(_items.batch == number, _items.item_index == index)
+    return connection.execute(wanted).first() is not None
+
+
 def of_request(connection: Connection, new: NewBatch) -> StoredBatch | None:
     """The batch that the same request made before; raises RequestIdReusedError where its content was another."""
     if not new.config.request_id:

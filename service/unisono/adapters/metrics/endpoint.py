@@ -103,21 +103,24 @@ class MetricsEndpoint:
         if method not in {"GET", "HEAD"}:
             return _response("405 Method Not Allowed", b"", extra="Allow: GET, HEAD\r\n")
         headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        encode, kind = choose_encoder(headers.get("accept", ""))
-        return _response("200 OK", await self._written(encode), kind=kind, is_head=method == "HEAD")
+        body, kind = await written(self._registry, headers.get("accept", ""))
+        return _response("200 OK", body, kind=kind, is_head=method == "HEAD")
 
-    async def _written(self, encode: Callable[[CollectorRegistry], bytes]) -> bytes:
-        parts: list[bytes] = []
-        end = b""
-        for family in self._registry.collect():
-            alone = CollectorRegistry(auto_describe=False)
-            alone.register(_Collected(family))
-            part = encode(alone)
-            # OpenMetrics ends with a line of its own, once.
-            end = _END if part.endswith(_END) else b""
-            parts.append(part.removesuffix(_END))
-            await asyncio.sleep(0)
-        return b"".join([*parts, end])
+
+async def written(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
+    """The figures of this moment in the form that is accepted, and its media type."""
+    encode, kind = choose_encoder(accept)
+    parts: list[bytes] = []
+    end = b""
+    for family in registry.collect():
+        alone = CollectorRegistry(auto_describe=False)
+        alone.register(_Collected(family))
+        part = encode(alone)
+        # OpenMetrics ends with a line of its own, once.
+        end = _END if part.endswith(_END) else b""
+        parts.append(part.removesuffix(_END))
+        await asyncio.sleep(0)
+    return b"".join([*parts, end]), kind
 
 
 class _Collected(Collector):

@@ -7,6 +7,9 @@ from typing import Final
 
 from unisono._generated.unisono.v1 import event_pb2, item_pb2
 from unisono.edge.batchfile.line import Form
+from unisono.edge.batchfile.responses_out import response_body
+
+Settings = Mapping[str, object] | None
 
 _REASONS: Final = {
     item_pb2.FINISH_REASON_STOP: "stop",
@@ -16,7 +19,7 @@ _REASONS: Final = {
 }
 
 
-def _chat_body(name: str, time_s: int, result: event_pb2.Result) -> dict[str, object]:
+def _chat_body(name: str, time_s: int, result: event_pb2.Result, _settings: Settings) -> dict[str, object]:
     completion = result.completion
     message: dict[str, object] = {"role": "assistant", "content": completion.content}
     if completion.thinking:
@@ -46,7 +49,7 @@ def _chat_body(name: str, time_s: int, result: event_pb2.Result) -> dict[str, ob
     }
 
 
-def _text_body(name: str, time_s: int, result: event_pb2.Result) -> dict[str, object]:
+def _text_body(name: str, time_s: int, result: event_pb2.Result, _settings: Settings) -> dict[str, object]:
     completion = result.completion
     logprobs = None
     if completion.logprobs:
@@ -72,7 +75,7 @@ def _text_body(name: str, time_s: int, result: event_pb2.Result) -> dict[str, ob
     }
 
 
-def _embeddings_body(_name: str, _time_s: int, result: event_pb2.Result) -> dict[str, object]:
+def _embeddings_body(_name: str, _time_s: int, result: event_pb2.Result, _settings: Settings) -> dict[str, object]:
     completion, tokens = result.completion, result.usage.prompt_tokens
     return {
         "object": "list",
@@ -85,11 +88,13 @@ def _embeddings_body(_name: str, _time_s: int, result: event_pb2.Result) -> dict
     }
 
 
-# A body, of a name that is the answer's own, the seconds since 1970 when it ended, and its result.
-BODIES: Final[Mapping[Form, Callable[[str, int, event_pb2.Result], dict[str, object]]]] = {
+# A body, of a name that is the answer's own, the seconds since 1970 when it ended, its result, and what its request
+# asked for, where that is known and stands in the body again.
+BODIES: Final[Mapping[Form, Callable[[str, int, event_pb2.Result, Settings], dict[str, object]]]] = {
     Form.CHAT: _chat_body,
     Form.COMPLETIONS: _text_body,
     Form.EMBEDDINGS: _embeddings_body,
+    Form.RESPONSES: response_body,
 }
 
 

@@ -6,6 +6,7 @@ twice is refused. The kind of request decides which fields there are; all others
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -49,7 +50,7 @@ _OPENAI_OPTIONS = {
 
 
 # Fields of OpenAI's API that keep its books: they may stand in a line, and change no answer.
-_BOOKKEEPING = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
+BOOKKEEPING = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 
 
 def read_body(fields: Fields, kind: Kind, *, system_beside_messages: bool) -> item_pb2.Item:
@@ -64,13 +65,13 @@ def read_body(fields: Fields, kind: Kind, *, system_beside_messages: bool) -> it
         _read_generate(fields, item.generate)
     else:
         _read_embed(fields, item.embed)
-    options = _read_options(fields, is_embed=kind is Kind.EMBED)
+    options = read_options(fields, beside={} if kind is Kind.EMBED else _OPENAI_OPTIONS)
     if options.ByteSize():
         item.options.CopyFrom(options)
     if kind is not Kind.EMBED:
-        _check_one_answer(fields)
-    _refuse_keep_alive(fields)
-    fields.skip(*_BOOKKEEPING)
+        check_one_answer(fields)
+    refuse_keep_alive(fields)
+    fields.skip(*BOOKKEEPING)
     fields.end()
     return item
 
@@ -133,8 +134,8 @@ def _read_truncate(
         request.truncate = truncate
 
 
-def _read_options(fields: Fields, *, is_embed: bool) -> item_pb2.Options:
-    """Ollama's `options`, then OpenAI's beside it, then `extra_options` for what the contract does not name."""
+def read_options(fields: Fields, *, beside: Mapping[str, str]) -> item_pb2.Options:
+    """Ollama's `options`, then those beside it, by our names; then `extra_options` for what has no name here."""
     options = item_pb2.Options()
     inner = fields.child("options")
     if inner is not None:
@@ -145,12 +146,11 @@ def _read_options(fields: Fields, *, is_embed: bool) -> item_pb2.Options:
         inner.end()
     if not options.runner.ByteSize():
         options.ClearField("runner")
-    if not is_embed:
-        for theirs, ours in _OPENAI_OPTIONS.items():
-            if fields.has(theirs):
-                if any(said.name == ours for said, _ in options.ListFields()):
-                    raise fields.wrong(theirs, f"says again what is said elsewhere ({ours}); write one of them")
-                _take_option(fields, theirs, options, options.DESCRIPTOR.fields_by_name[ours])
+    for theirs, ours in beside.items():
+        if fields.has(theirs):
+            if any(said.name == ours for said, _ in options.ListFields()):
+                raise fields.wrong(theirs, f"says again what is said elsewhere ({ours}); write one of them")
+            _take_option(fields, theirs, options, options.DESCRIPTOR.fields_by_name[ours])
     extra = fields.value("extra_options")
     if extra is not None:
         if not isinstance(extra, dict):
@@ -177,7 +177,7 @@ def _take_option(
         setattr(message, field.name, value)
 
 
-def _check_one_answer(fields: Fields) -> None:
+def check_one_answer(fields: Fields) -> None:
     """`n` and `stream` may be there as long as they ask for what a line gives: one answer, whole."""
     if fields.whole("n", 0, 2**31 - 1) not in (None, 1):
         raise fields.wrong("n", "must be 1: a line gives one answer")
@@ -185,6 +185,7 @@ def _check_one_answer(fields: Fields) -> None:
         raise fields.wrong("stream", "must be false: a line gives its answer whole")
 
 
-def _refuse_keep_alive(fields: Fields) -> None:
+def refuse_keep_alive(fields: Fields) -> None:
+    """How long a model stays loaded is not a line's to say."""
     if fields.has("keep_alive"):
         raise fields.wrong("keep_alive", "belongs to the whole batch, not to a line")

@@ -29,10 +29,12 @@ _FLOAT_MAX = 3.4028234e38
 class FieldError(ValueError):
     """A field is wrong: `path` says which, `problem` what is wrong and what would be right."""
 
-    def __init__(self, path: str, problem: str) -> None:
+    def __init__(self, path: str, problem: str, *, is_unknown: bool = False) -> None:
+        """`is_unknown`: there is no such field."""
         super().__init__(f"{path}: {problem}" if path else problem)
         self.path = path
         self.problem = problem
+        self.is_unknown = is_unknown
 
 
 def parse_json(text: str) -> object:
@@ -194,7 +196,7 @@ class Fields:
             likely = difflib.get_close_matches(name, sorted(self._known), n=1, cutoff=0.75)
             path = self.at(name if len(name) <= 60 else name[:59] + "…")
             hint = f"; did you mean {likely[0]}?" if likely else ""
-            raise FieldError(path.encode(errors="replace").decode(), f"not known here{hint}")
+            raise FieldError(path.encode(errors="replace").decode(), f"not known here{hint}", is_unknown=True)
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -6,8 +6,10 @@ import unicodedata
 from enum import Enum
 from typing import Final
 
-from unisono.edge.batchfile.body import Kind
+from unisono._generated.unisono.v1 import item_pb2
+from unisono.edge.batchfile.body import Kind, read_body
 from unisono.edge.batchfile.fields import FieldError, Fields, name_of, parse_json
+from unisono.edge.batchfile.responses_in import read_response
 
 # A longer line is not kept: the service would not take it (32 MiB a message).
 MAX_LINE_BYTES: Final = 32 * 1024 * 1024 - 64 * 1024
@@ -21,11 +23,22 @@ class Form(Enum):
     CHAT = "/v1/chat/completions"
     COMPLETIONS = "/v1/completions"
     EMBEDDINGS = "/v1/embeddings"
+    RESPONSES = "/v1/responses"
 
 
-KINDS: Final = {Form.CHAT: Kind.CHAT, Form.COMPLETIONS: Kind.GENERATE, Form.EMBEDDINGS: Kind.EMBED}
+_KINDS: Final = {Form.CHAT: Kind.CHAT, Form.COMPLETIONS: Kind.GENERATE, Form.EMBEDDINGS: Kind.EMBED}
 # The forms of OpenAI's lines, by their url.
-FORMS: Final = {form.value: form for form in KINDS}
+FORMS: Final = {form.value: form for form in Form if form is not Form.PLAIN}
+
+
+def read_openai(body: Fields, form: Form) -> item_pb2.Item:
+    """The item of an OpenAI line's body, still without an id. Raises FieldError."""
+    if form is Form.RESPONSES:
+        return read_response(body)
+    kind = _KINDS[form]
+    if not body.has(kind.value):
+        raise body.wrong(kind.value, "is missing")
+    return read_body(body, kind, system_beside_messages=False)
 
 
 def parse_object(text: bytes | None) -> dict[str, object]:

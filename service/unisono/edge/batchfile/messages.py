@@ -9,7 +9,7 @@ import re
 from unisono._generated.unisono.v1 import item_pb2
 from unisono.edge.batchfile.fields import FieldError, Fields, check_text, name_of, parse_json, quote, to_json
 
-_ROLES = {
+ROLES = {
     "system": item_pb2.ROLE_SYSTEM,
     "developer": item_pb2.ROLE_SYSTEM,  # OpenAI's newer name for it
     "user": item_pb2.ROLE_USER,
@@ -24,13 +24,18 @@ _THINK: dict[bool | str, item_pb2.Think.ValueType] = {
     "high": item_pb2.THINK_HIGH,
     "max": item_pb2.THINK_MAX,
 }
-_EFFORT = {
+# Ollama's models know fewer levels than OpenAI; these stand for those that are nearest.
+EFFORTS = {
     "none": item_pb2.THINK_OFF,
+    "minimal": item_pb2.THINK_LOW,
     "low": item_pb2.THINK_LOW,
     "medium": item_pb2.THINK_MEDIUM,
     "high": item_pb2.THINK_HIGH,
+    "xhigh": item_pb2.THINK_MAX,
     "max": item_pb2.THINK_MAX,
 }
+# Why a call cannot be required.
+CANNOT_BE_MADE = "a model cannot be made to call"
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII)
 
 
@@ -45,10 +50,10 @@ def take_messages(fields: Fields) -> list[item_pb2.Message]:
 def _message(fields: Fields) -> item_pb2.Message:
     role_name = fields.text("role")
     if role_name is None:
-        raise fields.wrong("role", f"is missing; it must be one of {', '.join(_ROLES)}")
-    role = _ROLES.get(role_name)
+        raise fields.wrong("role", f"is missing; it must be one of {', '.join(ROLES)}")
+    role = ROLES.get(role_name)
     if role is None:
-        raise fields.wrong("role", f"must be one of {', '.join(_ROLES)}, not {quote(role_name)}")
+        raise fields.wrong("role", f"must be one of {', '.join(ROLES)}, not {quote(role_name)}")
     message = item_pb2.Message(role=role)
 
     content = fields.value("content")
@@ -101,12 +106,17 @@ def _image_url(part: Fields) -> bytes:
         raise part.wrong("image_url.url", "is missing")
     image.text("detail")  # how closely to look: an Ollama model has one way
     image.end()
+    return data_url(url, image.at("url"))
+
+
+def data_url(url: str, path: str) -> bytes:
+    """The picture in a data: URL."""
     start = _DATA_URL.match(url)
     if not start:
-        raise image.wrong(
-            "url", "must be a data: URL (data:image/png;base64,…); pictures are not fetched from elsewhere"
+        raise FieldError(
+            path, "must be a data: URL (data:image/png;base64,…); pictures are not fetched from elsewhere"
         )
-    return _decode(url[start.end() :], image.at("url"))
+    return _decode(url[start.end() :], path)
 
 
 def take_images(fields: Fields) -> list[bytes]:
@@ -132,19 +142,9 @@ def _tool_call(fields: Fields) -> item_pb2.ToolCall:
     name = function.text("name") if function else None
     if function is None or not name:
         raise fields.wrong("function.name", "is missing")
-    call = item_pb2.ToolCall(id=fields.text("id") or "", name=name)
-    arguments, path = function.value("arguments"), function.at("arguments")
-    # OpenAI writes the arguments as JSON text, Ollama as the object itself.
-    if isinstance(arguments, str):
-        call.arguments_json = check_text(arguments, path)
-        try:
-            arguments = parse_json(arguments)
-        except FieldError as error:
-            raise FieldError(path, error.problem) from None
-    elif arguments is not None:
-        call.arguments_json = to_json(arguments, path)
-    if not isinstance(arguments, dict | None):
-        raise FieldError(path, f"must be an object, not {name_of(arguments)}")
+    call = item_pb2.ToolCall(
+        id=fields.text("id") or "", name=name, arguments_json=read_arguments(function, "arguments")
+    )
     # Their place in the list says as much.
     function.value("index")
     fields.value("index")
@@ -153,9 +153,36 @@ def _tool_call(fields: Fields) -> item_pb2.ToolCall:
     return call
 
 
+def read_arguments(fields: Fields, name: str) -> str:
+    """The arguments of a call, as text. OpenAI writes them as JSON text, Ollama as the object itself."""
+    arguments, path, text = fields.value(name), fields.at(name), ""
+    if isinstance(arguments, str):
+        text = check_text(arguments, path)
+        try:
+            arguments = parse_json(arguments)
+        except FieldError as error:
+            raise FieldError(path, error.problem) from None
+    elif arguments is not None:
+        text = to_json(arguments, path)
+    if not isinstance(arguments, dict | None):
+        raise FieldError(path, f"must be an object, not {name_of(arguments)}")
+    return text
+
+
 def take_tools(fields: Fields) -> list[item_pb2.Tool]:
-    """The field `tools`: functions, as OpenAI and Ollama write them alike."""
-    return [_tool(tool) for tool in fields.children("tools") or ()]
+    """The field `tools`: functions, as OpenAI and Ollama write them alike; none where `tool_choice` wants none."""
+    tools = [_tool(tool) for tool in fields.children("tools") or ()]
+    check_parallel_calls(fields, tools)
+    choice = fields.value("tool_choice")
+    if choice not in (None, "auto", "none"):
+        raise fields.wrong("tool_choice", f"must be auto or none, not {quote(choice)}: {CANNOT_BE_MADE}")
+    return [] if choice == "none" else tools
+
+
+def check_parallel_calls(fields: Fields, tools: list[item_pb2.Tool]) -> None:
+    """A model that may call at all may call several functions at one time."""
+    if fields.flag("parallel_tool_calls") is False and tools:
+        raise fields.wrong("parallel_tool_calls", "must be true: a model calls as many functions as it likes")
 
 
 def _tool(fields: Fields) -> item_pb2.Tool:
@@ -227,9 +254,9 @@ def take_think(fields: Fields) -> item_pb2.Think.ValueType | None:
     if think is not None and effort is not None:
         raise fields.wrong("reasoning_effort", "says again what think says; write one of them")
     if effort is not None:
-        if effort not in _EFFORT:
-            raise fields.wrong("reasoning_effort", f"must be one of {', '.join(_EFFORT)}, not {quote(effort)}")
-        return _EFFORT[effort]
+        if effort not in EFFORTS:
+            raise fields.wrong("reasoning_effort", f"must be one of {', '.join(EFFORTS)}, not {quote(effort)}")
+        return EFFORTS[effort]
     if think is None:
         return None
     # 1 equals True, but is not what was asked for.

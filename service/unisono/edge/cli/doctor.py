@@ -16,7 +16,7 @@ from unisono.edge.cli.connect import Wish, connect
 from unisono.edge.cli.errors import ExitCode, problem_of_status, stop_for_call
 from unisono.edge.cli.ports import StartServer
 from unisono.edge.cli.report import describe_slots
-from unisono.edge.cli.terminal import Terminal, paint, printable
+from unisono.edge.cli.terminal import Terminal, emit, paint, printable
 
 # Asking a backend that is away takes as long as its connect timeout.
 _PATIENCE_S = 30.0
@@ -65,7 +65,7 @@ async def diagnose(wish: Wish, start: StartServer, terminal: Terminal, *, as_jso
         found = Findings(target=connection.target, info=info, models=models)
     advice = advise(found)
     if as_json:
-        terminal.out.print(to_json(found, advice), soft_wrap=True)
+        emit(terminal.out, to_json(found, advice), soft_wrap=True)
     else:
         paint(terminal.out, draw(found, advice))
     return ExitCode.ITEMS_FAILED if any(each.is_blocking for each in advice) else ExitCode.DONE

@@ -16,8 +16,8 @@ from unisono.edge.batchfile.line import Form
 FORMS_KEY = "unisono.forms"
 # What a value of the metadata may hold: more than a hundred changes of form.
 _MAX_BYTES = 512
-_LETTERS = {Form.PLAIN: "p", Form.CHAT: "c", Form.COMPLETIONS: "t", Form.EMBEDDINGS: "e"}
-_RUN = re.compile(r"([pcte])([0-9]{1,9})", re.ASCII)
+_LETTERS = {Form.PLAIN: "p", Form.CHAT: "c", Form.COMPLETIONS: "t", Form.EMBEDDINGS: "e", Form.RESPONSES: "r"}
+_RUN = re.compile(r"([pcter])([0-9]{1,9})", re.ASCII)
 
 
 class TooMixedError(Exception):

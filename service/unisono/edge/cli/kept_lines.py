@@ -40,6 +40,14 @@ def state_of(batch: kept_pb2.KeptBatch) -> str:
     return state if batch.HasField("started_at") else "waiting"
 
 
+def ran_for_s(batch: kept_pb2.KeptBatch, now: datetime) -> float | None:
+    """Seconds from its beginning to its end, or until now; None: it waits for its turn."""
+    if not batch.HasField("started_at"):
+        return None
+    until = batch.ended_at.ToDatetime(UTC) if batch.HasField("ended_at") else now
+    return max(0.0, _seconds_since(batch.started_at, until))
+
+
 def draw_batch(batch: kept_pb2.KeptBatch, now: datetime) -> list[str]:
     """How it stands: a heading, and a line for each thing that is known."""
     counts = batch.counts

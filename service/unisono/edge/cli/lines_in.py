@@ -6,13 +6,14 @@ body itself with an id beside it. A line that cannot be read costs only itself: 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from unisono._generated.unisono.v1 import item_pb2
 from unisono.edge.batchfile.body import Kind, read_body
 from unisono.edge.batchfile.fields import FieldError, Fields, quote
-from unisono.edge.batchfile.line import FORMS, KINDS, Form, parse_object, take_id
+from unisono.edge.batchfile.line import FORMS, Form, parse_object, read_openai, take_id
+from unisono.edge.batchfile.responses_out import settings_of
 from unisono.edge.cli.source import Line
 
 
@@ -26,6 +27,8 @@ class Origin:
     # The line's number in the file, from 1.
     line: int
     form: Form
+    # What the request asked for, where its answer has that again.
+    settings: Mapping[str, object] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +57,7 @@ class LineReader:
         self._position = 0
         # A line that cannot be read at all is answered in the form of the line before.
         self._form = Form.PLAIN
+        self._settings: Mapping[str, object] | None = None
 
     def read(self, lines: Iterable[Line]) -> Iterator[GoodLine | BadLine]:
         """One for each line that is not blank."""
@@ -64,6 +68,7 @@ class LineReader:
 
     def _read_line(self, line: Line) -> GoodLine | BadLine:
         item_id = ""
+        self._settings = None
         try:
             fields = Fields(parse_object(line.text))
             is_openai = any(fields.has(name) for name in ("body", "url", "method"))
@@ -98,6 +103,7 @@ class LineReader:
             position=self._position,
             line=line.number,
             form=self._form,
+            settings=self._settings,
         )
 
     def _read_openai(self, fields: Fields) -> item_pb2.Item:
@@ -108,14 +114,15 @@ class LineReader:
             what = "is missing; it must" if url is None else "must"
             raise fields.wrong("url", f"{what} be one of {', '.join(FORMS)}" + (f", not {quote(url)}" if url else ""))
         self._form = FORMS[url]
-        body = fields.child("body")
+        body = fields.value("body")
         if body is None:
             raise fields.wrong("body", "is missing")
+        inner = Fields(body, "body")
         fields.end()
-        kind = KINDS[self._form]
-        if not body.has(kind.value):
-            raise body.wrong(kind.value, "is missing")
-        return read_body(body, kind, system_beside_messages=False)
+        item = read_openai(inner, self._form)
+        if self._form is Form.RESPONSES and isinstance(body, dict):
+            self._settings = settings_of(body)
+        return item
 
 
 def _take_id(fields: Fields, *, is_openai: bool) -> tuple[str, str]:

@@ -116,7 +116,7 @@ def _openai(ended: Ended) -> dict[str, object]:
         value["response"] = {
             "status_code": 200,
             "request_id": f"req_{name}",
-            "body": BODIES[origin.form](name, ended.time_s, result),
+            "body": BODIES[origin.form](name, ended.time_s, result, origin.settings),
         }
     else:
         problem = problem_of_status(result.error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from enum import StrEnum
 from typing import Annotated
 
@@ -39,10 +40,12 @@ from unisono.edge.cli.options import (
     rows_of,
     within,
 )
+from unisono.edge.cli.output import drop_output
 from unisono.edge.cli.passmap import DEFAULT_ROWS
 from unisono.edge.cli.ports import Serve, StartEngine, StartServer
 from unisono.edge.cli.run import RunOptions, run
-from unisono.edge.cli.terminal import Terminal
+from unisono.edge.cli.signals import until_signalled
+from unisono.edge.cli.terminal import OutputError, Terminal
 from unisono.edge.cli.trace_command import add_trace_check
 
 
@@ -332,12 +335,18 @@ def finish(command: Callable[[Terminal], Coroutine[object, object, int]]) -> Non
     """Runs a command to its end and ends the process as it says."""
     terminal = Terminal.standard()
     try:
-        code = asyncio.run(command(terminal))
+        code = asyncio.run(until_signalled(command(terminal)))
     except StopError as error:
         _stop(terminal, error)
     except KeyboardInterrupt:
         terminal.say("unisono: interrupted")
         raise typer.Exit(ExitCode.INTERRUPTED) from None
+    except OutputError as error:
+        drop_output()
+        # Where standard error is at fault too, nobody can be told.
+        with suppress(OutputError):
+            terminal.say(f"unisono: what it writes cannot be written: {error}", "red")
+        raise typer.Exit(ExitCode.ITEMS_FAILED) from None
     else:
         raise typer.Exit(code)
 

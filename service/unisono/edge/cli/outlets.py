@@ -13,7 +13,7 @@ from unisono._generated.unisono.v1 import event_pb2, item_pb2
 from unisono.edge.cli.errors import problem_of_status
 from unisono.edge.cli.lines_in import Origin
 from unisono.edge.cli.lines_out import STATES, Ended, to_line
-from unisono.edge.cli.terminal import can_write, printable
+from unisono.edge.cli.terminal import can_write, emit, printable
 
 # Results that wait for their turn stay in memory up to here; then they wait in a temporary file.
 _HELD_IN_MEMORY_BYTES = 16 * 1024 * 1024
@@ -75,8 +75,8 @@ class Answers:
             head.append(f"  {STATES.get(result.state, 'failed')}: {problem.reason}", style="red")
             body.append(printable(problem.text), style="red")
         width = min(self._console.width, _ANSWER_WIDTH)
-        self._console.print(head, width=width)
-        self._console.print(Padding(body, (0, 0, 1, 2)), width=width)
+        emit(self._console, head, width=width)
+        emit(self._console, Padding(body, (0, 0, 1, 2)), width=width)
 
     def close(self) -> None:
         """Nothing is held back."""

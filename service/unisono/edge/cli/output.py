@@ -32,8 +32,11 @@ def open_output(
     if shows_answers:
         outlet = Answers(terminal.out)
     elif output is None or output == "-":
+        if sys.stdout is None:
+            what = "Standard output is closed: name a file for the results with --output."
+            raise StopError(what, code=ExitCode.USAGE)
         outlet = JsonLines(sys.stdout.buffer)
-        stack.callback(_drop_output)
+        stack.callback(drop_output)
     else:
         outlet = JsonLines(stack.enter_context(_create(output, source)), replaces=not appends)
     console = terminal.out if shows_answers else terminal.err
@@ -54,21 +57,28 @@ def empty_output(output: str | None) -> None:
         raise StopError(f"{output} cannot be written: {error.strerror}", code=ExitCode.USAGE) from error
 
 
-def _create(output: str, source: str) -> BinaryIO:
-    """The output file, as it is; never the input. It is emptied when there is a result to write, and not before."""
+def refuse_source(output: str, source: str) -> None:
+    """Raises StopError where the output is the file that is read."""
     path = Path(output)
     with suppress(OSError):
         if source and path.samefile(source):
             raise StopError(f"{path} is the file that is read; name another for the results.", code=ExitCode.USAGE)
+
+
+def _create(output: str, source: str) -> BinaryIO:
+    """The output file, as it is; never the input. It is emptied when there is a result to write, and not before."""
+    refuse_source(output, source)
+    path = Path(output)
     try:
         return path.open("ab")
     except OSError as error:
         raise StopError(f"{path} cannot be written: {error.strerror}", code=ExitCode.USAGE) from error
 
 
-def _drop_output() -> None:
-    """Writes what standard output still holds; where its reader is gone, keeps Python from complaining at its end."""
+def drop_output() -> None:
+    """Writes what standard output still holds; where that cannot be, keeps Python from complaining at its end."""
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError:
+        # Whoever wrote has been told.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import grpc
 import grpc.aio
@@ -19,6 +20,7 @@ from unisono.edge.cli.errors import ExitCode
 from unisono.edge.cli.follower import GIVE_UP_AFTER_S, Follower, stop_for_lost
 from unisono.edge.cli.forms import FORMS_KEY, Forms
 from unisono.edge.cli.kept import PATIENCE_S, UNANSWERED, ask, get_batch, stop_for_kept
+from unisono.edge.cli.kept_lines import ran_for_s
 from unisono.edge.cli.lines_in import LineReader
 from unisono.edge.cli.output import empty_output, open_output
 from unisono.edge.cli.progress import Display
@@ -59,6 +61,9 @@ async def results(options: ResultsOptions, terminal: Terminal) -> int:
             )
             if options.follows:
                 meter.total = batch.counts.accepted
+                ran_s = ran_for_s(batch, datetime.now(UTC))
+                if ran_s is not None:
+                    meter.began(ran_s)
                 await _follow(options, connection, collector, display, terminal)
             else:
                 states = UNANSWERED if options.only_failed else ()

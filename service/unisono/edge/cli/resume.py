@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import msgspec
 
 from unisono.edge.cli.errors import ExitCode, StopError
 
-# How each line of results begins.
+# How each line of results begins: the second name tells it from a line that asks.
 _BEGINNING = b'{"id":"'
+_ID = re.compile(rb'\{"id":"(?:[^"\\]|\\.)*"')
+_SECOND = (b',"index":', b',"custom_id":')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +38,22 @@ class _Line(msgspec.Struct):
     state: str | None = None
     id: str = ""
     custom_id: str | None = None
-    response: _Response | None = None
+    # Not there at all: a line that asks.
+    response: _Response | msgspec.UnsetType | None = msgspec.UNSET
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether `run` has written it."""
+        if self.custom_id is not None:
+            return self.response is not msgspec.UNSET
+        return self.state is not None and self.id != ""
+
+    @property
+    def answered(self) -> str | None:
+        """The id of its item, where that was answered."""
+        if self.custom_id is None:
+            return self.id if self.state == "completed" else None
+        return self.custom_id if isinstance(self.response, _Response) and self.response.status_code == 200 else None
 
 
 def take_up(output: str) -> Former:
@@ -65,13 +83,11 @@ def _take_up(path: Path) -> Former:
                 if text.endswith(b"\n") or not _may_be_torn(text):
                     raise _not_ours(path, number) from None
                 break
-            if line.custom_id is None and (line.state is None or not line.id):
+            if not line.is_ours:
                 raise _not_ours(path, number)
             whole += len(text)
-            if line.state == "completed":
-                answered.add(line.id)
-            elif line.custom_id is not None and line.response is not None and line.response.status_code == 200:
-                answered.add(line.custom_id)
+            if line.answered is not None:
+                answered.add(line.answered)
     is_torn = whole < path.stat().st_size
     if is_torn:
         os.truncate(path, whole)
@@ -83,7 +99,10 @@ def _take_up(path: Path) -> Former:
 
 def _may_be_torn(text: bytes) -> bool:
     """Whether a last line is the beginning of one of ours."""
-    return text.startswith(_BEGINNING) or _BEGINNING.startswith(text)
+    if (item_id := _ID.match(text)) is None:
+        return text.startswith(_BEGINNING) or _BEGINNING.startswith(text)
+    rest = text[item_id.end() :]
+    return any(rest.startswith(second) or second.startswith(rest) for second in _SECOND)
 
 
 def _not_ours(path: Path, number: int) -> StopError:

@@ -20,7 +20,7 @@ from unisono.edge.cli.errors import ExitCode, StopError, problem_of_call, proble
 from unisono.edge.cli.feed import LineFeed, open_source
 from unisono.edge.cli.lines_in import LineReader, Origin
 from unisono.edge.cli.outlets import InOrder, Outlet
-from unisono.edge.cli.output import open_output
+from unisono.edge.cli.output import open_output, refuse_source
 from unisono.edge.cli.passes import ask_passes, draw_passes
 from unisono.edge.cli.passmap import DEFAULT_ROWS
 from unisono.edge.cli.patience import DETACH_GRACE_S, GIVE_UP_AFTER_S
@@ -29,6 +29,7 @@ from unisono.edge.cli.progress import Display
 from unisono.edge.cli.report import draw_report, headings
 from unisono.edge.cli.resume import take_up
 from unisono.edge.cli.session import BatchSession, LostError
+from unisono.edge.cli.signals import ending_signals, exit_code_of
 from unisono.edge.cli.terminal import Terminal, paint, printable
 from unisono.edge.cli.terms import BatchTerms, config_of
 
@@ -178,7 +179,7 @@ class Job:
     def exit_code(self) -> int:
         """How the command ends."""
         if self._signal is not None:
-            return 128 + self._signal
+            return exit_code_of(self._signal)
         if self._stop is not None:
             return self._stop.code
         tally = self._collector.tally
@@ -188,9 +189,7 @@ class Job:
     def _signals(self) -> Iterator[None]:
         """Meanwhile, an interrupt cancels the batch, and a second one gives it up."""
         loop = asyncio.get_running_loop()
-        numbers = [signal.SIGINT, signal.SIGTERM]
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup makes it
-            numbers.append(signal.SIGHUP)
+        numbers = [signal.SIGINT, *ending_signals()]
         for number in numbers:
             loop.add_signal_handler(number, self._interrupt, number)
         try:
@@ -243,6 +242,7 @@ async def _take_up(options: RunOptions, terminal: Terminal) -> frozenset[str]:
     if options.output in (None, "-"):
         what = "--resume goes on with the output of a run that was broken off: name that file with --output."
         raise StopError(what, code=ExitCode.USAGE)
+    refuse_source(options.output, options.file)
     former = await asyncio.to_thread(take_up, options.output)
     told = f"unisono: {len(former.answered):,} items are answered in {printable(options.output, one_line=True)}"
     terminal.say(told + ("; its last line, which was broken off, is left out" if former.was_torn else ""))

@@ -25,7 +25,7 @@ from unisono.edge.cli.lines_in import LineReader
 from unisono.edge.cli.passmap import DEFAULT_ROWS
 from unisono.edge.cli.patience import GIVE_UP_AFTER_S, Patience, is_lost
 from unisono.edge.cli.source import CopyingSource, LineSource
-from unisono.edge.cli.terminal import Terminal, write
+from unisono.edge.cli.terminal import OutputError, Terminal, write
 from unisono.edge.cli.terms import BatchTerms, config_of
 from unisono.edge.cli.upload import Upload
 from unisono.edge.cli.watch import WatchOptions, watch_batch
@@ -141,8 +141,10 @@ async def _go_on(
     batch: kept_pb2.KeptBatch, connection: Connection, terminal: Terminal, watching: WatchOptions | None
 ) -> int:
     """Prints the id of a batch that is kept, and follows it where that is asked for."""
-    write(terminal.out, batch.batch_id)
-    terminal.out.file.flush()
+    try:
+        write(terminal.out, batch.batch_id)
+    except OutputError as error:
+        raise OutputError(f"{error}; batch {batch.batch_id} is kept") from error
     items = "1 item" if batch.counts.accepted == 1 else f"{batch.counts.accepted:,} items"
     terminal.say(f"unisono: {items} kept by the service at {connection.target}")
     if watching is None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 # What does not go to a terminal is drawn this wide.
 _FILE_WIDTH = 100
+
+
+class OutputError(Exception):
+    """What a command writes cannot be written; the message says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,18 +43,26 @@ def _console(*, is_error: bool) -> Console:
     return console
 
 
+def emit(console: Console, what: RenderableType, **how: Any) -> None:
+    """As `console.print`; raises OutputError where that fails. Without a reader, rich ends the command."""
+    try:
+        console.print(what, **how)
+    except OSError as error:
+        raise OutputError(error.strerror or str(error)) from error
+
+
 def write(console: Console, line: str, style: str = "") -> None:
-    """Writes one line as it is: not wrapped, not cut, nothing in it read as markup."""
+    """Writes one line as it is: not wrapped, not cut, nothing in it read as markup. Raises OutputError."""
     if not can_write(console, line):
         line = line.encode(console.encoding, errors="replace").decode(console.encoding)
-    console.print(Text(line, style=style), soft_wrap=True)
+    emit(console, Text(line, style=style), soft_wrap=True)
 
 
 def paint(console: Console, lines: Iterable[str]) -> None:
     """Writes a drawing or a report: headings bold, what stands right of a map's rule in colour."""
     for line in lines:
         if "│" in line:
-            console.print(painted(line), soft_wrap=True)
+            emit(console, painted(line), soft_wrap=True)
         else:
             write(console, line, _style_of(line))
 

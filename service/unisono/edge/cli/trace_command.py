@@ -18,7 +18,7 @@ from rich.text import Text
 
 from unisono.edge.cli.errors import ExitCode, StopError
 from unisono.edge.cli.options import Finish, seconds
-from unisono.edge.cli.terminal import Terminal, can_write, printable, write
+from unisono.edge.cli.terminal import Terminal, can_write, emit, printable, write
 from unisono.edge.cli.trace_check import Finding, check
 from unisono.edge.cli.trace_spans import NotTraceError, Span, read_spans
 from unisono.edge.cli.trace_tree import ASCII, DEFAULT_ITEMS, UNICODE, Row, draw_tree
@@ -90,7 +90,7 @@ async def check_trace(options: TraceOptions, terminal: Terminal) -> int:
             code=ExitCode.ITEMS_FAILED,
         )
     if options.as_json:
-        terminal.out.print(to_json(spans, findings), soft_wrap=True)
+        emit(terminal.out, to_json(spans, findings), soft_wrap=True)
     else:
         show(terminal.out, spans, findings, items=options.items, jaeger=options.jaeger)
     return ExitCode.ITEMS_FAILED if findings else ExitCode.DONE
@@ -222,7 +222,7 @@ def _paint(console: Console, row: Row) -> None:
     text = Text(row.label, style="red" if row.is_wrong else "" if row.bar else "dim")
     text.append(row.bar, style="red" if row.is_wrong else "cyan")
     text.rstrip()
-    console.print(text, soft_wrap=True)
+    emit(console, text, soft_wrap=True)
 
 
 def draw_findings(findings: Sequence[Finding]) -> list[tuple[str, str]]:

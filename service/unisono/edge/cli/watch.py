@@ -6,6 +6,7 @@ import asyncio
 import time
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import grpc
 import grpc.aio
@@ -18,7 +19,7 @@ from unisono.edge.cli.connect import Connection, Wish, connect_to_running
 from unisono.edge.cli.errors import ExitCode, problem_of_call, problem_of_status
 from unisono.edge.cli.follower import GIVE_UP_AFTER_S, Follower, stop_for_lost
 from unisono.edge.cli.kept import PATIENCE_S, UNANSWERED, ask, get_batch, stop_for_kept
-from unisono.edge.cli.kept_lines import failed_of, state_of
+from unisono.edge.cli.kept_lines import failed_of, ran_for_s, state_of
 from unisono.edge.cli.lines_in import LineReader
 from unisono.edge.cli.lines_out import Ended
 from unisono.edge.cli.passes import Passes, ask_passes, draw_passes
@@ -102,9 +103,9 @@ class _Watching:
         """Takes over how the batch stands, and where its events are read from."""
         counts, meter = batch.counts, self._meter
         meter.total = counts.accepted
-        if batch.HasField("started_at"):
-            until_s = batch.ended_at.ToNanoseconds() / 1e9 if batch.HasField("ended_at") else time.time()
-            meter.began(max(0.0, until_s - batch.started_at.ToNanoseconds() / 1e9))
+        ran_s = ran_for_s(batch, datetime.now(UTC))
+        if ran_s is not None:
+            meter.began(ran_s)
         elif state_of(batch) == "waiting":
             meter.phase = "waiting for its turn"
         self._shown_from = batch.last_sequence

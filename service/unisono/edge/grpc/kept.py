@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import abstractmethod
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
 from unisono._generated.unisono.v1 import batch_inference_pb2_grpc as pb_grpc
 from unisono.core.batch import CoScheduling
-from unisono.core.errors import InvalidRequestError, NothingKeptError, Violation
+from unisono.core.errors import NothingKeptError
 from unisono.core.events import Result, weight
 from unisono.core.paging import MAX_MESSAGE_WEIGHT
 from unisono.edge.contract import convert_config, convert_kept, convert_out
 from unisono.edge.grpc import pages
+from unisono.edge.grpc.calls import SERVICE, carrier_of, fingerprint_of, wrong
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractAsyncContextManager
-
-    import grpc.aio
 
     from unisono._generated.unisono.v1 import item_pb2
     from unisono.app.batches import Batches
@@ -29,10 +27,8 @@ if TYPE_CHECKING:
     from unisono.core.batch import BadItem
     from unisono.core.events import Journalled
     from unisono.core.model import Item
+    from unisono.edge.grpc.calls import Context
 
-    _Context = grpc.aio.ServicerContext[Any, Any]
-
-_SERVICE = "unisono.v1.BatchInference"
 _PAGE, _MAX_PAGE = 100, 1_000
 
 
@@ -44,7 +40,7 @@ class KeptBatches(pb_grpc.BatchInferenceServicer):
     _clock: Clock
 
     @abstractmethod
-    def _refused(self, context: _Context) -> AbstractAsyncContextManager[None]:
+    def _refused(self, context: Context) -> AbstractAsyncContextManager[None]:
         """Turns an error of the house into the call's status."""
 
     @abstractmethod
@@ -67,42 +63,39 @@ class KeptBatches(pb_grpc.BatchInferenceServicer):
             return False
         return self._durable.runs(batch_id) or self._batches.find(batch_id) is None
 
-    async def _replay(self, batch_id: str, after: int, context: _Context) -> None:
+    async def _replay(self, batch_id: str, after: int, context: Context) -> None:
         """Writes the events of a batch that has ended, to a stream that wanted to go on with it."""
         async with aclosing(self._kept.follow(batch_id, after=after)) as events:
             async for event in events:
                 message = convert_out.batch_event(event, self._clock.time_ns())
                 await context.write(pb.StreamBatchResponse(event=message))
 
-    async def SubmitBatch(self, request: pb.SubmitBatchRequest, context: _Context) -> pb.SubmitBatchResponse:
+    async def SubmitBatch(self, request: pb.SubmitBatchRequest, context: Context) -> pb.SubmitBatchResponse:
         """See the contract."""
         async with self._refused(context):
             kept = self._kept
             config = convert_config.config(request.config, bounds=self._batches.limits)
             if config.co_scheduling is CoScheduling.REQUIRED:
                 what = "is REQUIRED, which is for RunBatch only: nobody knows what is free when it is its turn"
-                violation = Violation(field="config.co_scheduling", description=what)
-                raise InvalidRequestError(f"config.co_scheduling: {what}", violations=[violation])
+                raise wrong("config.co_scheduling", what)
             metadata = convert_kept.metadata(request.metadata)
             items = await self._batches.check(await self._converted(request.items), config)
             stored, _ = await kept.submit(
                 items,
                 config,
-                method=f"{_SERVICE}/SubmitBatch",
-                carrier=_carrier(context),
+                method=f"{SERVICE}/SubmitBatch",
+                carrier=carrier_of(context),
                 metadata=metadata,
-                fingerprint=hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
-                if config.request_id
-                else b"",
+                fingerprint=fingerprint_of(request) if config.request_id else b"",
             )
             return pb.SubmitBatchResponse(batch=convert_kept.kept_batch(stored))
 
-    async def GetBatch(self, request: pb.GetBatchRequest, context: _Context) -> pb.GetBatchResponse:
+    async def GetBatch(self, request: pb.GetBatchRequest, context: Context) -> pb.GetBatchResponse:
         """See the contract."""
         async with self._refused(context):
             return pb.GetBatchResponse(batch=convert_kept.kept_batch(await self._kept.get(request.batch_id)))
 
-    async def ListBatches(self, request: pb.ListBatchesRequest, context: _Context) -> pb.ListBatchesResponse:
+    async def ListBatches(self, request: pb.ListBatchesRequest, context: Context) -> pb.ListBatchesResponse:
         """See the contract."""
         async with self._refused(context):
             size = pages.size(request.page_size, default=_PAGE, most=_MAX_PAGE)
@@ -118,7 +111,7 @@ class KeptBatches(pb_grpc.BatchInferenceServicer):
                 response.next_page_token = pages.token(found[size - 1][0])
             return response
 
-    async def ListResults(self, request: pb.ListResultsRequest, context: _Context) -> pb.ListResultsResponse:
+    async def ListResults(self, request: pb.ListResultsRequest, context: Context) -> pb.ListResultsResponse:
         """See the contract."""
         async with self._refused(context):
             size = pages.size(request.page_size, default=_PAGE, most=_MAX_PAGE)
@@ -135,18 +128,18 @@ class KeptBatches(pb_grpc.BatchInferenceServicer):
                 response.next_page_token = pages.token(taken[-1].sequence)
             return response
 
-    async def RetryBatch(self, request: pb.RetryBatchRequest, context: _Context) -> pb.RetryBatchResponse:
+    async def RetryBatch(self, request: pb.RetryBatchRequest, context: Context) -> pb.RetryBatchResponse:
         """See the contract."""
         async with self._refused(context):
             stored, _ = await self._kept.retry(
                 request.batch_id,
                 request_id=request.request_id,
-                method=f"{_SERVICE}/RetryBatch",
-                carrier=_carrier(context),
+                method=f"{SERVICE}/RetryBatch",
+                carrier=carrier_of(context),
             )
             return pb.RetryBatchResponse(batch=convert_kept.kept_batch(stored))
 
-    async def DeleteBatch(self, request: pb.DeleteBatchRequest, context: _Context) -> pb.DeleteBatchResponse:
+    async def DeleteBatch(self, request: pb.DeleteBatchRequest, context: Context) -> pb.DeleteBatchResponse:
         """See the contract."""
         async with self._refused(context):
             await self._kept.delete(request.batch_id)
@@ -165,9 +158,3 @@ def _page(found: Sequence[Journalled], size: int) -> tuple[list[Journalled], boo
         taken.append(entry)
         results += isinstance(entry.event, Result)
     return taken, True
-
-
-def _carrier(context: _Context) -> dict[str, str]:
-    """The call's metadata as text, for the trace context."""
-    metadata = context.invocation_metadata() or ()
-    return {key: value for key, value in metadata if isinstance(value, str)}

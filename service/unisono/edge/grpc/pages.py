@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 
-from unisono.core.errors import InvalidRequestError, Violation
+from unisono.edge.grpc.calls import wrong
 
 _PREFIX = b"u1:"
 # Bytes of ids that a page may hold so that its message stays below 4 MiB, beside all warnings and refusals.
@@ -28,7 +28,7 @@ def place(text: str) -> int:
     number = raw.removeprefix(_PREFIX)
     if raw == number or not number.isdigit():
         what = "is not a token of this list: take next_page_token as it came, with the same request"
-        raise InvalidRequestError(f"page_token: {what}", violations=[Violation(field="page_token", description=what)])
+        raise wrong("page_token", what)
     return int(number)
 
 
@@ -36,7 +36,7 @@ def size(asked: int, *, default: int, most: int) -> int:
     """How many entries a page has; raises InvalidRequestError above the most."""
     if asked > most:
         what = f"is {asked:,}; at most {most:,} are given"
-        raise InvalidRequestError(f"page_size: {what}", violations=[Violation(field="page_size", description=what)])
+        raise wrong("page_size", what)
     return asked or default
 
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from unisono.core.errors import UnisonoError
+    from unisono.edge.rest.routes import ErrorBody
 
 _TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _SERVER_STATUS: Final = 500
@@ -27,11 +28,6 @@ class RefusedError(Exception):
         self.param = param
         self.code = code
 
-    @property
-    def body(self) -> dict[str, object]:
-        """As it is answered."""
-        return error_body(self.status, self.message, param=self.param, code=self.code)
-
 
 def error_body(status: int, message: str, *, param: str | None = None, code: str | None = None) -> dict[str, object]:
     """An error as OpenAI writes it. What it repeats of a request may hold halves of surrogate pairs."""
@@ -44,11 +40,11 @@ def type_of(status: int) -> str:
     return _TYPES.get(status) or ("server_error" if status >= _SERVER_STATUS else "invalid_request_error")
 
 
-def of_house(error: UnisonoError) -> tuple[int, dict[str, object]]:
+def of_house(error: UnisonoError, write: ErrorBody) -> tuple[int, Mapping[str, object]]:
     """The status of an error of the house, and its body: `code` is its reason in small letters."""
     row = row_of(error)
     param = error.violations[0].field if error.violations else None
-    return row.http, error_body(
+    return row.http, write(
         row.http,
         error.message,
         param=None if param is None else param_of(param),

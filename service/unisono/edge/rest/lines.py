@@ -11,11 +11,11 @@ from unisono.core.batch import BadItem
 from unisono.core.errors import BatchDeadlineError, CancelledItemError, InternalError, Violation
 from unisono.core.files import LineError
 from unisono.edge.batchfile.answers import BODIES
-from unisono.edge.batchfile.body import read_body
 from unisono.edge.batchfile.fields import FieldError, Fields, quote
-from unisono.edge.batchfile.line import FORMS, KINDS, MAX_LINE_BYTES, parse_object, take_id
+from unisono.edge.batchfile.line import FORMS, MAX_LINE_BYTES, Form, parse_object, read_openai, take_id
+from unisono.edge.batchfile.responses_out import settings_of
 from unisono.edge.contract import convert_in, convert_out
-from unisono.edge.rest.errors import of_house, param_of
+from unisono.edge.rest.errors import error_body, of_house, param_of
 from unisono.edge.status import utf8
 
 if TYPE_CHECKING:
@@ -24,12 +24,19 @@ if TYPE_CHECKING:
     from unisono.core.events import Result
     from unisono.core.files import FileBatch
     from unisono.core.limits import Limits
-    from unisono.core.model import Item
+    from unisono.core.model import Completion, Item
 
 # What OpenAI takes of a file.
 MAX_LINES: Final = 50_000
 # Errors of a file that are told; with so many, it is read no further.
 MAX_ERRORS: Final = 100
+# Of fields of a conversation, where in a request for a response they come from.
+_RESPONSES: Final = (
+    ("chat.messages", "input"),
+    ("chat.tools", "tools"),
+    ("chat.format", "text.format"),
+    ("options.num_predict", "max_output_tokens"),
+)
 
 
 class FileCheck:
@@ -41,6 +48,7 @@ class FileCheck:
         self._count = 0
         # Of each id, the line that has it.
         self._ids: dict[str, int] = {}
+        self._models: set[str] = set()
         self._errors: list[LineError] = []
 
     @property
@@ -52,6 +60,11 @@ class FileCheck:
     def is_enough(self) -> bool:
         """Whether no more lines need to be looked at."""
         return self._count > self._max_lines or len(self._errors) >= MAX_ERRORS
+
+    @property
+    def model(self) -> str:
+        """What all lines ask; empty where they do not ask one and the same."""
+        return next(iter(self._models)) if len(self._models) == 1 else ""
 
     def read(self, number: int, text: bytes | None) -> None:
         """The next line."""
@@ -101,6 +114,8 @@ class FileCheck:
         if url != self._endpoint:
             what = f"The url must be the batch's endpoint, {self._endpoint}, not {quote(url)}."
             raise _LineError("url_mismatch", what, "url")
+        model = body.value("model") if body is not None else None
+        self._models.add(model if isinstance(model, str) else "")
         # Whatever else it may be, it is not for a batch.
         if body is not None and body.value("stream") not in (None, False):
             raise _LineError("unsupported_value", "stream must be false in a batch.", "body.stream")
@@ -132,19 +147,27 @@ class OpenAILines:
         """The item of a line that was checked; one that cannot be run fails alone."""
         fields = Fields(parse_object(text))
         item_id = take_id(fields, "custom_id")
-        kind = KINDS[FORMS[endpoint]]
-        body = fields.child("body")
-        if body is None or not body.has(kind.value):
-            return _bad(item_id, FieldError(kind.value, "is missing"))
+        form = FORMS[endpoint]
         try:
-            message = read_body(body, kind, system_beside_messages=False)
+            # An object: that was checked.
+            message = read_openai(fields.child("body") or Fields({}), form)
         except FieldError as error:
             return _bad(item_id, error)
         message.item_id = item_id
-        return convert_in.item(message, bounds=self._limits)
+        item = convert_in.item(message, bounds=self._limits)
+        return _in_words_of_responses(item) if form is Form.RESPONSES else item
 
-    def result(self, batch: FileBatch, result: Result, at_ns: int) -> tuple[bytes, bool]:
-        """A line of output, or of the file of errors."""
+    def wants_lines(self, endpoint: str) -> bool:
+        """Whether answers hold what was asked for once more."""
+        return FORMS[endpoint] is Form.RESPONSES
+
+    def result(self, batch: FileBatch, result: Result, at_ns: int, asked: bytes | None = None) -> tuple[bytes, bool]:
+        """A line of output, or of the file of errors. `asked`: the line of its request, where that is wanted."""
+        line = self.line(batch, result, at_ns, asked)
+        return msgspec.json.encode(line) + b"\n", result.completion is not None
+
+    def line(self, batch: FileBatch, result: Result, at_ns: int, asked: bytes | None = None) -> dict[str, object]:
+        """A line, still as an object."""
         name = f"{batch.batch_id.removeprefix('batch_')}-{result.index}"
         value: dict[str, object] = {
             "id": f"batch_req_{name}",
@@ -156,7 +179,9 @@ class OpenAILines:
         if result.completion is not None:
             # Without what OpenAI has no word for.
             message = convert_out.result(replace(result, error=None))
-            body = BODIES[FORMS[batch.endpoint]](name, at_ns // 1_000_000_000, message)
+            body = BODIES[_form(batch, result.completion)](
+                name, at_ns // 1_000_000_000, message, _settings(asked, result.item_id)
+            )
             value["response"] = {"status_code": 200, "request_id": f"req_{name}", "body": body}
         elif isinstance(error, BatchDeadlineError):
             what = "The batch expired before this request was answered."
@@ -165,9 +190,36 @@ class OpenAILines:
             what = "The batch was cancelled before this request was answered."
             value["error"] = {"code": "batch_cancelled", "message": what}
         else:
-            status, failed = of_house(error or InternalError("the item ended without an answer"))
+            status, failed = of_house(error or InternalError("the item ended without an answer"), error_body)
             value["response"] = {"status_code": status, "request_id": f"req_{name}", "body": failed}
-        return msgspec.json.encode(value) + b"\n", result.completion is not None
+        return value
+
+
+def _form(batch: FileBatch, done: Completion) -> Form:
+    """The form of an answer: of a batch that was made of no file, a chat's, or embeddings'."""
+    if batch.endpoint:
+        return FORMS[batch.endpoint]
+    return Form.EMBEDDINGS if done.embeddings else Form.CHAT
+
+
+def _settings(asked: bytes | None, item_id: str) -> dict[str, object] | None:
+    """What a line asked for; None where it is not known."""
+    if asked is None:
+        return None
+    line = parse_object(asked)
+    body = line.get("body")
+    return settings_of(body) if isinstance(body, dict) and take_id(Fields(line), "custom_id") == item_id else None
+
+
+def _in_words_of_responses(item: Item | BadItem) -> Item | BadItem:
+    """What the contract's limits refuse, by the names that this API has for it."""
+    if not isinstance(item, BadItem):
+        return item
+    violations = tuple(
+        replace(one, field=next((theirs for ours, theirs in _RESPONSES if one.field.startswith(ours)), one.field))
+        for one in item.violations
+    )
+    return replace(item, violations=violations)
 
 
 def _bad(item_id: str, error: FieldError) -> BadItem:

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Final
 
 from unisono.core.durable import Tally
 from unisono.core.events import BatchState
-from unisono.core.files import FileBatchState
+from unisono.core.files import FileBatch, FileBatchState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from unisono.core.durable import StoredBatch
-    from unisono.core.files import FileBatch, StoredFile
+    from unisono.core.files import StoredFile
 
 VALIDATING: Final = "validating"
 IN_PROGRESS: Final = "in_progress"
@@ -40,8 +40,8 @@ def status_of(batch: FileBatch, stored: StoredBatch | None) -> str:
     return VALIDATING if stored is None else IN_PROGRESS
 
 
-def batch_object(batch: FileBatch, stored: StoredBatch | None) -> dict[str, object]:
-    """A batch as it stands; see `status_of`."""
+def batch_object(batch: FileBatch, stored: StoredBatch | None, *, model: str = "") -> dict[str, object]:
+    """A batch as it stands; see `status_of`. `model`: that of all its lines; empty: there is none such."""
     status = status_of(batch, stored)
     in_progress_ns, finalizing_ns = batch.in_progress_ns, batch.finalizing_ns
     tally = batch.tally or Tally()
@@ -55,6 +55,7 @@ def batch_object(batch: FileBatch, stored: StoredBatch | None) -> dict[str, obje
         "id": batch.batch_id,
         "object": "batch",
         "endpoint": batch.endpoint,
+        "model": model or None,
         "errors": _errors(batch),
         "input_file_id": batch.input_file_id,
         "completion_window": batch.window,
@@ -75,6 +76,32 @@ def batch_object(batch: FileBatch, stored: StoredBatch | None) -> dict[str, obje
     if batch.is_over:
         value[_ENDS[batch.state]] = seconds(batch.ended_ns)
     return value
+
+
+def kept_as_file_batch(stored: StoredBatch) -> FileBatch:
+    """A kept batch that was made of no file, as if it had been: without a file, an endpoint, and files of results."""
+    states = {
+        BatchState.RUNNING: FileBatchState.OPEN,
+        BatchState.COMPLETED: FileBatchState.COMPLETED,
+        BatchState.CANCELLED: FileBatchState.CANCELLED,
+        BatchState.EXPIRED: FileBatchState.EXPIRED,
+    }
+    return FileBatch(
+        batch_id=stored.batch_id,
+        input_file_id="",
+        endpoint="",
+        window="",
+        # 0: never; see `BatchViews.object_of`.
+        expires_ns=stored.deadline_ns or 0,
+        created_ns=stored.created_ns,
+        metadata=stored.metadata,
+        state=states[stored.state],
+        in_progress_ns=stored.started_ns,
+        finalizing_ns=stored.ended_ns,
+        ended_ns=stored.ended_ns,
+        keep_until_ns=stored.keep_until_ns,
+        tally=stored.tally,
+    )
 
 
 def _errors(batch: FileBatch) -> dict[str, object] | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from unisono.core.durations import parse_duration
 from unisono.edge.batchfile.fields import FieldError, Fields, check_text, name_of, parse_json
 from unisono.edge.batchfile.line import FORMS
+from unisono.edge.contract.convert_config import MAX_REQUEST_ID_BYTES
 from unisono.edge.rest.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ MAX_PAIRS, MAX_KEY, MAX_VALUE = 16, 64, 512
 # OpenAI's own bounds of `expires_after`, in seconds.
 LEAST_KEEP_S, MOST_KEEP_S = 3_600, 2_592_000
 _MOST_WINDOW_S: Final = 30 * 86_400
-_NOT_SERVED: Final = "/v1/responses"
+_MOST_DIGITS: Final = 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,21 +36,62 @@ class NewBatchRequest:
     output_keep_s: int | None
 
 
+def single(query: QueryParams, name: str) -> str:
+    """A parameter of the query, empty where it is absent; raises RefusedError where it is there twice."""
+    found = query.getlist(name)
+    if len(found) > 1:
+        raise RefusedError(400, f"{name} is given {len(found)} times; once is meant.", param=name)
+    return found[0] if found else ""
+
+
+def sequence(text: str, name: str) -> int:
+    """The number of an event after which more are wanted; 0 where none is said. Raises RefusedError."""
+    if not text:
+        return 0
+    if not (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS):
+        raise RefusedError(400, f"{name} must be the number of an event, 0 or more.", param=name)
+    return int(text)
+
+
+def read_retry(body: bytes) -> str:
+    """The body of `POST …/retry`, which may be empty: its `request_id`. Raises RefusedError."""
+    if not body:
+        return ""
+    try:
+        fields = Fields(parse_json(body.decode()))
+        request_id = fields.text("request_id") or ""
+        fields.end()
+    except UnicodeDecodeError:
+        raise RefusedError(400, "The body: is not UTF-8.") from None
+    except FieldError as error:
+        what = f"{error.path or 'The body'}: {error.problem}."
+        raise RefusedError(400, what, param=error.path or None) from None
+    if len(request_id.encode()) > MAX_REQUEST_ID_BYTES:
+        what = f"request_id is longer than {MAX_REQUEST_ID_BYTES} bytes."
+        raise RefusedError(400, what, param="request_id")
+    return request_id
+
+
 def whole_limit(query: QueryParams, *, default: int, most: int) -> int:
     """How many of a list are wanted; raises RefusedError."""
-    text = query.get("limit", "")
+    text = single(query, "limit")
     if not text:
         return default
-    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= most):
-        raise RefusedError(400, f"limit must be a whole number from 1 to {most:,}.", param="limit")
-    return int(text)
+    # More digits than these are of a number that is too large too.
+    found = int(text[:10]) if text.isascii() and text.isdigit() else None
+    if found is None or not 1 <= found <= most:
+        code = "invalid_value"
+        if found is not None:
+            code = "integer_below_min_value" if found < 1 else "integer_above_max_value"
+        raise RefusedError(400, f"limit must be a whole number from 1 to {most:,}.", param="limit", code=code)
+    return found
 
 
 def is_oldest_first(query: QueryParams) -> bool:
     """The order of a list; raises RefusedError."""
-    order = query.get("order", "") or "desc"
+    order = single(query, "order") or "desc"
     if order not in ("asc", "desc"):
-        raise RefusedError(400, "order must be asc or desc.", param="order")
+        raise RefusedError(400, "order must be asc or desc.", param="order", code="invalid_value")
     return order == "asc"
 
 
@@ -59,7 +101,14 @@ def read_batch(body: bytes) -> NewBatchRequest:
         return _read_batch(body)
     except FieldError as error:
         what = f"{error.path or 'The body'}: {error.problem}."
-        raise RefusedError(400, what, param=error.path or None) from None
+        raise RefusedError(400, what, param=error.path or None, code=_code_of(error)) from None
+
+
+def _code_of(error: FieldError) -> str | None:
+    """OpenAI's name for what is wrong with a field; none where there is no field."""
+    if not error.path:
+        return None
+    return "unknown_parameter" if error.is_unknown else "invalid_value"
 
 
 def _read_batch(body: bytes) -> NewBatchRequest:
@@ -90,8 +139,7 @@ def _read_batch(body: bytes) -> NewBatchRequest:
 
 def _endpoint(endpoint: str) -> str:
     if endpoint not in FORMS:
-        why = "It is not served yet" if endpoint == _NOT_SERVED else "There is no such endpoint for batches"
-        what = f"Invalid value: '{endpoint[:80]}'. {why}; supported values are: {', '.join(FORMS)}."
+        what = f"Invalid value: '{endpoint[:80]}'. Supported values are: {', '.join(FORMS)}."
         raise RefusedError(400, what, param="endpoint", code="invalid_value")
     return endpoint
 

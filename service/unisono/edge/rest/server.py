@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Self
 
 import uvicorn
 
+from unisono.edge.rest.connections import MOST_HEAD_BYTES, BoundedProtocol
+
 if TYPE_CHECKING:
     from collections.abc import Generator
 
@@ -56,7 +58,8 @@ class RestServer:
         logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
         config = uvicorn.Config(
             app,
-            http="h11",
+            http=BoundedProtocol,
+            h11_max_incomplete_event_size=MOST_HEAD_BYTES,
             ws="none",
             lifespan="off",
             # Its log would speak of every caller that breaks the protocol.
