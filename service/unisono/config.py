@@ -205,6 +205,9 @@ class Settings(BaseSettings):
     data_dir: str = ""
     # The journal's file grows no larger. Unset: as far as the disk has room.
     max_data_bytes: Annotated[int, Field(ge=1024 * 1024), A_SIZE, READ_SIZE] | None = None
+    # Files that callers hand in and get back have no more bytes together; then no more are taken. Unset: as far as
+    # the disk has room.
+    max_files_bytes: Annotated[int, Field(ge=1), A_SIZE, READ_SIZE] | None = None
     # How long a batch is kept after its end.
     retention: Duration = Field(default=30 * 86_400.0, ge=0)
     # That run at one time, and that have not ended.

@@ -130,7 +130,7 @@ async def start_rest(
     made: FileBatches | None = None
     if kept is not None:
         made = FileBatches(
-            kept.journal.files(),
+            kept.journal.files(max_bytes=settings.max_files_bytes),
             kept.durable,
             batches,
             lines,

@@ -154,7 +154,7 @@ async def measure(folder: Path, *, items: int, ahead: int) -> Found:
     list_ms = await _median_ms(lambda: journal.page(limit=PAGE))
 
     async def restart() -> None:
-        _ = await journal.ended("b")
+        _ = await journal.names("b")
         _ = await journal.items("b", after=-1, limit=500)
 
     restart_ms = await _median_ms(restart, 3)

@@ -43,7 +43,7 @@ async def accepted(here: Line, session: Session) -> None:
 
 def ended(batch: RunningBatch) -> int:
     """Items of the batch that have a result."""
-    return sum(batch._counts.values())
+    return batch._figures.ended
 
 
 MOMENTS: dict[str, Callable[[RunningBatch], bool]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from unisono.adapters.journal.memory import MemoryJournal
 from unisono.adapters.journal.sqlite import SqliteJournal
 from unisono.app.ports import Journal
 from unisono.core.batch import BadItem
-from unisono.core.durable import EndedItem, Tally
+from unisono.core.durable import KeptItem, Tally
 from unisono.core.errors import (
     BatchNotFoundError,
     RequestIdReusedError,
@@ -324,6 +325,7 @@ async def test_items_stand_in_their_places(store: SqliteJournal) -> None:
     stored, _ = await store.submit(new_batch(), given, is_whole=True)
     assert stored.tally.items == 8
     assert await all_items(store) == list(enumerate(given))
+    assert [one.variant_of for one in await store.names("b")] == ["", "", "x", "x", "", "", "y", ""]
     assert await store.items("b", after=6, limit=9) == [(7, given[7])]
     assert await store.items("b", after=7, limit=9) == []
     with pytest.raises(BatchNotFoundError):
@@ -349,6 +351,90 @@ async def test_items_are_added(store: SqliteJournal) -> None:
     for change in (store.set("nobody", is_cancelling=True), store.add("nobody", [], first=0)):
         with pytest.raises(BatchNotFoundError):
             await change
+
+
+async def test_items_that_are_large_are_read_a_few_at_a_time(store: SqliteJournal) -> None:
+    """At least one, however large it is."""
+    given = [an_item(index, text="x" * 5 * 2**20) for index in range(3)]
+    _ = await store.submit(new_batch(), given, is_whole=True)
+    assert [index for index, _ in await store.items("b", after=-1, limit=100)] == [0, 1]
+    assert [index for index, _ in await store.items("b", after=1, limit=100)] == [2]
+
+
+async def in_pages(*pages: Sequence[Item | BadItem], meanwhile: Callable[[], Awaitable[None]] | None = None) -> Any:
+    """Items page by page; `meanwhile` happens before the last."""
+    for page in pages[:-1]:
+        yield page
+    if meanwhile is not None:
+        await meanwhile()
+    yield pages[-1]
+
+
+async def test_a_batch_comes_page_by_page(store: SqliteJournal) -> None:
+    """Nobody finds it before its last page is there; then it is as one that came at one time."""
+    new = new_batch(request_id="r", fingerprint=b"1")
+
+    async def look() -> None:
+        with pytest.raises(BatchNotFoundError):
+            _ = await store.get("b")
+        with pytest.raises(BatchNotFoundError):
+            _ = store.read("b", 0, 1)
+        assert await store.page(limit=5) == []
+        assert await store.take_over() == []
+
+    many = some_items(1203)
+    stored, is_new = await store.submit_in_pages(new, in_pages(many[:500], many[500:700], many[700:], meanwhile=look))
+    assert (is_new, stored.tally.items, stored.is_input_closed, stored.config.request_id) == (True, 1203, True, "r")
+    assert [item for _, item in await all_items(store)] == many
+    assert [entry.event for entry in events_of(store)] == [Accepted(batch_id="b", item_count=1203)]
+    again, is_new = await store.submit_in_pages(replace(new, batch_id="c"), in_pages(many[:1]))
+    assert (again.batch_id, is_new) == ("b", False)
+    with pytest.raises(RequestIdReusedError):
+        _ = await store.submit_in_pages(replace(new, batch_id="d", fingerprint=b"2"), in_pages(many[:1]))
+
+
+async def test_the_same_request_comes_while_its_pages_do(store: SqliteJournal, tmp_path: Path) -> None:
+    """Whoever is whole first is the batch; of the other nothing stays."""
+    new = new_batch(request_id="r", fingerprint=b"1")
+
+    async def overtake() -> None:
+        _ = await store.submit(replace(new, batch_id="first"), some_items(2), is_whole=True)
+
+    stored, is_new = await store.submit_in_pages(new, in_pages(some_items(2), [], meanwhile=overtake))
+    assert (stored.batch_id, is_new) == ("first", False)
+    assert _rows(tmp_path, "batches") == 1
+
+
+async def test_pages_that_do_not_come_leave_nothing(tmp_path: Path) -> None:
+    """Neither where they end with an error, nor where the process ends: then the next one sees to it."""
+    async with sqlite_journal(tmp_path) as store:
+
+        async def fail() -> None:
+            raise OSError("the file is gone")
+
+        with pytest.raises(OSError, match="the file is gone"):
+            _ = await store.submit_in_pages(new_batch(), in_pages(some_items(3), [], meanwhile=fail))
+        assert await store.take_over() == []
+        assert (_rows(tmp_path, "batches"), _rows(tmp_path, "items")) == (0, 0)
+
+        async def stop() -> None:
+            await store.close()
+            raise OSError("the process ends")
+
+        with pytest.raises(OSError, match="the process ends"):
+            _ = await store.submit_in_pages(new_batch(), in_pages(some_items(3), [], meanwhile=stop))
+    assert _rows(tmp_path, "items") == 3
+    async with sqlite_journal(tmp_path) as store:
+        assert await store.take_over() == []
+        assert (_rows(tmp_path, "batches"), _rows(tmp_path, "items")) == (0, 0)
+
+
+def _rows(folder: Path, table: str) -> int:
+    """How many rows a table has."""
+    connection = sqlite3.connect(folder / "journal.sqlite3")
+    (count,) = connection.execute(f"select count(*) from {table}").fetchone()
+    connection.close()
+    return int(count)
 
 
 async def test_items_are_added_in_any_order(store: SqliteJournal) -> None:
@@ -509,11 +595,13 @@ async def test_items_by_how_they_ended(store: SqliteJournal) -> None:
     assert [index for index, _ in await all_items(store)] == [0, 2, 5, 6, 7, 10]
     assert [index for index, _ in await all_items(store, "b", (FAILED,))] == [1, 4, 11]
     assert [index for index, _ in await all_items(store, "b", (EXPIRED, CANCELLED))] == [8, 9]
-    assert await store.ended("b") == [
-        EndedItem(index=index, item_id=f"i{index}", state=state) for index, state in sorted(states.items())
+    known = await store.names("b")
+    assert all(one.size_bytes > 0 for one in known)
+    assert [replace(one, size_bytes=0) for one in known] == [
+        KeptItem(index=index, item_id=f"i{index}", state=states.get(index)) for index in range(12)
     ]
     with pytest.raises(BatchNotFoundError):
-        _ = await store.ended("nobody")
+        _ = await store.names("nobody")
 
 
 async def test_a_deleted_batch_is_gone(store: SqliteJournal, tmp_path: Path) -> None:
@@ -532,7 +620,7 @@ async def test_a_deleted_batch_is_gone(store: SqliteJournal, tmp_path: Path) -> 
     with pytest.raises(BatchNotFoundError):
         _ = store.read("a", 0, 1)
     assert numbers(events_of(store, "b")) == [1, 2, 3]
-    assert len(await store.ended("b")) == 1
+    assert [one.state for one in await store.names("b")] == [COMPLETED, None, None]
     await store.delete("b")
     await store.close()
     connection = sqlite3.connect(tmp_path / "journal.sqlite3")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -250,6 +251,21 @@ async def test_its_deadline_is_its_own(tmp_path: Path) -> None:
     assert (ended.state, ended.counts.expired) == (EXPIRED, 4)
 
 
+async def test_its_deadline_passes_while_no_service_runs(tmp_path: Path) -> None:
+    """Each item has its end all the same, once there is one; as one whose deadline is over when it has its turn."""
+    async with house(keeps_in=tmp_path, starts_away=True) as h:
+        batch = await h.submit(chats(4), batch_deadline=span(0.05))
+    await asyncio.sleep(0.05)
+    async with house(keeps_in=tmp_path, settings={"max_kept_running": 1}, pass_s=0.01) as h:
+        ended = await until_over(h, batch.batch_id)
+        assert (ended.state, ended.counts.expired) == (EXPIRED, 4)
+        assert set((await h.attach(batch.batch_id)).states().values()) == {"EXPIRED"}
+        first = await h.submit(chats(8, num_predict=30))
+        second = await h.submit(chats(3), batch_deadline=span(0.01))
+        assert (await until_over(h, second.batch_id)).counts.expired == 3
+        assert (await h.kept(first.batch_id)).counts.completed == 8
+
+
 async def test_what_failed_is_tried_again(tmp_path: Path) -> None:
     """In a batch of its own, that names its parent; what was answered is not asked again."""
     async with house(keeps_in=tmp_path) as h:
@@ -410,6 +426,56 @@ async def test_what_is_at_the_backend_may_be_answered_before_the_end(tmp_path: P
         assert found.counts.completed == 40
         # Nobody was asked twice.
         assert len(h.work) == 40 - answered
+
+
+async def test_a_report_says_what_it_is_of(tmp_path: Path) -> None:
+    """Tokens and retries of the whole batch, whoever ran it; passes and groups since the last start, as it says."""
+    async with house(keeps_in=tmp_path) as h:
+        _ = h.fake.faults.add(Fault(FaultKind.CLOSE, when=lambda body: "Question 1" in str(body), times=1))
+        _ = h.fake.faults.add(Fault(FaultKind.STALL, when=lambda body: "slow" in str(body), times=None))
+        whole = await h.submit(chats(2, num_predict=3))
+        report = (await h.attach(whole.batch_id)).report
+        assert not report.HasField("counted_since")
+        assert (report.completion_tokens, report.retries) == (6, 1)
+        _ = h.fake.faults.add(Fault(FaultKind.CLOSE, when=lambda body: "Question 2" in str(body), times=1))
+        batch = await h.submit([*chats(5, num_predict=3), chat("slow", "slow", num_predict=4)])
+        reading = h.attach_batch(batch.batch_id)
+        for _ in range(5):
+            _ = await reading.until("result")
+        prompts = (await h.kept(batch.batch_id)).prompt_tokens
+    between_ns = time.time_ns()
+    async with house(keeps_in=tmp_path) as h:
+        report = (await h.attach(batch.batch_id)).report
+        found = await h.kept(batch.batch_id)
+    assert report.counted_since.ToNanoseconds() > between_ns
+    assert report.completion_tokens == found.counts.completion_tokens == report.counts.completion_tokens == 19
+    assert report.prompt_tokens == found.prompt_tokens > prompts > 0
+    assert report.retries == 1
+    (group,) = report.groups
+    assert (group.completion_tokens, group.passes.count, report.counts.passes) == (4, 4, 4)
+
+
+async def test_answers_of_one_item_are_known_by_the_next_service(tmp_path: Path) -> None:
+    """Also where all of them have ended: the item's own id stands for them."""
+    several = chat("many", num_predict=1)
+    several.n = 3
+    async with house(keeps_in=tmp_path) as h:
+        fails = Fault(FaultKind.STALL, when=lambda body: "slow" in str(body), times=None)
+        _ = h.fake.faults.add(fails)
+        batch = await h.submit([several, chat("slow", "slow")])
+        reading = h.attach_batch(batch.batch_id)
+        for _ in range(3):
+            _ = await reading.until("result")
+    async with house(keeps_in=tmp_path, starts_away=True) as h:
+        assert await h.cancel(batch.batch_id, "many") == (0, 3)
+        assert await h.cancel(batch.batch_id, "many#2") == (0, 1)
+        assert (await refused(cancelling(h, batch.batch_id, "none"))).reason == "ITEM_NOT_FOUND"
+        assert await h.cancel(batch.batch_id) == (1, 3)
+
+
+def cancelling(h: House, batch_id: str, item_id: str) -> Any:
+    """A call that cancels an item."""
+    return h.stub.CancelBatch(pb.CancelBatchRequest(batch_id=batch_id, item_ids=[item_id]))
 
 
 async def test_a_cancelled_batch_is_not_run_by_the_next_service(tmp_path: Path) -> None:

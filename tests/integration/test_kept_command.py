@@ -152,6 +152,63 @@ async def test_the_same_request_is_the_same_batch(tmp_path: Path) -> None:
     assert "(REQUEST_ID_REUSED)" in other[2]
 
 
+# -- What is larger than a message -----------------------------------------------------------------------------
+
+LARGE = 40
+
+
+def large_lines(path: Path, count: int = LARGE) -> Path:
+    """A file of so many MiB, a bad line among them."""
+    lines = [{"id": f"q{n}", "prompt": f"{n} ".ljust(2**20, "x"), "max_tokens": 1} for n in range(count)]
+    return write_lines(path, [*lines[:3], {"id": "bad"}, *lines[3:]])
+
+
+async def test_a_file_of_many_messages_is_one_batch(tmp_path: Path) -> None:
+    """From a file and from a pipe; the same request again is the same batch, while it runs and when it has ended."""
+    file = large_lines(tmp_path / "large.jsonl")
+    words = ("--model", "fake", "--request-id", "night-8", "--metadata", "job=night")
+    async with house(keeps_in=tmp_path / "kept") as h:
+        code, out, err = await unisono(h.target, "submit", file, *words)
+        assert code == 1, err
+        batch = await h.kept(out.strip())
+        assert (batch.counts.accepted, batch.input_open, dict(batch.metadata)) == (LARGE, False, {"job": "night"})
+        assert err.count("line 4: ") == 1
+        assert f"{LARGE} items kept by the service" in err
+        assert (await unisono(h.target, "submit", file, *words))[1] == out
+        seen = await h.attach(batch.batch_id)
+        assert set(seen.states()) == {f"q{n}" for n in range(LARGE)}
+        assert set(seen.states().values()) == {"COMPLETED"}
+        assert (await unisono(h.target, "submit", file, *words))[1] == out
+        process = await asyncio.create_subprocess_exec(
+            *COMMAND, "submit", "-", "--model", "fake", env=environment(h.target), stdin=-1, stdout=-1, stderr=-1
+        )
+        piped, told = await asyncio.wait_for(process.communicate(file.read_bytes()), 60)
+        assert process.returncode == 1, told
+        assert (await h.kept(piped.decode().strip())).counts.accepted == LARGE
+        assert len((await h.stub.ListBatches(pb.ListBatchesRequest())).batches) == 2
+
+
+async def test_a_large_file_goes_on_where_the_connection_was_cut(tmp_path: Path) -> None:
+    """Again and again; each item is there once."""
+    file = large_lines(tmp_path / "large.jsonl")
+    async with house(keeps_in=tmp_path / "kept", starts_away=True) as h, Proxy(h.target) as proxy:
+        running = asyncio.ensure_future(unisono(proxy.target, "submit", file, "--model", "fake"))
+        for accepted in (5, 15, 30):
+            async with asyncio.timeout(60):
+                while not any(  # noqa: ASYNC110 - nobody tells
+                    one.counts.accepted >= accepted
+                    for one in (await h.stub.ListBatches(pb.ListBatchesRequest())).batches
+                ):
+                    await asyncio.sleep(0.01)
+            proxy.cut()
+        code, out, err = await running
+        assert code == 1, err
+        assert "the connection was lost" in err
+        batch = await h.kept(out.strip())
+        assert (batch.counts.accepted, batch.input_open) == (LARGE, False)
+        assert await h.cancel(batch.batch_id) == (LARGE, 0)
+
+
 async def test_items_are_cancelled(tmp_path: Path) -> None:
     """Some, then the others; an item that is none is wrong usage."""
     async with house(keeps_in=tmp_path) as h:

@@ -153,6 +153,33 @@ async def test_the_call_s_deadline_is_not_the_batch_s(tmp_path: Path) -> None:
         assert (await until_over(h, stream.seen.batch_id)).counts.completed == 2
 
 
+async def test_a_service_that_ends_says_so_at_once(tmp_path: Path) -> None:
+    """To a stream, to who follows a batch that runs, and one that waits: all go on with the next service."""
+    async with house(keeps_in=tmp_path, settings={"drain": 15.0, "max_kept_running": 1}) as h:
+        stream = await opened(h)
+        _ = await stream.add(*chats(3, num_predict=2))
+        _ = await stream.until(lambda one: len(one.seen.results) == 3)
+        waiting = await h.submit(chats(2, num_predict=2))
+        readers = [h.attach_batch(stream.seen.batch_id), h.attach_batch(waiting.batch_id)]
+        for reader in readers:
+            _ = await reader.until("accepted")
+        told = [asyncio.ensure_future(refused(one)) for one in (stream, *readers)]
+        channel, h.channel = h.channel, h.dial()
+        began = asyncio.get_running_loop().time()
+    took_s = asyncio.get_running_loop().time() - began
+    found = await asyncio.gather(*told)
+    await channel.close()
+    assert [(one.code, one.reason) for one in found] == [(StatusCode.UNAVAILABLE, "SHUTTING_DOWN")] * 3
+    assert took_s < 5
+    async with house(keeps_in=tmp_path) as h:
+        again = await h.stream().reopen(stream.seen.batch_id, stream.seen.sequences[-1])
+        _ = await again.add(*chats(4, num_predict=2))
+        _ = await again.half_close()
+        seen = await again.to_end()
+        assert set(seen.results) == {"i3"}
+        assert (await until_over(h, waiting.batch_id)).counts.completed == 2
+
+
 async def test_a_service_that_keeps_nothing_refuses_it() -> None:
     """Before anything is sent."""
     async with house() as h:

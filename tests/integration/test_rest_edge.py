@@ -11,7 +11,7 @@ import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
@@ -177,6 +177,65 @@ async def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert int(answer.headers["retry-after"]) > 0
         assert not list((tmp_path / "files").iterdir())
         _ = await put(client)
+
+
+async def test_files_have_no_more_bytes_than_they_may(tmp_path: Path) -> None:
+    """All together: an upload beyond that is refused as by OpenAI, whatever its size; what is deleted makes room."""
+    async with served(tmp_path, settings={"max_files_bytes": 1_000_000}) as (_, client):
+        first = await put(client, b"x" * 600_000)
+        for size in (400_001, 3_000_000):
+            answer = await client.post("/v1/files", files={"file": ("a", b"x" * size)}, data={"purpose": "batch"})
+            assert answer.status_code == 400
+            error = answer.json()["error"]
+            assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", None, None)
+            assert "UNISONO_MAX_FILES_BYTES" in error["message"]
+        assert len(list((tmp_path / "files").iterdir())) == 1
+        _ = await put(client, b"x" * 400_000)
+        _ = await client.delete(f"/v1/files/{first}")
+        _ = await put(client, b"x" * 600_000)
+    async with served(tmp_path, settings={"max_files_bytes": 1_000_000}) as (_, client):
+        answer = await client.post("/v1/files", files={"file": ("a", b"x")}, data={"purpose": "batch"})
+        assert answer.status_code == 400
+
+
+async def test_files_of_results_are_written_where_uploads_are_not(tmp_path: Path) -> None:
+    """What is answered is paid for; then nothing more is taken until something is deleted."""
+    lines = b"".join(request(f"q{n}") for n in range(20))
+    async with served(tmp_path, settings={"max_files_bytes": len(lines)}) as (_, client):
+        file_id = await put(client, lines)
+        batch_id = await create(client, file_id)
+        await until(client, batch_id, "completed")
+        output = (await client.get(f"/v1/batches/{batch_id}")).json()["output_file_id"]
+        assert len((await client.get(f"/v1/files/{output}/content")).content.splitlines()) == 20
+        answer = await client.post("/v1/files", files={"file": ("a", b"x")}, data={"purpose": "batch"})
+        assert answer.status_code == 400
+        for each in (file_id, output):
+            _ = await client.delete(f"/v1/files/{each}")
+        _ = await put(client, request("a"))
+
+
+async def test_uploads_leave_something_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the journal, and for files of results."""
+    async with served(tmp_path) as (_, client):
+        with monkeypatch.context() as patched:
+            patched.setattr("unisono.adapters.journal.room.shutil.disk_usage", nearly_full)
+            answer = await client.post("/v1/files", files={"file": ("a", b"x")}, data={"purpose": "batch"})
+        assert answer.status_code == 400
+        assert "100,000,000 bytes left" in answer.json()["error"]["message"]
+        _ = await put(client)
+
+
+class DiskUsage(NamedTuple):
+    """As shutil tells it."""
+
+    total: int
+    used: int
+    free: int
+
+
+def nearly_full(_: object) -> Any:
+    """A disk of ten gigabytes."""
+    return DiskUsage(10**10, 10**10 - 10**8, 10**8)
 
 
 async def test_files_of_results_wait_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,8 @@ class BatchJournal:
     def close(self) -> None:
         """What happens from now on happens to nobody's knowledge: another run of the batch will tell it."""
         self._is_closed = True
+        for reader in self._readers:
+            reader.on_event()
 
     def read(self, after: int, limit: int) -> Sequence[Journalled]:
         """Up to `limit` events with numbers above `after`; raises SequenceOutOfRangeError."""

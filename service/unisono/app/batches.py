@@ -152,6 +152,10 @@ class Batches:
             await self._require_room(checked, config)
         return checked
 
+    def examination(self, config: BatchConfig) -> intake.Examination:
+        """For items that come page by page; see `check`."""
+        return intake.Examination(self._complete(config), self.limits)
+
     def open(
         self,
         config: BatchConfig,

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING
 
+from unisono.app.attempts import Attempt, Attempts
 from unisono.app.contexts import Contexts
 from unisono.app.errands import Errands, defect_error
 from unisono.app.sink import Departure
@@ -51,17 +51,6 @@ class _Ticket:
     item: Item
     runner: RunnerSpec
     sink: Sink
-
-
-@dataclass(slots=True)
-class _Attempt:
-    """A staging and what follows it."""
-
-    serial: int
-    task: asyncio.Task[None]
-    call: HeldCall | None = None
-    is_released: bool = False
-    released_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -105,8 +94,7 @@ class BackendDriver:
         self._report_outage = report_outage
         self._errands = Errands(backend, report_defect)
         self._tickets: dict[int, _Ticket] = {}
-        # By ticket: an item has one attempt at a time.
-        self._attempts: dict[int, _Attempt] = {}
+        self._attempts = Attempts()
         self._runners: dict[RunnerSpec, _Runner] = {}
         self._contexts = Contexts(memory_factor)
         self._to_do: deque[Command] = deque()
@@ -128,7 +116,7 @@ class BackendDriver:
                 self._group = group
                 started()
                 await self._is_over.wait()
-                for task in [*(attempt.task for attempt in self._attempts.values()), *self._under_way]:
+                for task in [*self._attempts.tasks, *self._under_way]:
                     _ = task.cancel()
         finally:
             self._group = None
@@ -262,7 +250,8 @@ class BackendDriver:
     def _do(self, command: Command) -> None:
         match command:
             case Stage():
-                self._attempts[command.ticket] = _Attempt(command.serial, self._start(self._attempt(command)))
+                attempt = Attempt(command.serial, self._start(self._attempt(command)))
+                self._attempts.begin(command.ticket, attempt)
             case Release():
                 self._release(command)
             case Abort():
@@ -305,23 +294,17 @@ class BackendDriver:
             return
         error = defect_error(defect)
         for number in command.tickets:
-            attempt = self._attempts.pop(number, None)
+            attempt = self._attempts.end_any(number)
             if attempt is not None:
                 self._miss(number, attempt)
-                if attempt.call is not None:
-                    attempt.call.abort()
-                _ = attempt.task.cancel()
+                attempt.break_off()
                 self._to_do.extend(self._arbiter.failed(number, attempt.serial, error, self._clock.monotonic_s()))
 
     def _abort(self, abort: Abort) -> None:
-        attempt = self._attempts.get(abort.ticket)
-        if attempt is None or attempt.serial != abort.serial:
-            return
-        del self._attempts[abort.ticket]
-        self._miss(abort.ticket, attempt)
-        if attempt.call is not None:
-            attempt.call.abort()
-        attempt.task.cancel()
+        attempt = self._attempts.end(abort.ticket, abort.serial)
+        if attempt is not None:
+            self._miss(abort.ticket, attempt)
+            attempt.break_off()
 
     def _release(self, release: Release) -> None:
         attempts = [self._attempts[number] for number in release.tickets]
@@ -363,10 +346,9 @@ class BackendDriver:
         ticket = self._tickets.get(stage.ticket)
         relay = ticket.sink.relay_of(stage.ticket) if ticket is not None else None
         error.is_final = relay is not None and relay.has_begun
-        attempt = self._attempts.get(stage.ticket)
-        if attempt is not None and attempt.serial == stage.serial:
+        attempt = self._attempts.end(stage.ticket, stage.serial)
+        if attempt is not None:
             self._miss(stage.ticket, attempt)
-        self._forget_attempt(stage)
         self._carry_out(self._arbiter.failed(stage.ticket, stage.serial, error, self._clock.monotonic_s()))
 
     async def _stage_and_answer(self, stage: Stage) -> None:
@@ -392,7 +374,7 @@ class BackendDriver:
             async for piece in pieces:
                 now = self._clock.monotonic_s()
                 if isinstance(piece, Finished):
-                    self._forget_attempt(stage)
+                    _ = self._attempts.end(number, serial)
                     ticket.sink.item_finished(number, piece)
                     held = self._held(ticket, piece, now)
                     # Not every answer that is only passed on tells its tokens.
@@ -408,21 +390,15 @@ class BackendDriver:
                     self._carry_out(commands)
         raise ConnectionLostError("the answer ended before the backend said that it was done")
 
-    def _forget_attempt(self, stage: Stage) -> None:
-        attempt = self._attempts.get(stage.ticket)
-        if attempt is not None and attempt.serial == stage.serial:
-            del self._attempts[stage.ticket]
-
     # -- Slots ---------------------------------------------------------------------------------------------
 
-    def _miss(self, number: int, attempt: _Attempt) -> None:
+    def _miss(self, number: int, attempt: Attempt) -> None:
         """An attempt is over, and nobody will know when it held a slot."""
         if attempt.is_released:
             self._arbiter.capacity(self._tickets[number].runner).missed()
 
     def _held(self, ticket: _Ticket, answer: Finished, now: float) -> Held | None:
-        released_s = min((one.released_s for one in self._attempts.values() if one.is_released), default=math.inf)
-        held = held_of(answer, now - released_s)
+        held = held_of(answer, now - self._attempts.first_release_s)
         if held is None:
             self._arbiter.capacity(ticket.runner).missed()
         return held

@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from unisono.app.batches import new_id
-from unisono.app.follow import HEARTBEAT_S, follow
-from unisono.app.intake import Checked
-from unisono.app.kept_runs import PAGE, KeptRuns
+from unisono.app.follow import AGAIN_S, HEARTBEAT_S, follow
+from unisono.app.intake import as_kept
+from unisono.app.kept_runs import KeptRuns
 from unisono.core.batch import BadItem
 from unisono.core.durable import NewBatch
 from unisono.core.errors import (
@@ -34,9 +34,10 @@ from unisono.core.events import Heartbeat
 from unisono.core.model import ItemState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 
     from unisono.app.batches import Batches
+    from unisono.app.intake import Checked
     from unisono.app.ports import Clock
     from unisono.app.run_batch import RunningBatch
     from unisono.app.stores import BatchStore
@@ -45,8 +46,9 @@ if TYPE_CHECKING:
     from unisono.core.events import BatchState, Deltas, Journalled
     from unisono.core.model import Item
 
-# Events of a batch that is not running which are read at one time.
+# Events of a batch that is not running which are read at one time; and items that are to be tried again.
 _EVENTS = 64
+_RETRIED = 500
 # What is old is deleted so often.
 _TIDY_S = 60.0
 # States of items that are worth another try.
@@ -113,22 +115,44 @@ class DurableBatches:
         carrier: Mapping[str, str],
         metadata: Mapping[str, str],
         fingerprint: bytes = b"",
-        parent_id: str = "",
-        batch_id: str = "",
     ) -> tuple[StoredBatch, bool]:
         """Keeps a batch whose items were checked; answers with it, and whether it is new.
 
-        `batch_id`: what it is called, where it has a name already.
         Raises RequestIdReusedError, LimitExceededError (too many batches, or no room to keep them),
         ShuttingDownError.
         """
-        items = [_as_kept(one) for one in checked]
+        items = [as_kept(one) for one in checked]
+        new = self._new(config, method=method, carrier=carrier, metadata=metadata, fingerprint=fingerprint)
+        stored, is_new = await self._store.submit(new, items, is_whole=True)
+        self._enter(stored)
+        return stored, is_new
+
+    async def submit_in_pages(
+        self,
+        pages: AsyncIterator[Sequence[Item | BadItem]],
+        config: BatchConfig,
+        *,
+        method: str,
+        carrier: Mapping[str, str],
+        metadata: Mapping[str, str],
+        fingerprint: bytes = b"",
+        parent_id: str = "",
+        batch_id: str = "",
+    ) -> tuple[StoredBatch, bool]:
+        """As `submit`, of items that are too many to be in memory; raises what `pages` raises, too.
+
+        `parent_id`: the batch whose items they were. `batch_id`: what it is called, where it has a name already.
+        """
         new = self._new(config, method=method, carrier=carrier, metadata=metadata, fingerprint=fingerprint)
         new = replace(new, parent_id=parent_id, batch_id=batch_id or new.batch_id)
-        stored, is_new = await self._store.submit(new, items, is_whole=True)
+        stored, is_new = await self._store.submit_in_pages(new, pages)
+        self._enter(stored)
+        return stored, is_new
+
+    def _enter(self, stored: StoredBatch) -> None:
+        """It waits for its turn, and may have it at once."""
         self._runs.enter(stored)
         self._runs.go_on()
-        return stored, is_new
 
     async def open_stream(
         self,
@@ -172,7 +196,7 @@ class DurableBatches:
         batch.close_input()
 
     async def _put(self, batch: RunningBatch, taken: Sequence[tuple[int, Checked]]) -> None:
-        items = [_as_kept(one) for _, one in taken]
+        items = [as_kept(one) for _, one in taken]
         while not batch.is_left:
             try:
                 await self._store.add(batch.batch_id, items, first=taken[0][0])
@@ -241,19 +265,8 @@ class DurableBatches:
                 f"batch {batch_id} has not ended: its failed items are tried again when it has",
                 metadata={"batch_id": batch_id},
             )
-        again: list[Checked] = []
-        after = -1
-        while page := await self._store.items(batch_id, after=after, limit=PAGE, states=RETRIED):
-            after = page[-1][0]
-            # What could not be run as it came cannot be run now.
-            again += [Checked(item, (), place) for place, item in page if not isinstance(item, BadItem)]
-        if not again:
-            raise InvalidRequestError(
-                f"batch {batch_id} has no item that failed and can be tried again",
-                violations=[Violation(field="batch_id", description="names a batch with nothing to try again")],
-            )
-        return await self.submit(
-            again,
+        return await self.submit_in_pages(
+            self._retried(batch_id),
             replace(parent.config, request_id=request_id),
             method=method,
             carrier=carrier,
@@ -261,6 +274,21 @@ class DurableBatches:
             fingerprint=batch_id.encode(),
             parent_id=batch_id,
         )
+
+    async def _retried(self, batch_id: str) -> AsyncGenerator[Sequence[Item | BadItem], None]:
+        """What is to be tried again of a batch, some at a time; raises InvalidRequestError for nothing."""
+        after, count = -1, 0
+        while page := await self._store.items(batch_id, after=after, limit=_RETRIED, states=RETRIED):
+            after = page[-1][0]
+            # What could not be run as it came cannot be run now.
+            again = [item for _, item in page if not isinstance(item, BadItem)]
+            count += len(again)
+            yield again
+        if not count:
+            raise InvalidRequestError(
+                f"batch {batch_id} has no item that failed and can be tried again",
+                violations=[Violation(field="batch_id", description="names a batch with nothing to try again")],
+            )
 
     def runs(self, batch_id: str) -> bool:
         """Whether a kept batch of that id runs, or waits for its turn."""
@@ -300,13 +328,17 @@ class DurableBatches:
         stored = await self._store.get(batch_id)
         if stored.is_over:
             return 0, stored.tally.items
-        if not item_ids:
-            await self._store.set(batch_id, is_cancelling=True)
-        batch = await self._runs.run_now(batch_id)
-        if batch is None:
-            stored = await self._store.get(batch_id)
-            return 0, stored.tally.items
-        found = batch.cancel(item_ids)
+        try:
+            if not item_ids:
+                self._runs.cancelling.add(batch_id)
+                await self._store.set(batch_id, is_cancelling=True)
+            batch = await self._runs.run_now(batch_id)
+            if batch is None:
+                stored = await self._store.get(batch_id)
+                return 0, stored.tally.items
+            found = batch.cancel(item_ids)
+        finally:
+            self._runs.cancelling.discard(batch_id)
         await self._store.settle(batch_id)
         return found
 
@@ -348,6 +380,12 @@ class DurableBatches:
                 if after >= stored.last_sequence:
                     return
                 continue
+            if self._runs.is_closing:
+                raise ShuttingDownError(
+                    f"the service is being stopped; its successor goes on with batch {batch_id}: follow it there",
+                    metadata={"batch_id": batch_id},
+                    retry_after_s=AGAIN_S,
+                )
             try:
                 async with asyncio.timeout(heartbeat_s):
                     _ = await turned.wait()
@@ -366,10 +404,3 @@ class DurableBatches:
             except UnisonoError as error:
                 self._report_defect("deleting old batches", error)
             await asyncio.sleep(_TIDY_S)
-
-
-def _as_kept(one: Checked) -> Item | BadItem:
-    """An item as it is kept: with what is wrong with it in its place, where anything is."""
-    if not one.wrong:
-        return one.item
-    return BadItem(item_id=one.item.item_id, violations=one.wrong, variant_of=one.item.variant_of)

@@ -15,10 +15,11 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from unisono.app.batches import new_id
 from unisono.app.file_lines import LinePlaces, Lines, Output, check_some, joined
+from unisono.app.intake import as_kept
 from unisono.core.batch import BatchConfig
 from unisono.core.errors import (
     BatchNotFoundError,
@@ -32,11 +33,12 @@ from unisono.core.files import FileBatch, FileBatchState, LineError, StoredFile
 from unisono.core.model import Item
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 
     from unisono.app.batches import Batches
     from unisono.app.durable import DurableBatches
     from unisono.app.file_lines import LineForm
+    from unisono.app.intake import Examination
     from unisono.app.ports import Clock
     from unisono.app.stores import FileDraft, FileStore
     from unisono.core.batch import BadItem
@@ -61,6 +63,10 @@ class FileSettings:
     keep_s: float
     # Batches that have not ended.
     most_open: int = 1_000
+
+
+class _UnwantedError(Exception):
+    """Somebody has cancelled the batch before it was begun."""
 
 
 class FileBatches:
@@ -88,7 +94,7 @@ class FileBatches:
         self._open: dict[str, asyncio.Task[None]] = {}
         # Of these, those that somebody wants to end.
         self._cancelling: set[str] = set()
-        # One file at a time is checked, and becomes items: these are in memory until they are kept.
+        # One file at a time is checked, and becomes items.
         self._turn = asyncio.Lock()
         self._tidying: asyncio.Task[None] | None = None
 
@@ -273,49 +279,46 @@ class FileBatches:
             lines = Lines(stream, self._form.max_line_bytes)
             while not self._is_left(batch) and await asyncio.to_thread(check_some, lines, check):
                 pass
-            items: list[Item | BadItem] = []
-            if not check.errors:
-                _ = await asyncio.to_thread(stream.seek, 0)
-                lines = Lines(stream, self._form.max_line_bytes)
-                while not self._is_left(batch) and await asyncio.to_thread(self._take_some, lines, batch, items):
-                    pass
-        finally:
-            await asyncio.to_thread(stream.close)
-        if self._is_left(batch):
+            if check.errors and not self._is_left(batch):
+                await self._end(batch, FileBatchState.FAILED, errors=tuple(check.errors))
+                return False
+            left_s = (batch.expires_ns - self._clock.time_ns()) / 1e9
+            config = BatchConfig(is_strict=False, deadline_s=max(_LEAST_S, left_s), model=check.model)
+            _ = await self._durable.submit_in_pages(
+                self._pages(batch, stream, self._batches.examination(config)),
+                config,
+                method="POST /v1/batches",
+                carrier=carrier,
+                metadata=batch.metadata,
+                batch_id=batch.batch_id,
+            )
+        except _UnwantedError:
             await self._end(batch, FileBatchState.CANCELLED)
             return False
-        if check.errors:
-            await self._end(batch, FileBatchState.FAILED, errors=tuple(check.errors))
-            return False
-        left_s = (batch.expires_ns - self._clock.time_ns()) / 1e9
-        models = {one.model for one in items if isinstance(one, Item)}
-        # Each item has its own; where they are all the same, the batch says so too.
-        model = models.pop() if len(models) == 1 else ""
-        config = BatchConfig(is_strict=False, deadline_s=max(_LEAST_S, left_s), model=model)
-        try:
-            checked = await self._batches.check(items, config)
         except InvalidRequestError as error:
             wrong = LineError(code="invalid_request", message=error.message)
             await self._end(batch, FileBatchState.FAILED, errors=(wrong,))
             return False
-        _ = await self._durable.submit(
-            checked,
-            config,
-            method="POST /v1/batches",
-            carrier=carrier,
-            metadata=batch.metadata,
-            batch_id=batch.batch_id,
-        )
+        finally:
+            await asyncio.to_thread(stream.close)
         return True
 
     def _is_left(self, batch: FileBatch) -> bool:
         return batch.batch_id in self._cancelling
 
-    def _take_some(self, lines: Lines, batch: FileBatch, items: list[Item | BadItem]) -> bool:
-        """Makes items of some lines; False: there are no more."""
-        some = lines.some()
-        items += [self._form.item(text, batch.endpoint) for _, text in some if text is not None]
-        return bool(some)
+    async def _pages(
+        self, batch: FileBatch, stream: BinaryIO, examination: Examination
+    ) -> AsyncGenerator[Sequence[Item | BadItem], None]:
+        """The items of a file that was checked, some at a time; raises _UnwantedError, InvalidRequestError."""
+        _ = await asyncio.to_thread(stream.seek, 0)
+        lines = Lines(stream, self._form.max_line_bytes)
+        while not self._is_left(batch) and (some := await asyncio.to_thread(lines.some)):
+            yield [as_kept(one) for one in examination.take(await asyncio.to_thread(self._items, batch, some))]
+        if self._is_left(batch):
+            raise _UnwantedError
+
+    def _items(self, batch: FileBatch, some: Sequence[tuple[int, bytes | None]]) -> list[Item | BadItem]:
+        return [self._form.item(text, batch.endpoint) for _, text in some if text is not None]
 
     async def _finish(self, batch: FileBatch, stored: StoredBatch) -> None:
         """Writes the files of a kept batch that has ended."""

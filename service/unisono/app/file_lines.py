@@ -40,6 +40,11 @@ class LineCheck(Protocol):
         """Whether nothing that may follow could make it better."""
         ...
 
+    @property
+    def model(self) -> str:
+        """What all lines ask; empty where they do not ask one and the same."""
+        ...
+
     def read(self, number: int, text: bytes | None) -> None:
         """The next line; None: it is too long to be kept."""
         ...
@@ -165,7 +170,7 @@ class Output:
 
     async def _flush(self) -> None:
         if self._draft is None:
-            self._draft = await self._files.draft()
+            self._draft = await self._files.draft(is_result=True)
         await self._draft.write(bytes(self._pending))
         self._pending.clear()
 

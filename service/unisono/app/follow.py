@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from unisono.app.batch_journal import Reader
+from unisono.core.errors import ShuttingDownError
 from unisono.core.events import Delta, Deltas, Heartbeat, Result, ResultPart, Summary
 from unisono.core.paging import MAX_MESSAGE_WEIGHT
 
@@ -29,6 +30,8 @@ _PAGE = 64
 _LEAST_ROOM = 4096
 # A stream that was silent for so long says that it lives: less than the minute after which proxies give up.
 HEARTBEAT_S = 15.0
+# Who followed a batch that this process has left looks for it so much later.
+AGAIN_S = 1.0
 
 
 async def follow(
@@ -41,7 +44,8 @@ async def follow(
 ) -> AsyncGenerator[Journalled | Deltas | Heartbeat, None]:
     """Yields the batch's events after a sequence number, and ends after its summary.
 
-    Raises SequenceOutOfRangeError where events are asked for that are not kept, or were never there. Text that was
+    Raises SequenceOutOfRangeError where events are asked for that are not kept, or were never there, and
+    ShuttingDownError where another process goes on with the batch. Text that was
     said before the reader came is in its first `Deltas`; the last of an item's text comes before its result.
     """
     batch.journal.read(after, 1)  # raises for a number that was never reached, before anybody waits for it
@@ -71,6 +75,12 @@ async def follow(
                     continue
             if batch.journal.last_sequence > after:
                 continue
+            if batch.is_left:
+                raise ShuttingDownError(
+                    f"another process goes on with batch {batch.batch_id}, or will: follow it there, after {after}",
+                    metadata={"batch_id": batch.batch_id},
+                    retry_after_s=AGAIN_S,
+                )
             if batch.is_over and batch.journal.is_settled:
                 # The reader had all of it before it came.
                 return

@@ -92,6 +92,38 @@ def with_defaults(
     )
 
 
+class Examination:
+    """Looks at the items of one batch, some at a time: at each by itself, and for ids used twice."""
+
+    def __init__(self, config: BatchConfig, limits: Limits) -> None:
+        self._limits = limits
+        self._gate = Gate(config, limits)
+        self._seen: set[str] = set()
+        self._first = 0
+        self._answers = 0
+
+    def take(self, items: Sequence[Item | BadItem]) -> list[Checked]:
+        """The next ones; raises InvalidRequestError where all ask for more answers than a batch may have items."""
+        self._answers += sum(min(max(1, item.n), MAX_VARIANTS) for item in items)
+        refuse_count(self._answers, self._limits, are="items, each answer of `n` counted as one")
+        checked: list[Checked] = []
+        for place, given in enumerate(items, start=self._first):
+            for one in self._gate.check(given, place):
+                item_id = one.item.item_id
+                is_again = item_id in self._seen and item_id != ""
+                checked.append(replace(one, wrong=(*one.wrong, duplicate(item_id))) if is_again else one)
+                self._seen.add(item_id)
+        self._first += len(items)
+        return checked
+
+
+def as_kept(one: Checked) -> Item | BadItem:
+    """An item as it is kept: with what is wrong with it in its place, where anything is."""
+    if not one.wrong:
+        return one.item
+    return BadItem(item_id=one.item.item_id, violations=one.wrong, variant_of=one.item.variant_of)
+
+
 async def examine(items: Sequence[Item | BadItem], config: BatchConfig, limits: Limits) -> list[Checked]:
     """Checks all items of a request, ids used twice included, letting others have the loop now and then.
 
@@ -99,19 +131,18 @@ async def examine(items: Sequence[Item | BadItem], config: BatchConfig, limits: 
     """
     answers = sum(min(max(1, item.n), MAX_VARIANTS) for item in items)
     refuse_count(answers, limits, are="items, each answer of `n` counted as one")
-    gate = Gate(config, limits)
+    examination = Examination(config, limits)
     checked: list[Checked] = []
-    seen: set[str] = set()
-    pause_at = 0
-    for place, given in enumerate(items):
-        if len(checked) >= pause_at:
-            await asyncio.sleep(0)
-            pause_at = len(checked) + AT_A_TIME
-        for one in gate.check(given, place):
-            item_id = one.item.item_id
-            is_again = item_id in seen and item_id != ""
-            checked.append(replace(one, wrong=(*one.wrong, duplicate(item_id))) if is_again else one)
-            seen.add(item_id)
+    start = 0
+    while start < len(items):
+        await asyncio.sleep(0)
+        # One item may become many.
+        end, count = start, 0
+        while end < len(items) and count < AT_A_TIME:
+            count += max(1, items[end].n)
+            end += 1
+        checked += examination.take(items[start:end])
+        start = end
     return checked
 
 

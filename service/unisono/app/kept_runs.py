@@ -1,7 +1,8 @@
 """The kept batches that run in this process, or wait for their turn; and how one begins, ends, and makes room.
 
-Theory of operation. So many run at one time, by priority, and in the order in which they came. One begins when its
-items have been read from the store; when it has ended, its summary is kept before the next one begins.
+Theory of operation. So many run at one time, by priority, and in the order in which they came. One begins when the
+first of its items have been read from the store, and is fed with the others while it runs (`backlog.py`); when it has
+ended, its summary is kept before the next one begins.
 """
 
 from __future__ import annotations
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from unisono.core.durable import StoredBatch
     from unisono.core.model import Item
 
-# Items that are read from the store at one time.
-PAGE = 500
 # A batch whose items could not be read is tried again after so long.
 _AGAIN_S = 60.0
 # Ended batches whose names are remembered: who sends one of them again must not run it again.
@@ -57,13 +56,15 @@ class KeptRuns:
         # Those that wait for their turn, and those that run.
         self.waiting: dict[str, StoredBatch] = {}
         self.running: dict[str, RunningBatch] = {}
+        # Those that somebody is about to cancel, and is to be told how many items that ended.
+        self.cancelling: set[str] = set()
         # Set, and replaced, whenever a batch has begun to run, or ended.
         self.turned = asyncio.Event()
         # Nothing more goes.
         self.is_closing = False
         # Those that have ended here, the last ones.
         self._ended: OrderedDict[str, None] = OrderedDict()
-        # Of those that run, which have their items.
+        # Of those that run, which know of their items.
         self._began: dict[str, asyncio.Event] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -87,6 +88,8 @@ class KeptRuns:
     async def close(self, *, drain_s: float) -> None:
         """Nothing more goes; what is at a backend may be answered for so long. Then all is left as it stands."""
         self.is_closing = True
+        # Who follows one that waits is told to look elsewhere.
+        self._tell()
         for batch in self.running.values():
             batch.rest()
         until_s = self._clock.monotonic_s() + drain_s
@@ -115,38 +118,64 @@ class KeptRuns:
 
     async def _run(self, stored: StoredBatch, batch: RunningBatch) -> None:
         """Gives a batch its items. One that cannot be read makes room for others, and is tried again later."""
+        began = self._began[stored.batch_id]
         try:
             await self._give_items(stored, batch)
+            while await batch.backlog.wanted() and not self.is_closing:
+                await self._feed(batch)
         except Exception as error:  # noqa: BLE001 - whatever it is must cost this batch alone, and be seen
             self._report_defect(f"reading kept batch {stored.batch_id}", error)
-            self._began[stored.batch_id].set()
+            began.set()
             batch.leave()
             await asyncio.sleep(_AGAIN_S)
-            self.waiting[stored.batch_id] = await self._store.get(stored.batch_id)
+            self.enter(await self._store.get(stored.batch_id))
             self.go_on()
 
     async def _give_items(self, stored: StoredBatch, batch: RunningBatch) -> None:
         batch_id = stored.batch_id
+        spent = await self._store.spent(batch_id, self._clock.time_ns()) if stored.started_ns is not None else None
         if stored.started_ns is None:
             # Where there is no room to write it, it is not known; the batch runs all the same.
             with suppress(LimitExceededError):
                 await self._store.set(batch_id, started_ns=self._clock.time_ns())
-        ended = await self._store.ended(batch_id)
-        items: list[tuple[int, Item | BadItem]] = []
-        while page := await self._store.items(batch_id, after=items[-1][0] if items else -1, limit=PAGE):
-            items += page
+        known = await self._store.names(batch_id)
         if self.is_closing:
             return
         if stored.deadline_ns is not None:
             left_s = (stored.deadline_ns - self._clock.time_ns()) / 1e9
             batch.expire_at(self._clock.monotonic_s() + left_s)
-        batch.run_stored(items, ended, is_whole=stored.is_input_closed)
+        batch.run_stored(known, is_whole=stored.is_input_closed, spent=spent)
+        del known
         self._began[batch_id].set()
-        if (await self._store.get(batch_id)).is_cancelling:
+        if not (await self._store.get(batch_id)).is_cancelling:
+            await self._feed(batch)
+        elif not batch.is_over and batch_id not in self.cancelling:
             _ = batch.cancel()
 
+    async def _feed(self, batch: RunningBatch) -> None:
+        """Gives a batch as many of its items as there is room for."""
+        items: list[tuple[int, Item | BadItem]] = []
+        pages = batch.backlog.pages()
+        for limit, after in pages:
+            items += await self._items(batch.batch_id, after, limit)
+        if pages and (first := pages[0][1] + 1) in batch.backlog and all(index != first for index, _ in items):
+            raise LookupError(f"item {first} is not in the store, and has no result")
+        if not self.is_closing:
+            batch.feed(items)
+
+    async def _items(self, batch_id: str, after: int, limit: int) -> list[tuple[int, Item | BadItem]]:
+        """So many items, if there are; the store gives fewer at one time where they are large."""
+        items: list[tuple[int, Item | BadItem]] = []
+        while len(items) < limit:
+            page = await self._store.items(batch_id, after=after, limit=limit - len(items))
+            if not page:
+                break
+            items += page
+            after = page[-1][0]
+        return items
+
     async def run_now(self, batch_id: str) -> RunningBatch | None:
-        """The batch, with all its items, whether it is its turn or not; None: it has ended."""
+        """The batch, which knows of all its items, whether it is its turn or not; None: it has ended."""
         waiting = self.waiting.get(batch_id)
         if waiting is not None:
             self._begin(waiting)

@@ -9,36 +9,33 @@ follows.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from unisono.app import intake
+from unisono.app.admission import Admission
+from unisono.app.backlog import Backlog
 from unisono.app.batch_journal import BatchJournal
 from unisono.app.callers import Callers
 from unisono.app.dispatch import Dispatch
-from unisono.app.intake import Gate
+from unisono.app.ending import Ending
+from unisono.app.expiry import Expiry
+from unisono.app.figures import Figures
 from unisono.app.item_run import ItemRun
 from unisono.app.register import Register
 from unisono.app.timers import Timers
 from unisono.core import paging
-from unisono.core.batch import Ack, BadItem
+from unisono.core.batch import BadItem
+from unisono.core.durable import KeptItem
 from unisono.core.errors import (
     BatchDeadlineError,
-    BatchFullError,
-    CancelledItemError,
-    CreditExceededError,
-    DuplicateItemError,
     InputClosedError,
-    InvalidRequestError,
-    ItemNotFoundError,
-    QueueTimeoutError,
     ShuttingDownError,
     UnisonoError,
 )
 from unisono.core.events import Accepted, BatchState, Result, Summary
 from unisono.core.model import ItemState
-from unisono.core.report import Progress, Report
+from unisono.core.report import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -48,8 +45,8 @@ if TYPE_CHECKING:
     from unisono.app.intake import Checked
     from unisono.app.ports import BatchWatch, Clock, Journal, Relay
     from unisono.app.resolve import Resolver
-    from unisono.core.batch import BatchConfig
-    from unisono.core.durable import EndedItem, StoredBatch
+    from unisono.core.batch import Ack, BatchConfig
+    from unisono.core.durable import Spent, StoredBatch
     from unisono.core.errors import Violation
     from unisono.core.limits import Limits
     from unisono.core.model import Item
@@ -93,7 +90,6 @@ class RunningBatch:
         self.state = BatchState.RUNNING
         self._clock = clock
         self._limits = limits
-        self._gate = Gate(config, limits)
         self._watch = watch
         self._on_end = on_end
         self._relay = relay
@@ -102,6 +98,9 @@ class RunningBatch:
         # Items by index, until they end; and the names of all.
         self._runs: dict[int, ItemRun] = {}
         self._register = Register()
+        # Of a kept batch: what is in the store alone.
+        self.backlog = Backlog(most_items=limits.max_open_items)
+        self._admission = Admission(config, limits, self._register, closed=self._closed, credit=lambda: self.credit)
         # Items that have places and are still to be put; and that were put and not yet released.
         self._admitted = 0
         self._waiting: list[ItemRun] = []
@@ -111,16 +110,14 @@ class RunningBatch:
         self.is_left = False
         # It is kept: nobody need be there for it.
         self.is_kept = stored is not None
-        self._counts: Counter[ItemState] = Counter()
-        # Why the batch ends before all its items have ended by themselves; None while it does not.
-        self._cut_short: UnisonoError | None = None
+        # Whether its items are known, without which it cannot end: those of a kept one are still to be told.
+        self._is_known = stored is None
         self._timers = Timers()
-        max_bytes = limits.max_journal_bytes
         self.journal = BatchJournal(
             journal,
             batch_id,
             clock,
-            max_bytes=max_bytes,
+            max_bytes=limits.max_journal_bytes,
             on_full=self._pause,
             on_room=self._resume,
             on_lost=lambda _error: self.leave(),
@@ -147,6 +144,24 @@ class RunningBatch:
             memory_limit_bytes=memory_limit_bytes,
             relay=relay,
         )
+        self._ending = Ending(
+            batch_id,
+            register=self._register,
+            runs=self._runs,
+            backlog=self.backlog,
+            dispatch=self._dispatch,
+            clock=clock,
+            on_result=self._end_item,
+        )
+        self._figures = Figures(self._dispatch.groups)
+        self._expiry = Expiry(
+            self._timers,
+            clock,
+            queue_timeout_s=config.queue_timeout_s or 0.0,
+            queued=self._ending.queued,
+            expire=lambda indexes, error: self._ending.end(indexes, ItemState.EXPIRED, error),
+            on_deadline=self._expire,
+        )
         if stored is None:
             self.journal.write(Accepted(batch_id=batch_id, item_count=item_count))
         if config.deadline_s:
@@ -166,9 +181,13 @@ class RunningBatch:
 
     @property
     def credit(self) -> int:
-        """How many items may have been sent in all: what has ended, and `max_open_items` more."""
-        ended = sum(self._counts.values())
-        return min(self._limits.max_items, ended + self._limits.max_open_items)
+        """How many items may have been sent in all: what has ended, and `max_open_items` more.
+
+        Of a kept batch as many as any has: what is too much for memory waits in the store.
+        """
+        if self.is_kept:
+            return self._limits.max_items
+        return min(self._limits.max_items, self._figures.ended + self._limits.max_open_items)
 
     @property
     def accepted_count(self) -> int:
@@ -178,23 +197,14 @@ class RunningBatch:
     @property
     def size_bytes(self) -> int:
         """Bytes that it is charged for once it has ended: its journal, its pass maps, and names of items."""
-        mapped = sum(group.counter.participations for group in self._dispatch.groups)
-        return self.journal.size_bytes + 16 * mapped + _BYTES_OF_AN_ITEM * len(self._register) + _BYTES_OF_A_BATCH
+        mapped = 16 * self._figures.participations
+        return self.journal.size_bytes + mapped + _BYTES_OF_AN_ITEM * len(self._register) + _BYTES_OF_A_BATCH
 
     @property
     def progress(self) -> Progress:
         """How far it is."""
-        return Progress(
-            accepted=len(self._register),
-            queued=len(self._runs) - self.in_flight,
-            in_flight=self.in_flight,
-            completed=self._counts[ItemState.COMPLETED],
-            failed=self._counts[ItemState.FAILED],
-            cancelled=self._counts[ItemState.CANCELLED],
-            expired=self._counts[ItemState.EXPIRED],
-            completion_tokens=sum(group.spoken_tokens for group in self._dispatch.groups),
-            passes=sum(group.counter.so_far for group in self._dispatch.groups),
-        )
+        queued = len(self._runs) + len(self.backlog) - self.in_flight
+        return self._figures.progress(accepted=len(self._register), queued=queued, in_flight=self.in_flight)
 
     @property
     def unplanned(self) -> int:
@@ -216,7 +226,7 @@ class RunningBatch:
     @property
     def unmapped_passes(self) -> int:
         """Passes whose items are not known any more."""
-        return sum(group.counter.unmapped for group in self._dispatch.groups)
+        return self._figures.unmapped_passes
 
     # -- What callers do -----------------------------------------------------------------------------------
 
@@ -229,24 +239,36 @@ class RunningBatch:
             self._put(self._register.add(one.item), one.item, one.wrong)
         self.close_input()
 
-    def run_stored(
-        self, items: Iterable[tuple[int, Item | BadItem]], ended: Iterable[EndedItem], *, is_whole: bool
-    ) -> None:
-        """Takes the items of a kept batch, each in its place, and what became of the others.
+    def run_stored(self, items: Iterable[KeptItem], *, is_whole: bool, spent: Spent | None = None) -> None:
+        """Knows of the items of a kept batch, each in its place: those without a result wait in its backlog.
 
-        `is_whole`: no more will come; else a stream may add some.
+        `is_whole`: no more will come; else a stream may add some. `spent`: by processes that had it before.
         """
-        for one in ended:
-            self._counts[one.state] += 1
-            self._register.restore(one.index, one.item_id)
-        for index, item in items:
-            self._register.restore(index, item.item_id, item.variant_of)
-            self._put(index, item, item.violations if isinstance(item, BadItem) else ())
+        self._figures.spent = spent
+        now_ns = self._clock.time_ns()
+        for one in items:
+            self._register.restore(one.index, one.item_id, one.variant_of)
+            if one.state is None:
+                self.backlog.wait(one, now_ns)
+            else:
+                self._figures.count(one.state)
+        self._is_known = True
+        if len(self.backlog):
+            self._expiry.watch_queue()
+        self._ending.cut()
         if is_whole:
             self.close_input()
         else:
-            self.release()
             self.callers.notice_loss()
+
+    def feed(self, items: Iterable[tuple[int, Item | BadItem]]) -> None:
+        """Items of the backlog were fetched, and go now; those that have ended meanwhile are left out."""
+        for index, item in items:
+            accepted_ns = self.backlog.fetched(index)
+            if accepted_ns is not None:
+                wrong = item.violations if isinstance(item, BadItem) else ()
+                self._put(index, item, wrong, accepted_ns=accepted_ns)
+        self.release()
 
     def rest(self) -> None:
         """The service is being stopped: nothing more of it goes, and what is at a backend may be answered."""
@@ -260,7 +282,8 @@ class RunningBatch:
 
     def leave(self) -> None:
         """Another process runs it, or will: what happens here counts no more, and backends are left alone."""
-        self.is_left = True
+        # Also where its items were not even told.
+        self.is_left = self._is_known = True
         self.journal.close()
         _ = self.cancel(error=ShuttingDownError("the batch is left to another process"))
 
@@ -280,20 +303,7 @@ class RunningBatch:
 
         The batch does not end before they are.
         """
-        checked = [self._gate.check(item, place) for place, item in enumerate(items)]
-        # What is wrong with an item is wrong with each of its answers.
-        wrong = [several[0].wrong for several in checked]
-        if self.config.is_strict and any(wrong):
-            other = InvalidRequestError("another item of the same message is wrong, and validation is STRICT")
-            refused = [
-                Ack(item_id=item.item_id, place=place, refusal=intake.error_of(own) if own else other)
-                for place, (item, own) in enumerate(zip(items, wrong, strict=True))
-            ]
-            return refused, []
-        acks: list[Ack] = []
-        taken: list[tuple[int, Checked]] = []
-        for several in checked:
-            acks += self._take(several, taken, is_reopened=is_reopened)
+        acks, taken = self._admission.admit(items, is_reopened=is_reopened)
         self._admitted += len(taken)
         return acks, taken
 
@@ -301,13 +311,15 @@ class RunningBatch:
         """Items that were admitted go, or wait for their release."""
         self._admitted -= len(taken)
         for index, one in taken:
+            if self.is_kept and not self.backlog.has_room_for(index, one.item, self._clock.time_ns()):
+                self._expiry.watch_queue()
+                continue
             self._put(index, one.item, one.wrong)
             if len(self._waiting) >= self.config.release_size:
                 self.release()
-        if self._cut_short is not None:
+        if self._ending.cut_short is not None:
             # That happened meanwhile.
-            state = ItemState.EXPIRED if isinstance(self._cut_short, BatchDeadlineError) else ItemState.CANCELLED
-            self._dispatch.end([index for index, _ in taken], state, self._cut_short)
+            self._ending.cut([index for index, _ in taken])
         elif self._is_input_closed:
             self.release()
         elif self._waiting and self.config.release_interval_s and "release" not in self._timers:
@@ -334,53 +346,33 @@ class RunningBatch:
         The id of an item with several answers stands for all of them.
         `error` says why; None: the caller wanted it. Raises ItemNotFoundError, unless such items are ignored.
         """
-        is_all = not item_ids
-        found = {item_id: self._register.indexes(item_id) for item_id in item_ids}
-        unknown = [item_id for item_id, indexes in found.items() if not indexes]
-        if unknown and not ignores_unknown:
-            raise ItemNotFoundError(f"batch {self.batch_id} has no item {unknown[0]!r}")
-        named = dict.fromkeys(index for indexes in found.values() for index in indexes)
-        indexes = self._register.all() if is_all else list(named)
-        running = [index for index in indexes if index in self._runs]
-        if is_all:
-            self._cut_short = self._cut_short or error or CancelledItemError("the batch was cancelled")
-        self._dispatch.end(running, ItemState.CANCELLED, error or CancelledItemError("was cancelled"))
-        if is_all:
+        found = self._ending.cancel(item_ids, error=error, ignores_unknown=ignores_unknown)
+        if not item_ids:
             self.close_input()
-        return len(running), len(indexes) - len(running)
+        return found
 
     def expire_at(self, moment_s: float) -> None:
         """What has not ended by then expires, and the input closes. Only ever brings the end nearer."""
         if self._dispatch.deadline_s is None or moment_s < self._dispatch.deadline_s:
             self._dispatch.deadline_s = moment_s
-            self._timers.start("deadline", max(0.0, moment_s - self._clock.monotonic_s()), self._expire)
+            self._expiry.set_deadline(moment_s)
 
     def let_go(self) -> None:
         """It is forgotten: it and its parts, which know each other, wait for no search for such circles."""
         self._register.clear()
         self.callers.let_go()
+        self._admission.let_go()
+        self._expiry.let_go()
+        self._ending.let_go()
         self._dispatch.let_go()
         self.journal.let_go()
 
     # -- Taking items --------------------------------------------------------------------------------------
 
-    def _take(self, several: Sequence[Checked], taken: list[tuple[int, Checked]], *, is_reopened: bool) -> list[Ack]:
-        """Takes an item, as the items that its answers are; or refuses it as one."""
-        place, first = several[0].place, several[0].item
-        register = self._register
-        fresh = [one for one in several if one.item.item_id not in register]
-        refusal = None if not fresh else self._refusal(len(fresh))
-        for one in several:
-            if one.item.item_id in register and not (is_reopened and register.is_same(one.item)):
-                refusal = DuplicateItemError(f"the batch already has an item {one.item.item_id!r}")
-        if refusal is not None:
-            return [Ack(item_id=first.variant_of or first.item_id, place=place, refusal=refusal)]
-        taken += [(register.add(one.item), one) for one in fresh]
-        item_ids = [one.item.item_id for one in several]
-        return [Ack(item_id=item_id, place=place, index=register.index(item_id)) for item_id in item_ids]
-
-    def _put(self, index: int, item: Item | BadItem, wrong: Sequence[Violation]) -> None:
-        """The item has this place."""
+    def _put(
+        self, index: int, item: Item | BadItem, wrong: Sequence[Violation], *, accepted_ns: int | None = None
+    ) -> None:
+        """The item has this place. `accepted_ns`: since when, where that is not now."""
         if isinstance(item, BadItem) or wrong:
             error = intake.error_of(wrong)
             self._end_item(
@@ -394,35 +386,27 @@ class RunningBatch:
             )
             return
         item = replace(item, index=index)
-        run = self._runs[index] = ItemRun(item, accepted_ns=self._clock.time_ns())
+        accepted_ns = self._clock.time_ns() if accepted_ns is None else accepted_ns
+        run = self._runs[index] = ItemRun(item, accepted_ns=accepted_ns)
         self._waiting.append(run)
         if "progress" not in self._timers:
             self._timers.start("progress", PROGRESS_INTERVAL_S, self._tell_progress)
-        if self.config.queue_timeout_s and "queue" not in self._timers:
-            self._timers.start("queue", self.config.queue_timeout_s, self._expire_queued)
+        self._expiry.watch_queue()
 
-    def _refusal(self, count: int) -> UnisonoError | None:
-        """Why so many more items are not taken at this moment."""
-        if self._is_input_closed or self.is_over:
-            return InputClosedError(f"batch {self.batch_id} takes no more items")
-        count_so_far = len(self._register)
-        if count_so_far + count > self._limits.max_items:
-            return BatchFullError(f"a batch has at most {self._limits.max_items:,} items; open another one")
-        if count_so_far + count > self.credit:
-            return CreditExceededError(
-                f"{len(self._runs):,} items have not ended; wait for credit before sending more", retry_after_s=1.0
-            )
-        return None
+    def _closed(self) -> UnisonoError | None:
+        is_closed = self._is_input_closed or self.is_over
+        return InputClosedError(f"batch {self.batch_id} takes no more items") if is_closed else None
 
     # -- Ends ----------------------------------------------------------------------------------------------
 
     def _end_item(self, result: Result) -> None:
         """An item has its result: the one thing that every item comes to."""
         _ = self._runs.pop(result.index, None)
-        self._counts[result.state] += 1
+        self.backlog.ended(result.index)
+        self._figures.count(result.state)
         if isinstance(result.error, BatchDeadlineError):
             # The driver keeps to the deadline too, and may be the first to notice.
-            self._cut_short = self._cut_short or result.error
+            self._ending.cut_short = self._ending.cut_short or result.error
         self._watch.item_ended(result=result, at_ns=self._clock.time_ns())
         if self._relay is not None:
             self._relay.over(result.error)
@@ -432,55 +416,30 @@ class RunningBatch:
         self.journal.write(rest)
         self._maybe_end()
 
-    def _expire(self) -> None:
+    def _expire(self, error: UnisonoError) -> None:
         if not self.is_over:
-            self._cut_short = error = BatchDeadlineError("the batch's deadline has passed")
-            self._dispatch.end(list(self._runs), ItemState.EXPIRED, error)
+            self._ending.cut_short = error
+            self._ending.cut()
             self.close_input()
 
-    def _expire_queued(self) -> None:
-        """Keeps the queue_timeout of items that no driver has yet: not released, or their model not found."""
-        now_ns, timeout_s = self._clock.time_ns(), self.config.queue_timeout_s or 0.0
-        queued = [run for run in self._runs.values() if run.ticket is None]
-        late = [run.item.index for run in queued if (now_ns - run.accepted_ns) / 1e9 >= timeout_s]
-        error = QueueTimeoutError("had not been answered anything in time (queue_timeout)")
-        self._dispatch.end(late, ItemState.EXPIRED, error)
-        if len(late) < len(queued) and not self.is_over:
-            oldest_s = (now_ns - queued[len(late)].accepted_ns) / 1e9
-            self._timers.start("queue", max(0.0, timeout_s - oldest_s), self._expire_queued)
-
     def _maybe_end(self) -> None:
-        if self._runs or self._admitted or not self._is_input_closed or self.is_over:
+        is_waiting = self._runs or len(self.backlog) or self._admitted or not self._is_known
+        if is_waiting or not self._is_input_closed or self.is_over:
             return
-        match self._cut_short:
-            case None:
-                self.state = BatchState.COMPLETED
-            case BatchDeadlineError():
-                self.state = BatchState.EXPIRED
-            case _:
-                self.state = BatchState.CANCELLED
+        self.state = self._ending.state
         self._timers.stop_all()
         self._dispatch.stop()
-        summary = Summary(state=self.state, report=self._report(), error=self._cut_short)
+        self.backlog.close()
+        report = self._figures.report(
+            self.batch_id,
+            self.progress,
+            duration_s=self._clock.monotonic_s() - self._accepted_s,
+            journal_bytes=self.journal.size_bytes,
+        )
+        summary = Summary(state=self.state, report=report, error=self._ending.cut_short)
         self._watch.ended(summary=summary, at_ns=self._clock.time_ns())
         self.journal.write(summary)
         self._on_end(self)
-
-    def _report(self) -> Report:
-        groups = tuple(group.report() for group in self._dispatch.groups)
-        told = [group.cached_prompt_tokens for group in self._dispatch.groups]
-        cached = [tokens for tokens in told if tokens is not None]
-        return Report(
-            batch_id=self.batch_id,
-            duration_s=self._clock.monotonic_s() - self._accepted_s,
-            counts=self.progress,
-            groups=groups,
-            prompt_tokens=sum(group.prompt_tokens for group in groups),
-            cached_prompt_tokens=sum(cached) if cached else None,
-            completion_tokens=sum(group.completion_tokens for group in groups),
-            retries=sum(group.retries for group in self._dispatch.groups),
-            journal_bytes=self.journal.size_bytes,
-        )
 
     # -- Small things --------------------------------------------------------------------------------------
 
@@ -495,5 +454,5 @@ class RunningBatch:
 
     def _tell_progress(self) -> None:
         self.journal.write(self.progress)
-        if self._runs:
+        if self._runs or len(self.backlog):
             self._timers.start("progress", PROGRESS_INTERVAL_S, self._tell_progress)

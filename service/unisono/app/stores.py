@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 from unisono.app.ports import Journal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from unisono.core.batch import BadItem
-    from unisono.core.durable import EndedItem, NewBatch, StoredBatch
+    from unisono.core.durable import KeptItem, NewBatch, Spent, StoredBatch
     from unisono.core.events import BatchState, Journalled
     from unisono.core.files import FileBatch, StoredFile
     from unisono.core.model import Item, ItemState
@@ -40,6 +40,15 @@ class BatchStore(Journal, Protocol):
         """Keeps a batch with its `Accepted` event, or finds the one of the same request; and whether it is new.
 
         Items are numbered as they stand; `is_whole`: no more will come. Raises RequestIdReusedError.
+        """
+        ...
+
+    async def submit_in_pages(
+        self, new: NewBatch, pages: AsyncIterator[Sequence[Item | BadItem]]
+    ) -> tuple[StoredBatch, bool]:
+        """As `submit`, of items that come page by page, and no more after the last.
+
+        Nobody finds the batch before all are there. Raises what `pages` raises, too; then there is no batch.
         """
         ...
 
@@ -82,14 +91,18 @@ class BatchStore(Journal, Protocol):
     async def items(
         self, batch_id: str, *, after: int, limit: int, states: Sequence[ItemState] = ()
     ) -> list[tuple[int, Item | BadItem]]:
-        """Up to `limit` items with indexes above `after` (-1: all), each with its index.
+        """Up to `limit` items with indexes above `after` (-1: all), each with its index; fewer where they are large.
 
         Those that ended so; without states those that have not ended.
         """
         ...
 
-    async def ended(self, batch_id: str) -> list[EndedItem]:
-        """All items that have a result, in their order."""
+    async def spent(self, batch_id: str, now_ns: int) -> Spent:
+        """What all items together took that have a result."""
+        ...
+
+    async def names(self, batch_id: str) -> list[KeptItem]:
+        """All items, in their order, without what they ask."""
         ...
 
 
@@ -126,8 +139,8 @@ class FileStore(Protocol):
         """Forgets what a process that ended had begun to write."""
         ...
 
-    async def draft(self) -> FileDraft:
-        """A new file, still empty."""
+    async def draft(self, *, is_result: bool = False) -> FileDraft:
+        """A new file, still empty. `is_result`: it is written though there is no room for uploads."""
         ...
 
     async def keep(self, draft: FileDraft, file: StoredFile) -> None:

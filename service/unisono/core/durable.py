@@ -53,6 +53,20 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """What the items of a kept batch took that had ended when a process took it over."""
+
+    # From when on this process counts, nanoseconds since 1970.
+    until_ns: int
+    prompt_tokens: int = 0
+    # None where no backend said.
+    cached_prompt_tokens: int | None = None
+    completion_tokens: int = 0
+    # Attempts beyond each item's first.
+    retries: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredBatch:
     """How a kept batch stands. Moments are nanoseconds since 1970."""
 
@@ -85,9 +99,14 @@ class StoredBatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EndedItem:
-    """An item of a kept batch that has its result."""
+class KeptItem:
+    """What is known of an item of a kept batch without what it asks."""
 
     index: int
     item_id: str
-    state: ItemState
+    # For one of several answers of an item: the item's own id.
+    variant_of: str = ""
+    # How it ended; None: it has no result.
+    state: ItemState | None = None
+    # What it takes in the store.
+    size_bytes: int = 0

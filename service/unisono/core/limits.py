@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from unisono.core.batch import BadItem
 from unisono.core.errors import Violation
 from unisono.core.model import ChatRequest, EmbedRequest, GenerateRequest, Options, Role
 
@@ -133,6 +134,20 @@ def check_model(name: str, limits: Limits) -> Iterator[Violation]:
 def text_bytes(item: Item) -> int:
     """Bytes of UTF-8 of all text that an item sends to the model."""
     return sum(size for _, size in _texts(item))
+
+
+def request_bytes(item: Item | BadItem) -> int:
+    """Bytes of all text and pictures of an item; 0 for one that cannot be run."""
+    if isinstance(item, BadItem):
+        return 0
+    match item.request:
+        case ChatRequest() as chat:
+            pictures = [image for message in chat.messages for image in message.images]
+        case GenerateRequest() as asked:
+            pictures = list(asked.images)
+        case _:
+            pictures = []
+    return text_bytes(item) + sum(map(len, pictures))
 
 
 def messages_bytes(messages: Iterable[Message]) -> int:

@@ -184,6 +184,9 @@ class Report:
     # Attempts beyond each item's first.
     retries: int = 0
     journal_bytes: int = 0
+    # Figures of groups, and passes, are of what happened from then on, since the batch was taken over from another
+    # process; nanoseconds since 1970. None: of the whole batch, as all others always are.
+    counted_since_ns: int | None = None
 
 
 def fewest_passes(passes_by_item: list[int], slots: int) -> int | None:

@@ -21,13 +21,15 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, inspect
 
-from tests.fakes.journals import MADE_NS, begun, events_of, sqlite_journal
+from tests.fakes.journals import MADE_NS, an_item, begun, events_of, new_batch, sqlite_journal
 from unisono.adapters.journal import tables
 from unisono.adapters.journal.errors import JournalFileError, JournalInUseError, code_of, translated, words
 from unisono.adapters.journal.failpoints import failure
 from unisono.adapters.journal.file import JOURNAL_FILE, NEWEST, migrate, open_engines, take_folder
 from unisono.adapters.journal.sqlite import SqliteJournal
+from unisono.core.batch import BadItem
 from unisono.core.errors import LimitExceededError
+from unisono.core.model import Item
 
 needs_permissions = pytest.mark.skipif(os.geteuid() == 0, reason="to root, every folder may be written")
 
@@ -87,6 +89,24 @@ async def test_the_steps_can_be_taken_back_and_again(tmp_path: Path) -> None:
         _ = await begun(journal)
     async with sqlite_journal(tmp_path) as journal:
         assert len(events_of(journal)) == 1
+
+
+async def test_a_file_of_the_version_before_knows_whose_answers_they_are(tmp_path: Path) -> None:
+    """From what the items themselves say, also where their texts are written in another way."""
+    given: list[Item | BadItem] = [
+        an_item(0, item_id="a#1", variant_of="a"),
+        an_item(1, item_id="é#1", variant_of="é", text="\ud800"),
+        an_item(2, item_id="c#1"),
+        an_item(3),
+    ]
+    async with sqlite_journal(tmp_path) as journal:
+        _ = await journal.submit(new_batch(), given, is_whole=True)
+    writer, reader = open_engines(tmp_path / JOURNAL_FILE)
+    migrate(writer, tmp_path / JOURNAL_FILE, to="0002")
+    writer.dispose()
+    reader.dispose()
+    async with sqlite_journal(tmp_path) as journal:
+        assert [one.variant_of for one in await journal.names("b")] == ["a", "é", "", ""]
 
 
 async def test_a_file_of_a_newer_version(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ ASKED: dict[str, Callable[[Connection], object]] = {
     "has_item": lambda to: store.has_item(to, 1, 2),
     "items": lambda to: store.items(to, 1, after=3, limit=5, states=()),
     "items by state": lambda to: store.items(to, 1, after=3, limit=5, states=BOTH),
-    "ended": lambda to: store.ended(to, 1),
+    "names": lambda to: store.names(to, 1),
 }
 
 

@@ -13,6 +13,7 @@ from tests.unit.cli.fake_server import FakeServer, Script
 from unisono._generated.unisono.v1 import batch_inference_pb2 as rpc
 from unisono._generated.unisono.v1 import event_pb2
 from unisono.edge.cli import submit
+from unisono.edge.cli.upload import Upload
 from unisono.edge.grpc.server import MAX_RECEIVE_BYTES
 
 
@@ -89,33 +90,30 @@ def test_nothing_is_submitted(runner: CliRunner, tmp_path: Path, file: list[obje
     assert not started
 
 
-def test_what_is_larger_than_a_message(
-    runner: CliRunner, server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("more", [0, 1])
+def test_what_fits_in_a_message_goes_in_one(
+    more: int, runner: CliRunner, server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is refused, with what to do instead; up to the limit, which is the service's, it is taken."""
-    file = write(tmp_path / "b.jsonl", {"id": "a", "prompt": "x" * 2000}, openai("b", "y" * 2000))
-    assert unisono(runner, server, "submit", file, "--request-id", "r").exit_code == 0
+    """Which is never larger than the service receives, whatever stands beside the items; else a stream is opened."""
     assert submit.MAX_MESSAGE_BYTES == MAX_RECEIVE_BYTES
-    limit = server.submitted[0].ByteSize()
-    monkeypatch.setattr(submit, "MAX_MESSAGE_BYTES", limit)
-    assert unisono(runner, server, "submit", file, "--request-id", "s").exit_code == 0
-    monkeypatch.setattr(submit, "MAX_MESSAGE_BYTES", limit - 1)
-    result = unisono(runner, server, "submit", file, "--request-id", "t")
-    assert result.exit_code == 2
-    assert len(server.submitted) == 2
-    assert "MiB that one batch is submitted in.\nCut it into several" in result.stderr
-    assert "`unisono run`" in result.stderr
+    file = write(tmp_path / "b.jsonl", *({"id": f"{n}", "prompt": "x" * 200} for n in range(300)))
+    assert unisono(runner, server, "submit", file, "--request-id", "r").exit_code == 0
+    (request,) = server.submitted
+    items = sum(item.ByteSize() + 6 for item in request.items)
+    plain = rpc.SubmitBatchRequest(config=request.config)
+    limit = items + plain.ByteSize() + 1024
+    assert request.ByteSize() <= limit
+    opened: list[rpc.StreamBatchOpen] = []
 
+    async def run(upload: Upload) -> str:
+        opened.append(upload._open)
+        return "k-1"
 
-def test_a_large_file_is_not_read_whole(
-    runner: CliRunner, server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Reading ends where it is known to be too large: a line far behind is never looked at."""
-    monkeypatch.setattr(submit, "MAX_MESSAGE_BYTES", 100_000)
-    file = write(tmp_path / "b.jsonl", *({"prompt": "x" * 1000} for _ in range(3000)), "{")
-    result = unisono(runner, server, "submit", file)
-    assert result.exit_code == 2
-    assert "line 3001" not in result.stderr
+    monkeypatch.setattr(Upload, "run", run)
+    monkeypatch.setattr(submit, "MAX_MESSAGE_BYTES", limit - more)
+    assert unisono(runner, server, "submit", file, "--request-id", "r").exit_code == 0
+    assert len(server.submitted) == 2 - more
+    assert [(one.durable, one.config.request_id) for one in opened] == [(True, "r")] * more
 
 
 def test_a_submit_whose_answer_was_lost_is_sent_again(runner: CliRunner, tmp_path: Path) -> None:

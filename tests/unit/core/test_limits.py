@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from unisono.core.batch import BadItem
 from unisono.core.limits import (
     MAX_EMBEDDING_DIMENSIONS,
     MAX_TOP_LOGPROBS,
@@ -19,6 +20,7 @@ from unisono.core.limits import (
     check_options,
     check_shared,
     messages_bytes,
+    request_bytes,
     text_bytes,
 )
 from unisono.core.model import (
@@ -482,3 +484,12 @@ def test_shared_messages_are_judged_once() -> None:
         "shared_context.messages[2].content",
     ]
     assert [one.field for one in check_shared([user("x" * 101)], SMALL)] == ["shared_context.messages"]
+
+
+def test_what_an_item_takes() -> None:
+    """Its texts and its pictures; one that cannot be run takes nothing."""
+    pictured = Message(role=Role.USER, content="é", images=(b"1234", b"5"))
+    assert request_bytes(item(ChatRequest(messages=(pictured, user("ab"))))) == 2 + 5 + 2
+    assert request_bytes(item(GenerateRequest(prompt="abc", images=(b"1234",)))) == 7
+    assert request_bytes(item(EmbedRequest(input=("ab", "c")))) == 3
+    assert request_bytes(BadItem(item_id="a", violations=())) == 0

@@ -29,7 +29,7 @@ JOURNAL_FILE = "journal.sqlite3"
 # Files that callers hand in and get back.
 FILES_FOLDER = "files"
 # The last step in migrations/versions.
-NEWEST = "0002"
+NEWEST = "0003"
 _LOCK_FILE = "journal.lock"
 # The log in front of the file is cut back to so much after a checkpoint.
 _LOG_BYTES = 64 * 1024 * 1024

@@ -17,9 +17,10 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, TypeVar
 
 import msgspec
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 
 from unisono.adapters.journal import codec, tables
+from unisono.adapters.journal.room import Room
 from unisono.core.durable import Tally
 from unisono.core.errors import LimitExceededError
 from unisono.core.files import FileBatch, FileBatchState, LineError, StoredFile
@@ -53,8 +54,10 @@ class Statements(Protocol):
 class Draft:
     """See `app.ports.FileDraft`."""
 
-    def __init__(self, folder: Path, file_id: str) -> None:
+    def __init__(self, folder: Path, file_id: str, room: Room, *, is_result: bool) -> None:
         self._folder = folder
+        self._room = room
+        self._is_result = is_result
         self.file_id = file_id
         self.size_bytes = 0
         self._path = folder / f"{file_id}{_PART}"
@@ -72,6 +75,7 @@ class Draft:
     def _write(self, data: bytes) -> None:
         if self._file is None:
             raise ValueError(_NOT_WRITTEN)
+        self._room.write(self.file_id, len(data), is_result=self._is_result)
         left = memoryview(data)
         try:
             while left:
@@ -101,14 +105,16 @@ class Draft:
             self._file.close()
             self._file = None
             self._path.unlink(missing_ok=True)
+        self._room.settle(self.file_id)
 
 
 class SqliteFiles:
     """See `app.stores.FileStore`."""
 
-    def __init__(self, folder: Path, *, change: Statements, ask: Statements) -> None:
-        """`change` writes to the journal's file, `ask` reads it."""
+    def __init__(self, folder: Path, *, change: Statements, ask: Statements, max_bytes: int | None = None) -> None:
+        """`change` writes to the journal's file, `ask` reads it. `max_bytes`: see Room."""
         self._folder = folder
+        self._room = Room(folder, max_bytes=max_bytes)
         self._change = change
         self._ask = ask
 
@@ -116,6 +122,12 @@ class SqliteFiles:
         """Makes the folder, and deletes what nobody knows."""
         known = await self._ask(lambda connection: set(connection.execute(select(_files.file_id)).scalars()))
         await asyncio.to_thread(self._tidy, known)
+        await self._count()
+
+    async def _count(self) -> None:
+        """How many bytes are kept is counted anew."""
+        wanted = select(func.coalesce(func.sum(_files.size_bytes), 0))
+        self._room.count(await self._ask(lambda connection: connection.execute(wanted).scalar_one()))
 
     def _tidy(self, known: set[str]) -> None:
         try:
@@ -131,9 +143,10 @@ class SqliteFiles:
 
     # -- Files -------------------------------------------------------------------------------------------------
 
-    async def draft(self) -> Draft:
-        """A new file, still empty."""
-        return await asyncio.to_thread(Draft, self._folder, f"file-{secrets.token_hex(12)}")
+    async def draft(self, *, is_result: bool = False) -> Draft:
+        """A new file, still empty. See the port."""
+        file_id = f"file-{secrets.token_hex(12)}"
+        return await asyncio.to_thread(Draft, self._folder, file_id, self._room, is_result=is_result)
 
     async def keep(self, draft: FileDraft, file: StoredFile) -> None:
         """The draft is a file from now on."""
@@ -187,6 +200,7 @@ class SqliteFiles:
         was_there = await self._change(lambda connection: connection.execute(wanted).rowcount > 0)
         if was_there:
             await self._unlink([file_id])
+            await self._count()
         return was_there
 
     async def delete_old(self, now_ns: int) -> None:
@@ -197,7 +211,10 @@ class SqliteFiles:
             gone = delete(tables.files).where(_files.expires_ns <= now_ns).returning(_files.file_id)
             return list(connection.execute(gone).scalars())
 
-        await self._unlink(await self._change(work))
+        gone = await self._change(work)
+        if gone:
+            await self._unlink(gone)
+            await self._count()
 
     async def _unlink(self, file_ids: Sequence[str]) -> None:
         paths = [self._folder / file_id for file_id in file_ids if _ID.fullmatch(file_id)]
@@ -206,6 +223,7 @@ class SqliteFiles:
     async def _write(self, drafts: Sequence[FileDraft], work: Callable[[Connection], bool]) -> None:
         """Drafts become files, and `work` says so in the journal; where it does not, they are gone."""
         is_written = False
+        names = [draft.file_id for draft in drafts]
         try:
             for draft in drafts:
                 if not isinstance(draft, Draft):
@@ -214,13 +232,16 @@ class SqliteFiles:
             is_written = await self._change(work)
         except LimitExceededError:
             # It may have been written all the same; where nobody can tell, the next start sees to them.
-            names = [draft.file_id for draft in drafts]
             wanted = select(_files.file_id).where(_files.file_id.in_(names))
             known = await self._ask(lambda connection: set(connection.execute(wanted).scalars()))
             await self._unlink([name for name in names if name not in known])
             raise
+        finally:
+            await self._count()
+            for name in names:
+                self._room.settle(name)
         if not is_written:
-            await self._unlink([draft.file_id for draft in drafts])
+            await self._unlink(names)
 
     # -- Batches -----------------------------------------------------------------------------------------------
 

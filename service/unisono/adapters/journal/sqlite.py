@@ -27,24 +27,20 @@ from unisono.adapters.journal.errors import translated
 from unisono.adapters.journal.file import FILES_FOLDER, JOURNAL_FILE, open_engines, take_folder
 from unisono.adapters.journal.files import SqliteFiles
 from unisono.adapters.journal.rows import count_in, event_row
+from unisono.adapters.journal.submits import Submits
 from unisono.adapters.journal.writer import Writer
-from unisono.core.errors import (
-    InvalidRequestError,
-    LimitExceededError,
-    RequestIdReusedError,
-    SequenceOutOfRangeError,
-)
+from unisono.core.errors import SequenceOutOfRangeError
 from unisono.core.events import weight
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
     from pathlib import Path
 
     from sqlalchemy import Connection
 
     from unisono.adapters.journal.writer import Pending
     from unisono.core.batch import BadItem
-    from unisono.core.durable import EndedItem, NewBatch, StoredBatch
+    from unisono.core.durable import KeptItem, NewBatch, Spent, StoredBatch
     from unisono.core.events import BatchState, Journalled, LastingEvent
     from unisono.core.model import Item, ItemState
 
@@ -104,6 +100,7 @@ class SqliteJournal:
         self._open: dict[str, _Open] = {}
         self._ids: dict[int, str] = {}
         self._doubts = Doubts()
+        self._submits = Submits(self, self._doubts)
 
     async def start(self, now_ns: int) -> None:
         """Takes the folder; raises what `take_folder` and `open_engines` raise, and LimitExceededError."""
@@ -263,58 +260,36 @@ class SqliteJournal:
         self, new: NewBatch, items: Sequence[Item | BadItem], *, is_whole: bool
     ) -> tuple[StoredBatch, bool]:
         """Keeps a batch; answers when it is in the file: with the batch, and whether it is new. See the port."""
+        return await self._submits.submit(new, items, is_whole=is_whole)
 
-        def write(connection: Connection) -> tuple[StoredBatch, bool]:
-            known = store.of_request(connection, new)
-            if known is not None:
-                if self._doubts.vouch(known.batch_id):
-                    return known, False
-                _ = store.delete_batches(connection, [known.batch_id])
-            store.put_batch(connection, new, items, self._writer.lease, is_whole=is_whole)
-            return store.get_batch(connection, new.batch_id), True
-
-        is_doubtful = True
-        self._doubts.begin(new.batch_id)
-        try:
-            try:
-                done = await self._change(write)
-            except LimitExceededError:
-                # It may have been kept all the same.
-                found = await self._writer.call(lambda connection: store.find_batch(connection, new.batch_id))
-                is_doubtful = False
-                if found is None:
-                    raise
-                return found, True
-            is_doubtful = False
-            return done
-        except (RequestIdReusedError, InvalidRequestError):
-            is_doubtful = False
-            raise
-        finally:
-            self._doubts.end(new.batch_id, is_doubtful=is_doubtful)
+    async def submit_in_pages(
+        self, new: NewBatch, pages: AsyncIterator[Sequence[Item | BadItem]]
+    ) -> tuple[StoredBatch, bool]:
+        """As `submit`, of items that come page by page. See the port."""
+        return await self._submits.submit_in_pages(new, pages)
 
     async def add(self, batch_id: str, items: Sequence[Item | BadItem], *, first: int) -> None:
         """Keeps items that a stream adds, numbered from `first` on; answers when they are in the file."""
 
         def write(connection: Connection) -> None:
-            number = store.own(connection, batch_id, self._writer.lease)
+            number = store.own(connection, batch_id, self.lease)
             # What seemed to have failed may have been written; and what came later may have been written before.
             if items and not store.has_item(connection, number, first):
                 store.put_items(connection, number, items, first=first)
 
-        await self._change(write)
+        await self.change(write)
 
     async def set(self, batch_id: str, **values: object) -> None:
         """Changes `is_input_closed`, `is_cancelling`, `started_ns`; answers when that is in the file."""
-        await self._change(lambda connection: store.set_batch(connection, batch_id, values, self._writer.lease))
+        await self.change(lambda connection: store.set_batch(connection, batch_id, values, self.lease))
 
     async def take_over(self) -> list[StoredBatch]:
         """All batches that have not ended: they are this process's from now on. The oldest first."""
-        return await self._change(lambda connection: store.take_over(connection, self._writer.lease))
+        return await self.change(lambda connection: store.take_over(connection, self.lease))
 
     async def delete(self, batch_id: str) -> None:
         """Forgets a batch with all that belongs to it; raises BatchNotFoundError."""
-        if not await self._change(lambda connection: store.delete_batches(connection, [batch_id])):
+        if not await self.change(lambda connection: store.delete_batches(connection, [batch_id])):
             raise store.not_found(batch_id)
 
     async def delete_old(self, now_ns: int) -> int:
@@ -323,7 +298,7 @@ class SqliteJournal:
         Not in one transaction: events are written in between.
         """
         deleted = 0
-        while some := await self._change(lambda connection: store.delete_old(connection, now_ns)):
+        while some := await self.change(lambda connection: store.delete_old(connection, now_ns)):
             deleted += some
         return deleted
 
@@ -364,20 +339,38 @@ class SqliteJournal:
 
         return await self._ask(look)
 
-    async def ended(self, batch_id: str) -> list[EndedItem]:
-        """All items that have a result, in their order."""
+    async def spent(self, batch_id: str, now_ns: int) -> Spent:
+        """What all items together took that have a result."""
 
-        def look(connection: Connection) -> list[EndedItem]:
+        def look(connection: Connection) -> Spent:
             number, _ = store.place_of(connection, batch_id)
-            return store.ended(connection, number)
+            return store.spent(connection, number, now_ns)
 
         return await self._ask(look)
 
-    def files(self) -> SqliteFiles:
-        """Files beside the journal's own, whose rows it writes."""
-        return SqliteFiles(self._folder / FILES_FOLDER, change=self._change, ask=self._ask)
+    async def names(self, batch_id: str) -> list[KeptItem]:
+        """All items, in their order, without what they ask."""
 
-    async def _change(self, write: Callable[[Connection], T]) -> T:
+        def look(connection: Connection) -> list[KeptItem]:
+            number, _ = store.place_of(connection, batch_id)
+            return store.names(connection, number)
+
+        return await self._ask(look)
+
+    def files(self, *, max_bytes: int | None = None) -> SqliteFiles:
+        """Files beside the journal's own, whose rows it writes. `max_bytes`: see Room."""
+        return SqliteFiles(self._folder / FILES_FOLDER, change=self.change, ask=self._ask, max_bytes=max_bytes)
+
+    @property
+    def lease(self) -> int:
+        """What names this process in the file."""
+        return self._writer.lease
+
+    async def call(self, work: Callable[[Connection], T]) -> T:
+        """Does something in a transaction of its own, and nothing else with it."""
+        return await self._writer.call(work)
+
+    async def change(self, write: Callable[[Connection], T]) -> T:
         """Changes something in a transaction of its own; and deletes what nobody was told of."""
 
         def work(connection: Connection) -> tuple[T, list[str]]:

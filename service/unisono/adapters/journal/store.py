@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import delete, insert, literal_column, select, update
+from sqlalchemy import delete, func, insert, literal_column, select, update
 
 from unisono.adapters.journal import codec, tables
 from unisono.adapters.journal.errors import LeaseLostError
 from unisono.adapters.journal.rows import batch_row, event_row, stored
-from unisono.core.durable import EndedItem
+from unisono.core.durable import KeptItem, Spent
 from unisono.core.errors import BatchNotFoundError, RequestIdReusedError
 from unisono.core.events import Accepted, BatchState, Journalled, Result, weight
 from unisono.core.model import ItemState
@@ -31,6 +31,10 @@ _is_result = _events.kind == literal_column(f"'{codec.RESULT}'")
 _AT_A_TIME = 500
 # Batches, and items of them, that are deleted in one transaction: a tenth of a second, unless one is larger.
 _DELETED, _DELETED_ITEMS = 100, 10_000
+# Items that are read at one time have about so many bytes.
+_MOST_ITEM_BYTES = 8 * 1024 * 1024
+# The state of a batch whose items are still to come, and that nobody can find.
+_DRAFT = "draft"
 # What is read at one time weighs no more than this, its last event aside: twice what a message holds, so that whoever
 # fills a message never takes the end of what was read for the end of what there is.
 _MOST_WEIGHT = 2 * MAX_MESSAGE_WEIGHT
@@ -50,6 +54,28 @@ def put_batch(
     put_items(connection, number, items, first=0)
 
 
+def put_draft(connection: Connection, new: NewBatch, lease: int) -> None:
+    """Writes a batch that nobody finds, whose items are still to come. Its request's name is still free."""
+    row = batch_row(new, lease) | {"state": _DRAFT, "request_id": None}
+    _ = connection.execute(insert(tables.batches).values(row))
+
+
+def finish_draft(connection: Connection, new: NewBatch, lease: int) -> None:
+    """A draft has all its items, and becomes a batch like any other."""
+    number = own(connection, new.batch_id, lease)
+    row = batch_row(new, lease)
+    changes = {name: row[name] for name in ("state", "request_id")} | {"is_input_closed": True, "last_sequence": 1}
+    _ = connection.execute(update(tables.batches).where(_batches.number == number).values(changes))
+    accepted = Accepted(batch_id=new.batch_id, item_count=item_count(connection, number))
+    _ = connection.execute(insert(tables.events), event_row(number, 1, accepted, new.created_ns))
+
+
+def item_count(connection: Connection, number: int) -> int:
+    """How many items a batch has, a draft too."""
+    count: int = connection.execute(select(_batches.item_count).where(_batches.number == number)).scalar_one()
+    return count
+
+
 def put_items(connection: Connection, number: int, items: Sequence[Item | BadItem], *, first: int) -> None:
     """Writes items of a batch, numbered from `first` on."""
     for start in range(0, len(items), _AT_A_TIME):
@@ -58,6 +84,7 @@ def put_items(connection: Connection, number: int, items: Sequence[Item | BadIte
                 "batch": number,
                 "item_index": first + start + place,
                 "item_id": item.item_id,
+                "variant_of": item.variant_of or None,
                 "packed": codec.pack_item(item),
             }
             for place, item in enumerate(items[start : start + _AT_A_TIME])
@@ -91,7 +118,8 @@ def of_request(connection: Connection, new: NewBatch) -> StoredBatch | None:
 
 def find_batch(connection: Connection, batch_id: str) -> StoredBatch | None:
     """A batch; None: there is none of that id."""
-    row = connection.execute(select(tables.batches).where(_batches.batch_id == batch_id)).one_or_none()
+    wanted = select(tables.batches).where(_batches.batch_id == batch_id, _batches.state != _DRAFT)
+    row = connection.execute(wanted).one_or_none()
     return None if row is None else stored(row)
 
 
@@ -128,7 +156,7 @@ def list_batches(
     connection: Connection, *, after: int, limit: int, states: Sequence[BatchState]
 ) -> list[tuple[int, StoredBatch]]:
     """The newest batches with numbers below `after` (0: all), the newest first, each with its number."""
-    wanted = select(tables.batches).order_by(_batches.number.desc()).limit(limit)
+    wanted = select(tables.batches).where(_batches.state != _DRAFT).order_by(_batches.number.desc()).limit(limit)
     if after:
         wanted = wanted.where(_batches.number < after)
     if states:
@@ -137,7 +165,11 @@ def list_batches(
 
 
 def take_over(connection: Connection, lease: int) -> list[StoredBatch]:
-    """Gives all batches that have not ended this lease; answers with them, the oldest first."""
+    """Gives all batches that have not ended this lease; answers with them, the oldest first.
+
+    What another process had begun to write, and told nobody of, goes.
+    """
+    _ = connection.execute(delete(tables.batches).where(_batches.state == _DRAFT, _batches.lease != lease))
     running = _batches.state == BatchState.RUNNING.value
     _ = connection.execute(
         update(tables.batches)
@@ -177,7 +209,7 @@ def delete_old(connection: Connection, now_ns: int) -> int:
 def place_of(connection: Connection, batch_id: str) -> tuple[int, int]:
     """A batch's number, and that of its last event; raises BatchNotFoundError."""
     row = connection.execute(
-        select(_batches.number, _batches.last_sequence).where(_batches.batch_id == batch_id)
+        select(_batches.number, _batches.last_sequence).where(_batches.batch_id == batch_id, _batches.state != _DRAFT)
     ).one_or_none()
     if row is None:
         raise not_found(batch_id)
@@ -240,7 +272,10 @@ def results(
 def items(
     connection: Connection, number: int, *, after: int, limit: int, states: Sequence[ItemState]
 ) -> list[tuple[int, Item | BadItem]]:
-    """Up to `limit` items with indexes above `after`: those that ended so; without states those without a result."""
+    """Up to `limit` items with indexes above `after`: those that ended so; without states those without a result.
+
+    Fewer where they are large.
+    """
     its_result = select(_events.row).where(
         _events.batch == number, _is_result, _events.item_index == _items.item_index
     )
@@ -252,22 +287,64 @@ def items(
         .order_by(_items.item_index)
         .limit(limit)
     )
-    return [(row.item_index, codec.unpack_item(row.item_index, row.packed)) for row in connection.execute(wanted)]
+    found: list[tuple[int, Item | BadItem]] = []
+    room = _MOST_ITEM_BYTES
+    with connection.execute(wanted) as rows:
+        for row in rows:
+            found.append((row.item_index, codec.unpack_item(row.item_index, row.packed)))
+            room -= len(row.packed)
+            if room < 0:
+                break
+    return found
 
 
-def ended(connection: Connection, number: int) -> list[EndedItem]:
-    """All items that have a result, in the order of their indexes."""
+def names(connection: Connection, number: int) -> list[KeptItem]:
+    """All items, in the order of their indexes, without what they ask."""
     has_ended = (_events.batch == number) & _is_result & (_events.item_index == _items.item_index)
+    # Of what is large, SQLite reads no more than its length.
+    size = func.length(_items.packed).label("size")
     wanted = (
-        select(_items.item_index, _items.item_id, _events.item_state)
-        .join_from(tables.items, tables.events, has_ended)
+        select(_items.item_index, _items.item_id, _items.variant_of, _events.item_state, size)
+        .join_from(tables.items, tables.events, has_ended, isouter=True)
         .where(_items.batch == number)
         .order_by(_items.item_index)
     )
-    return [
-        EndedItem(index=row.item_index, item_id=row.item_id, state=ItemState(row.item_state))
-        for row in connection.execute(wanted)
-    ]
+    with connection.execute(wanted) as rows:
+        return [
+            KeptItem(
+                index=row.item_index,
+                item_id=row.item_id,
+                variant_of=row.variant_of or "",
+                state=None if row.item_state is None else ItemState(row.item_state),
+                size_bytes=row.size,
+            )
+            for row in rows
+        ]
+
+
+def spent(connection: Connection, number: int, now_ns: int) -> Spent:
+    """What all items together took that have a result: each is read, and none is kept in memory."""
+    prompt = completion = retries = 0
+    cached: int | None = None
+    wanted = select(_events.kind, _events.packed).where(_events.batch == number, _is_result)
+    with connection.execute(wanted) as rows:
+        for row in rows:
+            result = codec.unpack_event(row.kind, row.packed)
+            if not isinstance(result, Result):
+                continue
+            retries += max(0, result.attempts - 1)
+            if (usage := result.usage) is not None:
+                prompt += usage.prompt_tokens
+                completion += usage.completion_tokens
+                if usage.cached_prompt_tokens is not None:
+                    cached = (cached or 0) + usage.cached_prompt_tokens
+    return Spent(
+        until_ns=now_ns,
+        prompt_tokens=prompt,
+        cached_prompt_tokens=cached,
+        completion_tokens=completion,
+        retries=retries,
+    )
 
 
 def not_found(batch_id: str) -> BatchNotFoundError:

@@ -89,6 +89,8 @@ items = Table(
     Column("item_index", Integer, nullable=False),
     Column("item_id", String, nullable=False),
     Column("packed", LargeBinary, nullable=False),
+    # For one of several answers of an item: the item's own id.
+    Column("variant_of", String),
     # Ids are not: of items that cannot be run, several may have none, or the same one.
     UniqueConstraint("batch", "item_index"),
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import grpc
@@ -47,6 +48,8 @@ class Problem:
     violations: tuple[str, ...] = ()
     # After how many seconds another try may help.
     retry_after_s: float | None = None
+    # What else the service says of it: "batch_id", say.
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
@@ -70,6 +73,7 @@ _REMEDIES = {
 def problem_of_status(status: status_pb2.Status) -> Problem:
     """Reads a status with its details."""
     reason, retry_after_s = "", None
+    metadata: dict[str, str] = {}
     violations: list[str] = []
     for detail in status.details:
         info, request, retry = (
@@ -79,7 +83,7 @@ def problem_of_status(status: status_pb2.Status) -> Problem:
         )
         try:
             if detail.Unpack(info):
-                reason = info.reason
+                reason, metadata = info.reason, dict(info.metadata)
             elif detail.Unpack(request):
                 violations += [f"{each.field}: {each.description}" for each in request.field_violations]
             elif detail.Unpack(retry):
@@ -91,6 +95,7 @@ def problem_of_status(status: status_pb2.Status) -> Problem:
         message=status.message or "no message",
         violations=tuple(violations),
         retry_after_s=retry_after_s,
+        metadata=metadata,
     )
 
 

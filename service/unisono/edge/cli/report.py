@@ -109,6 +109,9 @@ def _draw_batch(tally: Tally, report: event_pb2.Report | None) -> list[str]:
     if report:
         lines.append(labelled("retries", f"{report.retries:,}" if report.retries else "none"))
         lines.append(labelled("batch", report.batch_id))
+        if report.HasField("counted_since"):
+            since = report.counted_since.ToDatetime().strftime("%Y-%m-%d %H:%M:%S")
+            lines.append(labelled("below", f"what happened since the service was started again ({since} UTC)"))
     return lines
 
 

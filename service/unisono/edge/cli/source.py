@@ -7,7 +7,7 @@ import select
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 
 from unisono.edge.batchfile.line import MAX_LINE_BYTES
 
@@ -54,6 +54,12 @@ class LineSource:
             raise IsADirectoryError(f"{path} is a folder")
         return cls(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
+    def hand_over(self) -> int:
+        """The descriptor, for another source; this one is closed."""
+        descriptor = os.dup(self._descriptor)
+        self.close()
+        return descriptor
+
     def tell(self) -> int | None:
         """Where reading began; None for what cannot be read twice, such as a pipe. Only before the first read."""
         try:
@@ -65,6 +71,13 @@ class LineSource:
         """A source on the same file that reads it again from there."""
         os.lseek(self._descriptor, place, os.SEEK_SET)
         return LineSource(os.dup(self._descriptor))
+
+    @classmethod
+    def copied(cls, copy: IO[bytes]) -> Self:
+        """A source on what a CopyingSource has written."""
+        copy.flush()
+        _ = copy.seek(0)
+        return cls(os.dup(copy.fileno()))
 
     def read_some(self) -> list[Line] | None:
         """The lines that are there, waiting for one at least; None at the end or once closed. Raises OSError."""
@@ -130,3 +143,21 @@ class LineSource:
             text = text.removeprefix(b"\xef\xbb\xbf")  # the mark that some editors put at a file's start
         is_kept = not self._is_skipping and len(text) <= MAX_LINE_BYTES
         return Line(number=self._number, text=text if is_kept else None)
+
+
+class CopyingSource(LineSource):
+    """A source that can be read once, such as a pipe, and writes its lines to a file, so that they can be again."""
+
+    def __init__(self, source: LineSource, copy: IO[bytes]) -> None:
+        """Nothing of the source was read yet; it is closed with that."""
+        super().__init__(source.hand_over())
+        self._copy = copy
+
+    def read_some(self) -> list[Line] | None:
+        """See LineSource."""
+        lines = super().read_some()
+        for line in lines or ():
+            # A line that was too long to be kept stays so.
+            text = b"x" * (MAX_LINE_BYTES + 1) if line.text is None else line.text
+            _ = self._copy.write(text + b"\n")
+        return lines

@@ -102,7 +102,7 @@ def progress(event: report.Progress) -> event_pb2.Progress:
 
 def batch_report(figures: report.Report) -> event_pb2.Report:
     """The figures of a batch."""
-    return event_pb2.Report(
+    message = event_pb2.Report(
         batch_id=figures.batch_id,
         duration=duration(figures.duration_s),
         counts=progress(figures.counts),
@@ -113,6 +113,9 @@ def batch_report(figures: report.Report) -> event_pb2.Report:
         retries=figures.retries,
         journal_bytes=figures.journal_bytes,
     )
+    if figures.counted_since_ns is not None:
+        message.counted_since.FromNanoseconds(figures.counted_since_ns)
+    return message
 
 
 def group_report(figures: report.GroupReport) -> event_pb2.GroupReport:

@@ -49,6 +49,7 @@ def kept_batch(stored: StoredBatch) -> kept_pb2.KeptBatch:
         parent_batch_id=stored.parent_id,
         restarts=stored.restarts,
         last_sequence=stored.last_sequence,
+        input_open=not (stored.is_input_closed or stored.is_over),
     )
     _set(message.created_at, stored.created_ns)
     _set(message.started_at, stored.started_ns)

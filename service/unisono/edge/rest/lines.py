@@ -48,6 +48,7 @@ class FileCheck:
         self._count = 0
         # Of each id, the line that has it.
         self._ids: dict[str, int] = {}
+        self._models: set[str] = set()
         self._errors: list[LineError] = []
 
     @property
@@ -59,6 +60,11 @@ class FileCheck:
     def is_enough(self) -> bool:
         """Whether no more lines need to be looked at."""
         return self._count > self._max_lines or len(self._errors) >= MAX_ERRORS
+
+    @property
+    def model(self) -> str:
+        """What all lines ask; empty where they do not ask one and the same."""
+        return next(iter(self._models)) if len(self._models) == 1 else ""
 
     def read(self, number: int, text: bytes | None) -> None:
         """The next line."""
@@ -108,6 +114,8 @@ class FileCheck:
         if url != self._endpoint:
             what = f"The url must be the batch's endpoint, {self._endpoint}, not {quote(url)}."
             raise _LineError("url_mismatch", what, "url")
+        model = body.value("model") if body is not None else None
+        self._models.add(model if isinstance(model, str) else "")
         # Whatever else it may be, it is not for a batch.
         if body is not None and body.value("stream") not in (None, False):
             raise _LineError("unsupported_value", "stream must be false in a batch.", "body.stream")

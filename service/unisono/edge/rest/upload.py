@@ -13,6 +13,7 @@ from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
+from unisono.core.errors import LimitExceededError
 from unisono.edge.rest.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 # What OpenAI takes of a batch's file.
 MAX_FILE_BYTES: Final = 200 * 1024 * 1024
+# What the store says is at its limit where all files together are too large.
+FILES_LIMIT: Final = "max_files_bytes"
 # Bytes that are read of what is too large; a client that sends more is cut off.
 _MAX_READ_BYTES: Final = 1024 * 1024 * 1024
 _MAX_FIELD_BYTES: Final = 16 * 1024
@@ -141,6 +144,13 @@ async def receive(content_type: str, chunks: AsyncIterable[bytes], files: FileSt
     draft = await files.draft()
     try:
         filename = await _read(form, chunks, draft)
+    except LimitExceededError as error:
+        await draft.discard()
+        if error.metadata.get("limit") != FILES_LIMIT:
+            raise
+        await _read_on(chunks)
+        # As OpenAI says that the quota for files is used up: it is of no use to send the same again.
+        raise RefusedError(400, error.message) from error
     except BaseException:
         await draft.discard()
         raise
@@ -168,6 +178,15 @@ async def _read(form: _Form, chunks: AsyncIterable[bytes], draft: FileDraft) -> 
     if form.pending:
         await draft.write(bytes(form.pending))
     return form.filename
+
+
+async def _read_on(chunks: AsyncIterable[bytes]) -> None:
+    """Reads what is not kept, so that the client hears why."""
+    count = 0
+    async for chunk in chunks:
+        count += len(chunk)
+        if count > _MAX_READ_BYTES:
+            return
 
 
 def _too_large() -> RefusedError:

@@ -1776,7 +1776,11 @@ type Report struct {
 	// Attempts beyond each item's first.
 	Retries uint32 `protobuf:"varint,8,opt,name=retries,proto3" json:"retries,omitempty"`
 	// Bytes of the journal.
-	JournalBytes  uint64 `protobuf:"varint,9,opt,name=journal_bytes,json=journalBytes,proto3" json:"journal_bytes,omitempty"`
+	JournalBytes uint64 `protobuf:"varint,9,opt,name=journal_bytes,json=journalBytes,proto3" json:"journal_bytes,omitempty"`
+	// Of a kept batch that ran when its service was started again: the figures of
+	// groups, and `counts.passes`, are of what happened since then. All others are
+	// of the whole batch. Absent: so are these.
+	CountedSince  *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=counted_since,json=countedSince,proto3" json:"counted_since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1872,6 +1876,13 @@ func (x *Report) GetJournalBytes() uint64 {
 		return x.JournalBytes
 	}
 	return 0
+}
+
+func (x *Report) GetCountedSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CountedSince
+	}
+	return nil
 }
 
 // The figures of a group.
@@ -2743,7 +2754,7 @@ const file_unisono_v1_event_proto_rawDesc = "" +
 	"\aSummary\x12,\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x16.unisono.v1.BatchStateR\x05state\x12*\n" +
 	"\x06report\x18\x02 \x01(\v2\x12.unisono.v1.ReportR\x06report\x12(\n" +
-	"\x05error\x18\x03 \x01(\v2\x12.google.rpc.StatusR\x05error\"\x9a\x03\n" +
+	"\x05error\x18\x03 \x01(\v2\x12.google.rpc.StatusR\x05error\"\xdb\x03\n" +
 	"\x06Report\x12\x19\n" +
 	"\bbatch_id\x18\x01 \x01(\tR\abatchId\x125\n" +
 	"\bduration\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\bduration\x12,\n" +
@@ -2753,7 +2764,9 @@ const file_unisono_v1_event_proto_rawDesc = "" +
 	"\x11completion_tokens\x18\x06 \x01(\x04R\x10completionTokens\x12/\n" +
 	"\x06groups\x18\a \x03(\v2\x17.unisono.v1.GroupReportR\x06groups\x12\x18\n" +
 	"\aretries\x18\b \x01(\rR\aretries\x12#\n" +
-	"\rjournal_bytes\x18\t \x01(\x04R\fjournalBytesB\x17\n" +
+	"\rjournal_bytes\x18\t \x01(\x04R\fjournalBytes\x12?\n" +
+	"\rcounted_since\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\fcountedSinceB\x17\n" +
 	"\x15_cached_prompt_tokens\"\xad\a\n" +
 	"\vGroupReport\x12.\n" +
 	"\x05group\x18\x01 \x01(\v2\x18.unisono.v1.GroupPlannedR\x05group\x12-\n" +
@@ -2960,30 +2973,31 @@ var file_unisono_v1_event_proto_depIdxs = []int32{
 	30, // 30: unisono.v1.Report.duration:type_name -> google.protobuf.Duration
 	16, // 31: unisono.v1.Report.counts:type_name -> unisono.v1.Progress
 	19, // 32: unisono.v1.Report.groups:type_name -> unisono.v1.GroupReport
-	9,  // 33: unisono.v1.GroupReport.group:type_name -> unisono.v1.GroupPlanned
-	23, // 34: unisono.v1.GroupReport.passes:type_name -> unisono.v1.PassCount
-	24, // 35: unisono.v1.GroupReport.first_wave:type_name -> unisono.v1.WaveReport
-	30, // 36: unisono.v1.GroupReport.load_duration:type_name -> google.protobuf.Duration
-	30, // 37: unisono.v1.GroupReport.duration:type_name -> google.protobuf.Duration
-	20, // 38: unisono.v1.GroupReport.idle:type_name -> unisono.v1.SlotIdle
-	21, // 39: unisono.v1.GroupReport.costs:type_name -> unisono.v1.CostModel
-	30, // 40: unisono.v1.GroupReport.one_at_a_time:type_name -> google.protobuf.Duration
-	22, // 41: unisono.v1.GroupReport.families:type_name -> unisono.v1.FamilyReport
-	4,  // 42: unisono.v1.SlotIdle.reason:type_name -> unisono.v1.IdleReason
-	30, // 43: unisono.v1.SlotIdle.slot_time:type_name -> google.protobuf.Duration
-	30, // 44: unisono.v1.CostModel.pass:type_name -> google.protobuf.Duration
-	30, // 45: unisono.v1.CostModel.token:type_name -> google.protobuf.Duration
-	30, // 46: unisono.v1.CostModel.prompt_token:type_name -> google.protobuf.Duration
-	30, // 47: unisono.v1.CostModel.single_stream_token:type_name -> google.protobuf.Duration
-	5,  // 48: unisono.v1.PassCount.method:type_name -> unisono.v1.PassMethod
-	30, // 49: unisono.v1.WaveReport.release_spread:type_name -> google.protobuf.Duration
-	30, // 50: unisono.v1.WaveReport.first_token_spread:type_name -> google.protobuf.Duration
-	27, // 51: unisono.v1.Deltas.items:type_name -> unisono.v1.Delta
-	52, // [52:52] is the sub-list for method output_type
-	52, // [52:52] is the sub-list for method input_type
-	52, // [52:52] is the sub-list for extension type_name
-	52, // [52:52] is the sub-list for extension extendee
-	0,  // [0:52] is the sub-list for field type_name
+	28, // 33: unisono.v1.Report.counted_since:type_name -> google.protobuf.Timestamp
+	9,  // 34: unisono.v1.GroupReport.group:type_name -> unisono.v1.GroupPlanned
+	23, // 35: unisono.v1.GroupReport.passes:type_name -> unisono.v1.PassCount
+	24, // 36: unisono.v1.GroupReport.first_wave:type_name -> unisono.v1.WaveReport
+	30, // 37: unisono.v1.GroupReport.load_duration:type_name -> google.protobuf.Duration
+	30, // 38: unisono.v1.GroupReport.duration:type_name -> google.protobuf.Duration
+	20, // 39: unisono.v1.GroupReport.idle:type_name -> unisono.v1.SlotIdle
+	21, // 40: unisono.v1.GroupReport.costs:type_name -> unisono.v1.CostModel
+	30, // 41: unisono.v1.GroupReport.one_at_a_time:type_name -> google.protobuf.Duration
+	22, // 42: unisono.v1.GroupReport.families:type_name -> unisono.v1.FamilyReport
+	4,  // 43: unisono.v1.SlotIdle.reason:type_name -> unisono.v1.IdleReason
+	30, // 44: unisono.v1.SlotIdle.slot_time:type_name -> google.protobuf.Duration
+	30, // 45: unisono.v1.CostModel.pass:type_name -> google.protobuf.Duration
+	30, // 46: unisono.v1.CostModel.token:type_name -> google.protobuf.Duration
+	30, // 47: unisono.v1.CostModel.prompt_token:type_name -> google.protobuf.Duration
+	30, // 48: unisono.v1.CostModel.single_stream_token:type_name -> google.protobuf.Duration
+	5,  // 49: unisono.v1.PassCount.method:type_name -> unisono.v1.PassMethod
+	30, // 50: unisono.v1.WaveReport.release_spread:type_name -> google.protobuf.Duration
+	30, // 51: unisono.v1.WaveReport.first_token_spread:type_name -> google.protobuf.Duration
+	27, // 52: unisono.v1.Deltas.items:type_name -> unisono.v1.Delta
+	53, // [53:53] is the sub-list for method output_type
+	53, // [53:53] is the sub-list for method input_type
+	53, // [53:53] is the sub-list for extension type_name
+	53, // [53:53] is the sub-list for extension extendee
+	0,  // [0:53] is the sub-list for field type_name
 }
 
 func init() { file_unisono_v1_event_proto_init() }

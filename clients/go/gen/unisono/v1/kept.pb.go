@@ -58,7 +58,9 @@ type KeptBatch struct {
 	// Times that the service was started again while it ran.
 	Restarts uint32 `protobuf:"varint,14,opt,name=restarts,proto3" json:"restarts,omitempty"`
 	// The number of its last event.
-	LastSequence  uint64 `protobuf:"varint,15,opt,name=last_sequence,json=lastSequence,proto3" json:"last_sequence,omitempty"`
+	LastSequence uint64 `protobuf:"varint,15,opt,name=last_sequence,json=lastSequence,proto3" json:"last_sequence,omitempty"`
+	// A stream may still add items to it.
+	InputOpen     bool `protobuf:"varint,16,opt,name=input_open,json=inputOpen,proto3" json:"input_open,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -198,12 +200,19 @@ func (x *KeptBatch) GetLastSequence() uint64 {
 	return 0
 }
 
+func (x *KeptBatch) GetInputOpen() bool {
+	if x != nil {
+		return x.InputOpen
+	}
+	return false
+}
+
 var File_unisono_v1_kept_proto protoreflect.FileDescriptor
 
 const file_unisono_v1_kept_proto_rawDesc = "" +
 	"\n" +
 	"\x15unisono/v1/kept.proto\x12\n" +
-	"unisono.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16unisono/v1/event.proto\"\xf0\x05\n" +
+	"unisono.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16unisono/v1/event.proto\"\x8f\x06\n" +
 	"\tKeptBatch\x12\x19\n" +
 	"\bbatch_id\x18\x01 \x01(\tR\abatchId\x12,\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x16.unisono.v1.BatchStateR\x05state\x12\x1e\n" +
@@ -227,7 +236,9 @@ const file_unisono_v1_kept_proto_rawDesc = "" +
 	"\bmetadata\x18\f \x03(\v2#.unisono.v1.KeptBatch.MetadataEntryR\bmetadata\x12&\n" +
 	"\x0fparent_batch_id\x18\r \x01(\tR\rparentBatchId\x12\x1a\n" +
 	"\brestarts\x18\x0e \x01(\rR\brestarts\x12#\n" +
-	"\rlast_sequence\x18\x0f \x01(\x04R\flastSequence\x1a;\n" +
+	"\rlast_sequence\x18\x0f \x01(\x04R\flastSequence\x12\x1d\n" +
+	"\n" +
+	"input_open\x18\x10 \x01(\bR\tinputOpen\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B]\n" +

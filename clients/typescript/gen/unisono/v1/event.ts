@@ -465,6 +465,12 @@ export interface Report {
   retries: number;
   /** Bytes of the journal. */
   journalBytes: bigint;
+  /**
+   * Of a kept batch that ran when its service was started again: the figures of
+   * groups, and `counts.passes`, are of what happened since then. All others are
+   * of the whole batch. Absent: so are these.
+   */
+  countedSince: Date | undefined;
 }
 
 /** The figures of a group. */
@@ -2249,6 +2255,7 @@ function createBaseReport(): Report {
     groups: [],
     retries: 0,
     journalBytes: 0n,
+    countedSince: undefined,
   };
 }
 
@@ -2292,6 +2299,9 @@ export const Report: MessageFns<Report> = {
         throw new globalThis.Error("value provided for field message.journalBytes of type uint64 too large");
       }
       writer.uint32(72).uint64(message.journalBytes);
+    }
+    if (message.countedSince !== undefined) {
+      Timestamp.encode(toTimestamp(message.countedSince), writer.uint32(82).fork()).join();
     }
     return writer;
   },
@@ -2381,6 +2391,14 @@ export const Report: MessageFns<Report> = {
             message.journalBytes = reader.uint64() as bigint;
             continue;
           }
+          case 10: {
+            if (tag !== 82) {
+              break;
+            }
+
+            message.countedSince = fromTimestamp(Timestamp.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2419,6 +2437,7 @@ export const Report: MessageFns<Report> = {
     message.journalBytes = (object.journalBytes !== undefined && object.journalBytes !== null)
       ? BigInt(object.journalBytes)
       : 0n;
+    message.countedSince = object.countedSince ?? undefined;
     return message;
   },
 };

@@ -57,6 +57,8 @@ export interface KeptBatch {
   restarts: number;
   /** The number of its last event. */
   lastSequence: bigint;
+  /** A stream may still add items to it. */
+  inputOpen: boolean;
 }
 
 export interface KeptBatch_MetadataEntry {
@@ -81,6 +83,7 @@ function createBaseKeptBatch(): KeptBatch {
     parentBatchId: "",
     restarts: 0,
     lastSequence: 0n,
+    inputOpen: false,
   };
 }
 
@@ -136,6 +139,9 @@ export const KeptBatch: MessageFns<KeptBatch> = {
         throw new globalThis.Error("value provided for field message.lastSequence of type uint64 too large");
       }
       writer.uint32(120).uint64(message.lastSequence);
+    }
+    if (message.inputOpen !== false) {
+      writer.uint32(128).bool(message.inputOpen);
     }
     return writer;
   },
@@ -276,6 +282,14 @@ export const KeptBatch: MessageFns<KeptBatch> = {
             message.lastSequence = reader.uint64() as bigint;
             continue;
           }
+          case 16: {
+            if (tag !== 128) {
+              break;
+            }
+
+            message.inputOpen = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -322,6 +336,7 @@ export const KeptBatch: MessageFns<KeptBatch> = {
     message.lastSequence = (object.lastSequence !== undefined && object.lastSequence !== null)
       ? BigInt(object.lastSequence)
       : 0n;
+    message.inputOpen = object.inputOpen ?? false;
     return message;
   },
 };

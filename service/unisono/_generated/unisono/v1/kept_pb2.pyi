@@ -63,6 +63,7 @@ class KeptBatch(_message.Message):
     PARENT_BATCH_ID_FIELD_NUMBER: _builtins.int
     RESTARTS_FIELD_NUMBER: _builtins.int
     LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    INPUT_OPEN_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
     """Its name."""
     state: _event_pb2.BatchState.ValueType
@@ -79,6 +80,8 @@ class KeptBatch(_message.Message):
     """Times that the service was started again while it ran."""
     last_sequence: _builtins.int
     """The number of its last event."""
+    input_open: _builtins.bool
+    """A stream may still add items to it."""
     @_builtins.property
     def counts(self) -> _event_pb2.Progress:
         """How many items ended how. `queued` are those that have not ended; what is at
@@ -127,10 +130,11 @@ class KeptBatch(_message.Message):
         parent_batch_id: _builtins.str = ...,
         restarts: _builtins.int = ...,
         last_sequence: _builtins.int = ...,
+        input_open: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "created_at", b"created_at", "ended_at", b"ended_at", "expires_at", b"expires_at", "kept_until", b"kept_until", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "cancelling", b"cancelling", "counts", b"counts", "created_at", b"created_at", "ended_at", b"ended_at", "expires_at", b"expires_at", "kept_until", b"kept_until", "last_sequence", b"last_sequence", "metadata", b"metadata", "parent_batch_id", b"parent_batch_id", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "restarts", b"restarts", "started_at", b"started_at", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "cancelling", b"cancelling", "counts", b"counts", "created_at", b"created_at", "ended_at", b"ended_at", "expires_at", b"expires_at", "input_open", b"input_open", "kept_until", b"kept_until", "last_sequence", b"last_sequence", "metadata", b"metadata", "parent_batch_id", b"parent_batch_id", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "restarts", b"restarts", "started_at", b"started_at", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -934,6 +934,7 @@ class Report(_message.Message):
     GROUPS_FIELD_NUMBER: _builtins.int
     RETRIES_FIELD_NUMBER: _builtins.int
     JOURNAL_BYTES_FIELD_NUMBER: _builtins.int
+    COUNTED_SINCE_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
     """The batch."""
     prompt_tokens: _builtins.int
@@ -958,6 +959,13 @@ class Report(_message.Message):
     def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupReport]:
         """Each group's figures."""
 
+    @_builtins.property
+    def counted_since(self) -> _timestamp_pb2.Timestamp:
+        """Of a kept batch that ran when its service was started again: the figures of
+        groups, and `counts.passes`, are of what happened since then. All others are
+        of the whole batch. Absent: so are these.
+        """
+
     def __init__(
         self,
         *,
@@ -970,10 +978,11 @@ class Report(_message.Message):
         groups: _abc.Iterable[Global___GroupReport] | None = ...,
         retries: _builtins.int = ...,
         journal_bytes: _builtins.int = ...,
+        counted_since: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cached_prompt_tokens", b"_cached_prompt_tokens", "cached_prompt_tokens", b"cached_prompt_tokens", "counts", b"counts", "duration", b"duration"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cached_prompt_tokens", b"_cached_prompt_tokens", "cached_prompt_tokens", b"cached_prompt_tokens", "counted_since", b"counted_since", "counts", b"counts", "duration", b"duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cached_prompt_tokens", b"_cached_prompt_tokens", "batch_id", b"batch_id", "cached_prompt_tokens", b"cached_prompt_tokens", "completion_tokens", b"completion_tokens", "counts", b"counts", "duration", b"duration", "groups", b"groups", "journal_bytes", b"journal_bytes", "prompt_tokens", b"prompt_tokens", "retries", b"retries"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cached_prompt_tokens", b"_cached_prompt_tokens", "batch_id", b"batch_id", "cached_prompt_tokens", b"cached_prompt_tokens", "completion_tokens", b"completion_tokens", "counted_since", b"counted_since", "counts", b"counts", "duration", b"duration", "groups", b"groups", "journal_bytes", b"journal_bytes", "prompt_tokens", b"prompt_tokens", "retries", b"retries"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cached_prompt_tokens: _TypeAlias = _typing.Literal["cached_prompt_tokens"]  # noqa: Y015
     _WhichOneofArgType__cached_prompt_tokens: _TypeAlias = _typing.Literal["_cached_prompt_tokens", b"_cached_prompt_tokens"]  # noqa: Y015

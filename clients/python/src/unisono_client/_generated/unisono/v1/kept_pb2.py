@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from unisono_client._generated.unisono.v1 import event_pb2 as unisono_dot_v1_dot_event__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15unisono/v1/kept.proto\x12\nunisono.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16unisono/v1/event.proto\"\xc1\x04\n\tKeptBatch\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.unisono.v1.BatchState\x12\x12\n\ncancelling\x18\x03 \x01(\x08\x12$\n\x06\x63ounts\x18\x04 \x01(\x0b\x32\x14.unisono.v1.Progress\x12\x15\n\rprompt_tokens\x18\x05 \x01(\x04\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstarted_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nkept_until\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nrequest_id\x18\x0b \x01(\t\x12\x35\n\x08metadata\x18\x0c \x03(\x0b\x32#.unisono.v1.KeptBatch.MetadataEntry\x12\x17\n\x0fparent_batch_id\x18\r \x01(\t\x12\x10\n\x08restarts\x18\x0e \x01(\r\x12\x15\n\rlast_sequence\x18\x0f \x01(\x04\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42]\n\x0e\x64\x65v.unisono.v1B\tKeptProtoP\x01Z>github.com/unisono/unisono/clients/go/gen/unisono/v1;unisonov1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15unisono/v1/kept.proto\x12\nunisono.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16unisono/v1/event.proto\"\xd5\x04\n\tKeptBatch\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.unisono.v1.BatchState\x12\x12\n\ncancelling\x18\x03 \x01(\x08\x12$\n\x06\x63ounts\x18\x04 \x01(\x0b\x32\x14.unisono.v1.Progress\x12\x15\n\rprompt_tokens\x18\x05 \x01(\x04\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstarted_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nkept_until\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nrequest_id\x18\x0b \x01(\t\x12\x35\n\x08metadata\x18\x0c \x03(\x0b\x32#.unisono.v1.KeptBatch.MetadataEntry\x12\x17\n\x0fparent_batch_id\x18\r \x01(\t\x12\x10\n\x08restarts\x18\x0e \x01(\r\x12\x15\n\rlast_sequence\x18\x0f \x01(\x04\x12\x12\n\ninput_open\x18\x10 \x01(\x08\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42]\n\x0e\x64\x65v.unisono.v1B\tKeptProtoP\x01Z>github.com/unisono/unisono/clients/go/gen/unisono/v1;unisonov1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,7 +37,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KEPTBATCH_METADATAENTRY']._loaded_options = None
   _globals['_KEPTBATCH_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_KEPTBATCH']._serialized_start=95
-  _globals['_KEPTBATCH']._serialized_end=672
-  _globals['_KEPTBATCH_METADATAENTRY']._serialized_start=625
-  _globals['_KEPTBATCH_METADATAENTRY']._serialized_end=672
+  _globals['_KEPTBATCH']._serialized_end=692
+  _globals['_KEPTBATCH_METADATAENTRY']._serialized_start=645
+  _globals['_KEPTBATCH_METADATAENTRY']._serialized_end=692
 # @@protoc_insertion_point(module_scope)
