@@ -85,7 +85,7 @@ def small_disk(folder: Path, mib: int) -> Iterator[None]:
         _ = subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-async def run(*, times: int = 5, mib: int = 24, tell: Callable[[str], None] = lambda _: None) -> Found:
+async def run(*, times: int = 5, mib: int = 96, tell: Callable[[str], None] = lambda _: None) -> Found:
     """Fills the disk so often; raises BrokenPromiseError, SkippedError."""
     found = Found()
     folder = Path(tempfile.mkdtemp(prefix="unisono-disk-"))
@@ -286,7 +286,7 @@ def main() -> int:
     """Runs it and prints what was found."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.disk", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--times", type=int, default=5, help="times that it is full (default 5)")
-    parser.add_argument("--mib", type=int, default=24, help="its size in MiB (default 24)")
+    parser.add_argument("--mib", type=int, default=96, help="its size in MiB (default 96)")
     given = parser.parse_args()
     return report("disk", lambda tell: run(times=given.times, mib=given.mib, tell=tell), figures)
 

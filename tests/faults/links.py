@@ -144,6 +144,8 @@ async def _check(callers: list[Caller], service: Service, backend: StandIn, foun
     for history in histories:
         is_behind = history.name.startswith(LINKS[-1])
         validators.well(history, unless=[_LOST] if is_behind else [])
+        never = [end for end in history.ends if end.state != COMPLETED and not end.calls]
+        promise("answered", not never, f"{history.name}: {len(never)} items failed and were never sent")
     validators.listed(histories, ids)
     # A cut behind the service loses requests on their way, as a death of the backend does.
     cuts = sum(count for (link, _), count in found.cuts.items() if link == LINKS[-1])

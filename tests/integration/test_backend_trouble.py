@@ -186,6 +186,17 @@ async def test_a_proxy_that_finds_no_backend_for_items(status: int) -> None:
         assert len(h.fake.requests) < 100
 
 
+@pytest.mark.parametrize("kind", [FaultKind.RESET, FaultKind.CLOSE])
+async def test_a_question_for_a_model_that_is_lost_is_asked_again(kind: FaultKind) -> None:
+    """It costs no item anything; before, it was remembered as the answer, and failed all that came for 5 s."""
+    async with house() as h:
+        fault = h.fake.faults.add(Fault(kind, path="/api/tags", times=2))
+        seen = await h.run(chats(3))
+        assert fault.hits == 2
+        all_completed(seen, 3)
+        assert {result.attempts for result in seen.results.values()} == {1}
+
+
 async def test_a_proxy_that_finds_the_backend_again() -> None:
     """No item is charged for it, and the next outage is another one."""
     async with house() as h:

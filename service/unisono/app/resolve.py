@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from unisono.core import retry
-from unisono.core.errors import BackendUnavailableError, ModelNotFoundError, UnisonoError
+from unisono.core.errors import BackendUnavailableError, ConnectionLostError, ModelNotFoundError, UnisonoError
 from unisono.core.model import RunnerSpec
 from unisono.core.placement import BackendState, place
 
@@ -233,10 +233,13 @@ class Resolver:
         answer: _Answer
         try:
             answer = await self._look(backend, name)
-        except BackendUnavailableError as error:
+        except (BackendUnavailableError, ConnectionLostError) as error:
+            # A connection that was lost tells nothing of the name: it is not remembered, and asked again.
             self._silent.add(backend)
             self._drivers[backend].found(is_silent=True)
-            return error
+            if isinstance(error, BackendUnavailableError):
+                return error
+            return BackendUnavailableError(error.message, metadata=error.metadata, retry_after_s=error.retry_after_s)
         except UnisonoError as error:
             answer = error
         self._silent.discard(backend)
