@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from unisono.core.errors import InternalError, UnisonoError
+
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 
@@ -50,8 +52,10 @@ class StreamedResponse(Response):
             # Nobody reads the rest.
             return
         except Exception as defect:
-            # The answer has begun: that it breaks off is all that its reader can be told.
-            self._report_defect(f"{scope['method']} {scope['path']}", defect)
+            # The answer has begun: that it breaks off is all that its reader can be told. Errors of the house are no
+            # defects: a service that is being stopped leaves its readers to the next one.
+            if isinstance(defect, InternalError) or not isinstance(defect, UnisonoError):
+                self._report_defect(f"{scope['method']} {scope['path']}", defect)
             raise
         finally:
             self._on_end()
