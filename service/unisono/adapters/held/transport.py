@@ -79,7 +79,9 @@ class HeldTransport(httpx.AsyncBaseTransport):
         """
         if not body.endswith(_END):
             raise ValueError("a held body must end with }: any other last byte would not hold the request back")
-        return await self._stage(self._request(path, len(body), headers), body, _END)
+        with translated(self._backend, opening=True):
+            head = self._request(path, len(body), headers)
+        return await self._stage(head, body, _END)
 
     async def stage_forwarded(self, request: Forwarded, headers: Mapping[str, str]) -> HeldExchange:
         """The same with a request that goes as it came, whose body is a JSON object and maybe blanks behind it.
@@ -88,11 +90,12 @@ class HeldTransport(httpx.AsyncBaseTransport):
         """
         body = request.body
         last = body[body.rindex(_END) :]
-        head = h11.Request(
-            method=request.method.encode("ascii"),
-            target=self._target(request),
-            headers=[*self._beside(request, headers), (b"Content-Length", b"%d" % len(body))],
-        )
+        with translated(self._backend, opening=True):
+            head = h11.Request(
+                method=request.method.encode("ascii"),
+                target=self._target(request),
+                headers=[*self._beside(request, headers), (b"Content-Length", b"%d" % len(body))],
+            )
         return await self._stage(head, body, last)
 
     async def pass_on(self, request: Forwarded, body: AsyncIterable[bytes] | None = None) -> PassedAnswer:
