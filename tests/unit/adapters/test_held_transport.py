@@ -8,6 +8,7 @@ import errno
 import itertools
 import socket
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests.unit.adapters.raw_server import LIMIT_S, STREAM_HEAD, Connection, Raw
 from unisono.adapters.held import HeldExchange, HeldTransport, parse_endpoint, release
 from unisono.adapters.held import connect as connect_module
 from unisono.core.errors import BackendUnavailableError, ConnectionLostError, InternalError
+from unisono.core.model import Forwarded
 
 BODY = b'{"model":"m","messages":[]}'
 
@@ -116,11 +118,15 @@ async def test_a_body_that_does_not_end_in_a_brace_is_not_sent(server: RawServer
 
 
 async def test_a_header_that_cannot_be_sent(server: RawServer) -> None:
-    """A header that would break the request's framing is a defect of this service, and told as one."""
-    with pytest.raises(InternalError):
-        await transport_to(server).stage("/api/chat", BODY, {"traceparent": "00\r\nX: y"})
-    await (await server.connection()).until_closed()
-    assert not server.connections[0].received
+    """A header that would break the request's framing is a defect of this service, told before anything is opened."""
+    transport = transport_to(server)
+    forwarded = Forwarded(method="POST", target="/api/chat", body=BODY)
+    for stage in (partial(transport.stage, "/api/chat", BODY), partial(transport.stage_forwarded, forwarded)):
+        with pytest.raises(InternalError):
+            await stage({"traceparent": "00\r\nX: y"})
+    _ = await transport.stage("/api/chat", BODY)
+    await server.connection()
+    assert len(server.connections) == 1
 
 
 async def test_a_wave_is_released_in_its_order(server: RawServer, monkeypatch: pytest.MonkeyPatch) -> None:
