@@ -66,6 +66,7 @@ class Upload:
         self._patience = Patience(GIVE_UP_AFTER_S)
         self._is_lost = False
         self._batch_id = ""
+        self._has_ended = False
         self._last_sequence = 0
         # Items that were read and not sent, and that were sent and not acknowledged.
         self._waiting: deque[item_pb2.Item] = deque()
@@ -84,8 +85,9 @@ class Upload:
                 try:
                     return await self._connect()
                 except (grpc.aio.AioRpcError, EndedEarlyError) as error:
-                    if (known := _batch_that_has_it(error)) is not None:
-                        return known
+                    if self._has_ended and not self._kept:
+                        # The same request made it before, and it has all that it ever will.
+                        return self._batch_id
                     await self._pause(error)
         except (asyncio.CancelledError, StopError, OSError):
             # What is there of it would be run by itself.
@@ -218,12 +220,20 @@ class Upload:
     def _note(self, event: event_pb2.BatchEvent) -> None:
         if event.HasField("accepted"):
             self._batch_id = event.accepted.batch_id
+        if event.HasField("summary"):
+            self._has_ended = True
         if event.HasField("sequence") and not event.HasField("result_part"):
             self._last_sequence = event.sequence
 
     async def _pause(self, error: grpc.aio.AioRpcError | EndedEarlyError) -> None:
         """Returns when it is time for another try; raises StopError where that is of no use."""
         why = str(error)
+        if self._has_ended:
+            raise StopError(
+                f"The batch {self._batch_id} ended when it had {self._kept:,} items of the file.",
+                "Somebody cancelled it, or its deadline passed: unisono status tells.",
+                code=ExitCode.ITEMS_FAILED,
+            )
         if isinstance(error, grpc.aio.AioRpcError):
             problem = problem_of_call(error)
             why = problem.message
@@ -243,11 +253,3 @@ class Upload:
                 code=ExitCode.UNREACHABLE,
             )
         await asyncio.sleep(pause_s)
-
-
-def _batch_that_has_it(error: grpc.aio.AioRpcError | EndedEarlyError) -> str | None:
-    """The batch that the same request made before, and that has ended; None: it is another error."""
-    if isinstance(error, EndedEarlyError):
-        return None
-    problem = problem_of_call(error)
-    return problem.metadata.get("batch_id") if problem.reason == "INPUT_CLOSED" else None
