@@ -25,6 +25,19 @@ def collector(otlp: OtlpReceiver, monkeypatch: pytest.MonkeyPatch) -> OtlpReceiv
     return otlp
 
 
+@pytest.mark.parametrize("disabled", ["", "true"])
+async def test_without_a_collector_the_callers_context_goes_on(disabled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No span is made that nobody is told of; the backend's own belong under the caller's."""
+    monkeypatch.setenv("OTEL_SDK_DISABLED", disabled)
+    async with house() as h:
+        call = h.stub.RunBatch(
+            pb.RunBatchRequest(config=config(), items=chats(2)), metadata=(("traceparent", f"00-{TRACE}-{CALLER}-01"),)
+        )
+        assert sum([response.event.HasField("result") async for response in call]) == 2
+        asked = [record.headers for record in h.fake.requests_to("/api/chat") if record.body["messages"]]
+    assert {headers["traceparent"] for headers in asked} == {f"00-{TRACE}-{CALLER}-01"}
+
+
 async def test_caller_service_and_backend_are_one_trace(collector: OtlpReceiver) -> None:
     """One batch is one trace: under the caller's span, over each item's span, on to the backend's request."""
     async with house(num_parallel=4) as h:
