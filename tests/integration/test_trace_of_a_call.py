@@ -26,12 +26,13 @@ def collector(otlp: OtlpReceiver, monkeypatch: pytest.MonkeyPatch) -> OtlpReceiv
 
 
 @pytest.mark.parametrize("disabled", ["", "true"])
-async def test_without_a_collector_the_callers_context_goes_on(disabled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_callers_context_goes_on_without_a_collector(disabled: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No span is made that nobody is told of; the backend's own belong under the caller's."""
     monkeypatch.setenv("OTEL_SDK_DISABLED", disabled)
     async with house() as h:
         call = h.stub.RunBatch(
-            pb.RunBatchRequest(config=config(), items=chats(2)), metadata=(("traceparent", f"00-{TRACE}-{CALLER}-01"),)
+            pb.RunBatchRequest(config=config(), items=chats(2)),
+            metadata=(("traceparent", f"00-{TRACE}-{CALLER}-01"),),
         )
         assert sum([response.event.HasField("result") async for response in call]) == 2
         asked = [record.headers for record in h.fake.requests_to("/api/chat") if record.body["messages"]]
