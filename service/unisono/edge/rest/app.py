@@ -22,7 +22,8 @@ from unisono.edge.rest.routes import json_answer
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from unisono.edge.rest.routes import ErrorBody, Handler, Table
+    from unisono.edge.rest.errors import ErrorBody
+    from unisono.edge.rest.routes import Handler, Table
 
     ReportDefect = Callable[[str, BaseException], None]
 

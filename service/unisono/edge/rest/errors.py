@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from unisono.edge.status import row_of, utf8
 
@@ -10,12 +10,21 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from unisono.core.errors import UnisonoError
-    from unisono.edge.rest.routes import ErrorBody
 
 _TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _SERVER_STATUS: Final = 500
 # A path of the contract begins with the kind of request, or with what OpenAI writes beside it.
 _PREFIXES: Final = ("chat.", "generate.", "embed.", "options.", "body.")
+
+
+class ErrorBody(Protocol):
+    """How an API writes an error."""
+
+    def __call__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None
+    ) -> Mapping[str, object]:
+        """The answer's body. `param`: the place in the request; `code`: a name for what is wrong."""
+        ...
 
 
 class RefusedError(Exception):

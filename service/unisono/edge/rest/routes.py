@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from starlette.responses import Response
@@ -16,20 +16,12 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
+    from unisono.edge.rest.errors import ErrorBody
+
     Handler = Callable[[Request], Awaitable[Response]]
 
 # Of a request's headers, what a batch keeps: no more, for they hold the caller's key.
 TRACE_HEADERS: Final = ("traceparent", "tracestate")
-
-
-class ErrorBody(Protocol):
-    """How an API writes an error."""
-
-    def __call__(
-        self, status: int, message: str, *, param: str | None = None, code: str | None = None
-    ) -> Mapping[str, object]:
-        """The answer's body. `param`: the place in the request; `code`: a name for what is wrong."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
