@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from unisono.edge.rest.guard import Guard
     from unisono.edge.rest.errors import ErrorBody
+    from unisono.edge.rest.guard import Guard
 
 # What a page may do, and see of an answer, beside what every page may.
 _METHODS: Final = "GET, HEAD, POST, DELETE, OPTIONS"
