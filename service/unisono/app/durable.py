@@ -51,6 +51,9 @@ _EVENTS = 64
 _RETRIED = 500
 # What is old is deleted so often.
 _TIDY_S = 60.0
+# Where nothing can be written for so long, who waits for that is told; and how often that is seen.
+_STUCK_S = 2.0
+_LOOK_S = 0.05
 # States of items that are worth another try.
 RETRIED = (ItemState.FAILED, ItemState.CANCELLED, ItemState.EXPIRED)
 
@@ -324,7 +327,11 @@ class DurableBatches:
         return await self._store.results(batch_id, after=after, limit=limit, states=states)
 
     async def cancel(self, batch_id: str, item_ids: Sequence[str] = ()) -> tuple[int, int]:
-        """Cancels items, or all of them; answers when that is kept: with how many, and how many had ended."""
+        """Cancels items, or all of them; answers when that is kept: with how many, and how many had ended.
+
+        Of all items it is enough that the wish is kept, where there is no room for their results. Raises
+        LimitExceededError where nothing can be written.
+        """
         stored = await self._store.get(batch_id)
         if stored.is_over:
             return 0, stored.tally.items
@@ -339,12 +346,39 @@ class DurableBatches:
             found = batch.cancel(item_ids)
         finally:
             self._runs.cancelling.discard(batch_id)
-        await self._store.settle(batch_id)
+        if not await self._settled(batch_id) and item_ids:
+            raise LimitExceededError(
+                f"the items of batch {batch_id} were cancelled, but that is not kept yet, because the journal's file "
+                f"{self._store.trouble or 'could not be written to'}: until it is, they may run again after a "
+                "restart; or cancel all of the batch",
+                metadata={"limit": "journal", "batch_id": batch_id},
+                retry_after_s=_STUCK_S,
+            )
         return found
 
+    async def _settled(self, batch_id: str) -> bool:
+        """Whether all is kept that has happened to a batch; False: it is not, since nothing can be written."""
+        settling = self._runs.keep(self._store.settle(batch_id))
+        stuck_since_s: float | None = None
+        while not settling.done():
+            now_s = self._clock.monotonic_s()
+            if not self._store.trouble:
+                stuck_since_s = None
+            elif stuck_since_s is None:
+                stuck_since_s = now_s
+            elif now_s - stuck_since_s >= _STUCK_S:
+                _ = settling.cancel()
+                return False
+            _ = await asyncio.wait({settling}, timeout=_LOOK_S)
+        return True
+
     async def delete(self, batch_id: str) -> None:
-        """Forgets a batch that has ended."""
+        """Forgets a batch that has ended; or that was cancelled, and for whose end there is no room."""
         stored = await self._store.get(batch_id)
+        if stored.is_cancelling and not stored.is_over and self._store.trouble:
+            await self._store.delete(batch_id)
+            self._runs.drop(batch_id)
+            return
         if not stored.is_over or batch_id in self._runs.running:
             raise BatchRunningError(
                 f"batch {batch_id} has not ended: cancel it first", metadata={"batch_id": batch_id}

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from unisono.core.errors import LimitExceededError
+from unisono.core.errors import BatchNotFoundError, LimitExceededError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -128,7 +128,9 @@ class KeptRuns:
             began.set()
             batch.leave()
             await asyncio.sleep(_AGAIN_S)
-            self.enter(await self._store.get(stored.batch_id))
+            # It may have been deleted meanwhile.
+            with suppress(BatchNotFoundError):
+                self.enter(await self._store.get(stored.batch_id))
             self.go_on()
 
     async def _give_items(self, stored: StoredBatch, batch: RunningBatch) -> None:
@@ -204,6 +206,13 @@ class KeptRuns:
             # Whoever has read its summary asks for its passes next, and they are not in the store.
             await asyncio.sleep(_STAYS_S)
         self.let_go(batch)
+
+    def drop(self, batch_id: str) -> None:
+        """It is not in the store any more: it runs no longer, and its place is free at once."""
+        _ = self.waiting.pop(batch_id, None)
+        if (batch := self.running.get(batch_id)) is not None:
+            batch.leave()
+        self._tell()
 
     def let_go(self, batch: RunningBatch) -> None:
         """What is in memory of a batch that has ended is not needed any more."""

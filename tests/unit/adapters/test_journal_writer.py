@@ -245,7 +245,7 @@ async def test_a_full_disk(tmp_path: Path) -> None:
                 _ = await journal.submit(new_batch(f"f{filler}"), some_items(20, "x" * 1000), is_whole=True)
                 filler += 1
 
-        with pytest.raises(LimitExceededError, match=r"cannot grow: free some space.*MAX_DATA_BYTES") as refused:
+        with pytest.raises(LimitExceededError, match=r"has no room for this.*MAX_DATA_BYTES") as refused:
             await fill()
         assert refused.value.metadata == {"limit": "journal"}
         assert refused.value.retry_after_s

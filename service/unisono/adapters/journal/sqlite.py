@@ -26,6 +26,7 @@ from unisono.adapters.journal.doubts import Doubts
 from unisono.adapters.journal.errors import translated
 from unisono.adapters.journal.file import FILES_FOLDER, JOURNAL_FILE, open_engines, take_folder
 from unisono.adapters.journal.files import SqliteFiles
+from unisono.adapters.journal.reserve import Reserve
 from unisono.adapters.journal.rows import count_in, event_row
 from unisono.adapters.journal.submits import Submits
 from unisono.adapters.journal.writer import Writer
@@ -100,7 +101,8 @@ class SqliteJournal:
         self._open: dict[str, _Open] = {}
         self._ids: dict[int, str] = {}
         self._doubts = Doubts()
-        self._submits = Submits(self, self._doubts)
+        self._reserve = Reserve(folder / JOURNAL_FILE, max_bytes=max_bytes)
+        self._submits = Submits(self, self._doubts, self._reserve)
 
     async def start(self, now_ns: int) -> None:
         """Takes the folder; raises what `take_folder` and `open_engines` raise, and LimitExceededError."""
@@ -276,6 +278,7 @@ class SqliteJournal:
             # What seemed to have failed may have been written; and what came later may have been written before.
             if items and not store.has_item(connection, number, first):
                 store.put_items(connection, number, items, first=first)
+                self._reserve.check(connection)
 
         await self.change(write)
 

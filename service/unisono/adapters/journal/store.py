@@ -76,6 +76,16 @@ def item_count(connection: Connection, number: int) -> int:
     return count
 
 
+def open_items(connection: Connection) -> int:
+    """Items without a result, of all batches, drafts too."""
+    ended = _batches.completed + _batches.failed + _batches.cancelled + _batches.expired
+    wanted = select(func.sum(_batches.item_count - ended)).where(
+        _batches.state.in_([BatchState.RUNNING.value, _DRAFT])
+    )
+    count: int | None = connection.execute(wanted).scalar_one()
+    return count or 0
+
+
 def put_items(connection: Connection, number: int, items: Sequence[Item | BadItem], *, first: int) -> None:
     """Writes items of a batch, numbered from `first` on."""
     for start in range(0, len(items), _AT_A_TIME):

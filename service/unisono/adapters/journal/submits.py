@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from unisono.adapters.journal.doubts import Doubts
+    from unisono.adapters.journal.reserve import Reserve
     from unisono.core.batch import BadItem
     from unisono.core.durable import NewBatch, StoredBatch
     from unisono.core.model import Item
@@ -49,9 +50,10 @@ class JournalFile(Protocol):
 class Submits:
     """Brings batches into one file."""
 
-    def __init__(self, file: JournalFile, doubts: Doubts) -> None:
+    def __init__(self, file: JournalFile, doubts: Doubts, reserve: Reserve) -> None:
         self._file = file
         self._doubts = doubts
+        self._reserve = reserve
 
     async def submit(
         self, new: NewBatch, items: Sequence[Item | BadItem], *, is_whole: bool
@@ -63,6 +65,7 @@ class Submits:
             if known is not None:
                 return known, False
             store.put_batch(connection, new, items, self._file.lease, is_whole=is_whole)
+            self._reserve.check(connection)
             return store.get_batch(connection, new.batch_id), True
 
         return await self._keep(new.batch_id, write, is_draft=False)
@@ -76,6 +79,7 @@ class Submits:
             known = self._vouched(connection, new)
             if known is None:
                 store.put_draft(connection, new, self._file.lease)
+                self._reserve.check(connection)
             return known
 
         def finish(connection: Connection) -> tuple[StoredBatch, bool]:
