@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 from grpc import StatusCode
@@ -14,6 +15,7 @@ from grpc import StatusCode
 from tests.fakes.ollama import Answer
 from tests.integration.service import LIMIT_S, House, chat, chats, config, house, refused
 from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
+from unisono._generated.unisono.v1 import item_pb2
 
 MIB = 1024 * 1024
 # The least that the setting takes.
@@ -63,11 +65,23 @@ async def test_cancelling_an_item_tells_that_it_is_not_kept(tmp_path: Path) -> N
         assert "cannot grow" in found.message
 
 
+async def test_a_full_journal_does_not_hold_up_the_stop(tmp_path: Path) -> None:
+    """Nothing of what is at a backend could be written: it is not waited for."""
+    slow = chats(1, num_predict=100_000)
+    async with full(tmp_path, beside=slow, pass_s=0.02, drain=25.0) as (h, _):
+        began_s = time.monotonic()
+    assert time.monotonic() - began_s < 15.0
+
+
 @asynccontextmanager
-async def full(folder: Path) -> AsyncGenerator[tuple[House, str], None]:
-    """A service whose journal is full, and the batch that has filled it."""
-    async with house(keeps_in=folder, settings=SMALL, with_http=True) as h:
+async def full(
+    folder: Path, *, beside: Sequence[item_pb2.Item] = (), pass_s: float = 0.0, **settings: Any
+) -> AsyncGenerator[tuple[House, str], None]:
+    """A service whose journal is full, and the batch that has filled it. `beside`: items of another batch."""
+    async with house(keeps_in=folder, settings=SMALL | settings, with_http=True, pass_s=pass_s) as h:
         h.fake.answer("the book", Answer(content=("x" * 20_000,)))
+        if beside:
+            _ = await h.submit(beside)
         batch = await h.submit([chat(f"i{number}", "the book") for number in range(100)])
         async with asyncio.timeout(LIMIT_S):
             while not await is_full(h):  # noqa: ASYNC110 - nobody tells

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from unisono.app.batches import new_id
 from unisono.app.follow import AGAIN_S, HEARTBEAT_S, follow
 from unisono.app.intake import as_kept
-from unisono.app.kept_runs import KeptRuns
+from unisono.app.kept_runs import STUCK_S, KeptRuns, Stuck
 from unisono.core.batch import BadItem
 from unisono.core.durable import NewBatch
 from unisono.core.errors import (
@@ -51,8 +51,7 @@ _EVENTS = 64
 _RETRIED = 500
 # What is old is deleted so often.
 _TIDY_S = 60.0
-# Where nothing can be written for so long, who waits for that is told; and how often that is seen.
-_STUCK_S = 2.0
+# How often it is seen whether nothing can be written.
 _LOOK_S = 0.05
 # States of items that are worth another try.
 RETRIED = (ItemState.FAILED, ItemState.CANCELLED, ItemState.EXPIRED)
@@ -352,21 +351,16 @@ class DurableBatches:
                 f"{self._store.trouble or 'could not be written to'}: until it is, they may run again after a "
                 "restart; or cancel all of the batch",
                 metadata={"limit": "journal", "batch_id": batch_id},
-                retry_after_s=_STUCK_S,
+                retry_after_s=STUCK_S,
             )
         return found
 
     async def _settled(self, batch_id: str) -> bool:
         """Whether all is kept that has happened to a batch; False: it is not, since nothing can be written."""
         settling = self._runs.keep(self._store.settle(batch_id))
-        stuck_since_s: float | None = None
+        stuck = Stuck(self._store, self._clock)
         while not settling.done():
-            now_s = self._clock.monotonic_s()
-            if not self._store.trouble:
-                stuck_since_s = None
-            elif stuck_since_s is None:
-                stuck_since_s = now_s
-            elif now_s - stuck_since_s >= _STUCK_S:
+            if stuck.look():
                 _ = settling.cancel()
                 return False
             _ = await asyncio.wait({settling}, timeout=_LOOK_S)

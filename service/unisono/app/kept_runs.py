@@ -31,8 +31,29 @@ _AGAIN_S = 60.0
 _MOST_ENDED = 10_000
 # How often it is seen whether all is answered, while the service is being stopped.
 _LOOK_S = 0.02
+# Where nothing can be written for so long, nobody waits for that any more.
+STUCK_S = 2.0
 # So long the passes of a batch that has ended, and that nobody reads, can be asked for.
 _STAYS_S = 10.0
+
+
+class Stuck:
+    """Whether nothing could be written for a while, as far as somebody looks."""
+
+    def __init__(self, store: BatchStore, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._since_s: float | None = None
+
+    def look(self) -> bool:
+        """Whether it is so by now; to be asked again and again."""
+        if not self._store.trouble:
+            self._since_s = None
+            return False
+        now_s = self._clock.monotonic_s()
+        if self._since_s is None:
+            self._since_s = now_s
+        return now_s - self._since_s >= STUCK_S
 
 
 class KeptRuns:
@@ -93,7 +114,9 @@ class KeptRuns:
         for batch in self.running.values():
             batch.rest()
         until_s = self._clock.monotonic_s() + drain_s
-        while self._is_at_work and self._clock.monotonic_s() < until_s:  # noqa: ASYNC110 - items end in many places
+        stuck = Stuck(self._store, self._clock)
+        # Items end in many places. What cannot be written happens again, in the next process: it is not waited for.
+        while self._is_at_work and self._clock.monotonic_s() < until_s and not stuck.look():
             await asyncio.sleep(_LOOK_S)
         for batch in list(self.running.values()):
             batch.leave()
