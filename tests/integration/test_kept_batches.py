@@ -506,6 +506,9 @@ async def test_a_batch_that_cannot_be_read_costs_no_other(tmp_path: Path) -> Non
         assert (await until_over(h, whole.batch_id)).counts.completed == 2
         assert (await h.kept(broken.batch_id)).state == RUNNING
         assert h.defects
+        # It is begun again to be cancelled, for which nothing needs to be read of its items.
+        assert await h.cancel(broken.batch_id) == (2, 0)
+        assert (await until_over(h, broken.batch_id)).state == CANCELLED
 
 
 async def test_two_services_do_not_share_a_folder(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ async def test_cancelling_an_item_tells_that_it_is_not_kept(tmp_path: Path) -> N
 async def test_a_full_journal_does_not_hold_up_the_stop(tmp_path: Path) -> None:
     """Nothing of what is at a backend could be written: it is not waited for."""
     slow = chats(1, num_predict=100_000)
-    async with full(tmp_path, beside=slow, pass_s=0.02, drain=25.0) as (h, _):
+    async with full(tmp_path, beside=slow, pass_s=0.02, drain=25.0):
         began_s = time.monotonic()
     assert time.monotonic() - began_s < 15.0
 

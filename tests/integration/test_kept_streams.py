@@ -6,11 +6,15 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
 from grpc import StatusCode
 
+from tests.fakes.journals import until
 from tests.integration.service import LIMIT_S, House, Stream, chat, chats, config, house, refused, span
 from tests.integration.test_kept_batches import COMPLETED, RUNNING, until_over
 from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
+from unisono.adapters.journal.sqlite import SqliteJournal
+from unisono.core.errors import LimitExceededError
 
 
 async def opened(h: House, metadata: dict[str, str] | None = None, **fields: Any) -> Stream:
@@ -178,6 +182,67 @@ async def test_a_service_that_ends_says_so_at_once(tmp_path: Path) -> None:
         seen = await again.to_end()
         assert set(seen.results) == {"i3"}
         assert (await until_over(h, waiting.batch_id)).counts.completed == 2
+
+
+async def test_what_waits_for_room_is_acknowledged_when_it_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it is sent again by the stream that has reopened the batch, and the first one's write is waiting."""
+    add, room = SqliteJournal.add, asyncio.Event()
+    tries = 0
+
+    async def add_when_there_is_room(self: SqliteJournal, *given: Any, **more: Any) -> None:
+        nonlocal tries
+        tries += 1
+        if not room.is_set():
+            raise LimitExceededError("no room", retry_after_s=0.05)
+        await add(self, *given, **more)
+
+    monkeypatch.setattr(SqliteJournal, "add", add_when_there_is_room)
+    async with house(keeps_in=tmp_path) as h:
+        stream = await opened(h)
+        _ = await stream.add(*chats(3, num_predict=1))
+        await until(lambda: tries > 0)
+        _ = stream.call.cancel()
+        again = await h.stream().reopen(stream.seen.batch_id, stream.seen.sequences[-1])
+        _ = await again.add(*chats(3, num_predict=1))
+        _ = await again.half_close()
+        reading = asyncio.ensure_future(again.to_end())
+        before = tries
+        await until(lambda: tries > before + 3)
+        assert not again.acks
+        room.set()
+        seen = await reading
+    assert [ack.item_id for ack in again.acks] == ["i0", "i1", "i2"]
+    assert len(seen.results) == 3
+
+
+async def test_what_could_not_be_kept_is_not_acknowledged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was wrong: the stream is told to send it again, the batch goes on without it, and ends."""
+    add, is_broken = SqliteJournal.add, True
+
+    async def broken(self: SqliteJournal, *given: Any, **more: Any) -> None:
+        if is_broken:
+            raise LookupError("broken")
+        await add(self, *given, **more)
+
+    monkeypatch.setattr(SqliteJournal, "add", broken)
+    monkeypatch.setattr("unisono.app.kept_runs._AGAIN_S", 0.1)
+    async with house(keeps_in=tmp_path) as h:
+        h.expected_defects.add("a kept batch")
+        stream = await opened(h)
+        _ = await stream.add(*chats(2, num_predict=1))
+        found = await refused(stream)
+        assert (found.code, found.reason) == (StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+        assert not stream.acks
+        assert h.defects
+        is_broken = False
+        again = await h.stream().reopen(stream.seen.batch_id, stream.seen.sequences[-1])
+        _ = await again.add(*chats(2, num_predict=1))
+        _ = await again.half_close()
+        seen = await again.to_end()
+        assert (await until_over(h, stream.seen.batch_id)).counts.completed == 2
+    assert len(again.acks) == len(seen.results) == 2
 
 
 async def test_a_service_that_keeps_nothing_refuses_it() -> None:

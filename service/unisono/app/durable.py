@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from unisono.app.batches import new_id
 from unisono.app.follow import AGAIN_S, HEARTBEAT_S, follow
 from unisono.app.intake import as_kept
+from unisono.app.kept_input import KeptInput
 from unisono.app.kept_runs import STUCK_S, KeptRuns, Stuck
 from unisono.core.batch import BadItem
 from unisono.core.durable import NewBatch
@@ -87,6 +88,7 @@ class DurableBatches:
         self._runs = KeptRuns(
             store, batches, clock, most_running=self._settings.most_running, report_defect=report_defect
         )
+        self._input = KeptInput(store, self._runs)
 
     async def start(self) -> int:
         """Takes over what has not ended, and goes on with it; answers with how many batches."""
@@ -182,31 +184,14 @@ class DurableBatches:
         return None if stored.is_over else await self._runs.run_now(batch_id)
 
     async def add(self, batch: RunningBatch, items: Sequence[Item | BadItem], *, is_reopened: bool) -> list[Ack]:
-        """Takes items of a stream, or refuses them; see RunningBatch.add. Answers when those taken are kept.
-
-        Where there is no room for them, that lasts until there is. Who asks may go away: it is done all the same.
-        """
-        acks, taken = batch.admit(items, is_reopened=is_reopened)
-        if taken:
-            await asyncio.shield(self._runs.keep(self._put(batch, taken)))
-        return acks
+        """Takes items of a stream, or refuses them; answers when those taken are kept. See KeptInput.add."""
+        return await self._input.add(batch, items, is_reopened=is_reopened)
 
     async def close_input(self, batch: RunningBatch) -> None:
         """No more items will come; that is kept too, where there is room."""
         with suppress(LimitExceededError):
             await self._store.set(batch.batch_id, is_input_closed=True)
         batch.close_input()
-
-    async def _put(self, batch: RunningBatch, taken: Sequence[tuple[int, Checked]]) -> None:
-        items = [as_kept(one) for _, one in taken]
-        while not batch.is_left:
-            try:
-                await self._store.add(batch.batch_id, items, first=taken[0][0])
-            except LimitExceededError as error:
-                await asyncio.sleep(error.retry_after_s or 1.0)
-            else:
-                break
-        batch.put(taken)
 
     def _new(
         self,

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from unisono.core.errors import BatchNotFoundError, LimitExceededError
+from unisono.core.errors import BatchNotFoundError, LimitExceededError, ShuttingDownError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -116,7 +116,7 @@ class KeptRuns:
         until_s = self._clock.monotonic_s() + drain_s
         stuck = Stuck(self._store, self._clock)
         # Items end in many places. What cannot be written happens again, in the next process: it is not waited for.
-        while self._is_at_work and self._clock.monotonic_s() < until_s and not stuck.look():
+        while self._is_at_work and self._clock.monotonic_s() < until_s and not stuck.look():  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_S)
         for batch in list(self.running.values()):
             batch.leave()
@@ -148,13 +148,22 @@ class KeptRuns:
                 await self._feed(batch)
         except Exception as error:  # noqa: BLE001 - whatever it is must cost this batch alone, and be seen
             self._report_defect(f"reading kept batch {stored.batch_id}", error)
+            self.start_over(batch)
+        finally:
+            # Whoever waits for that sees what has become of it.
             began.set()
-            batch.leave()
-            await asyncio.sleep(_AGAIN_S)
-            # It may have been deleted meanwhile.
-            with suppress(BatchNotFoundError):
-                self.enter(await self._store.get(stored.batch_id))
-            self.go_on()
+
+    def start_over(self, batch: RunningBatch) -> None:
+        """Leaves a batch with which something is wrong; later, it runs again, with what is in the store."""
+        batch.leave()
+        _ = self.keep(self._enter_later(batch.batch_id))
+
+    async def _enter_later(self, batch_id: str) -> None:
+        await asyncio.sleep(_AGAIN_S)
+        # It may have been deleted meanwhile.
+        with suppress(BatchNotFoundError):
+            self.enter(await self._store.get(batch_id))
+        self.go_on()
 
     async def _give_items(self, stored: StoredBatch, batch: RunningBatch) -> None:
         batch_id = stored.batch_id
@@ -200,13 +209,31 @@ class KeptRuns:
         return items
 
     async def run_now(self, batch_id: str) -> RunningBatch | None:
-        """The batch, which knows of all its items, whether it is its turn or not; None: it has ended."""
+        """The batch, which knows of all its items, whether it is its turn or not; None: it has ended.
+
+        Raises BatchNotFoundError, and ShuttingDownError where it cannot be run here, or not yet again.
+        """
+        # One that was left goes first, which may take as long as nothing can be written.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STUCK_S):
+                while (batch := self.running.get(batch_id)) is not None and batch.is_left:
+                    _ = await self.turned.wait()
+        if not self.has(batch_id):
+            # It has ended, or something was wrong with it, and it was to run again later.
+            self.enter(await self._store.get(batch_id))
         waiting = self.waiting.get(batch_id)
-        if waiting is not None:
+        if waiting is not None and not self.is_closing:
             self._begin(waiting)
         batch = self.running.get(batch_id)
         if batch is not None:
             _ = await self._began[batch_id].wait()
+        if self.is_closing or (batch is not None and batch.is_left):
+            raise ShuttingDownError(
+                f"batch {batch_id} does not run at this moment: the service is being stopped, or the log says what "
+                "is wrong with the batch. Ask again in a moment",
+                metadata={"batch_id": batch_id},
+                retry_after_s=STUCK_S,
+            )
         return batch
 
     def _on_end(self, batch: RunningBatch) -> None:

@@ -326,6 +326,11 @@ class RunningBatch:
             self._timers.start("release", self.config.release_interval_s, self.release)
         self._maybe_end()
 
+    def withdraw(self, taken: Sequence[tuple[int, Checked]]) -> None:
+        """Items that were admitted never come: the batch was left before they were kept."""
+        self._admitted -= len(taken)
+        self._maybe_end()
+
     def release(self) -> None:
         """What was added goes now."""
         self._timers.stop("release")
