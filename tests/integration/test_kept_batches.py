@@ -489,6 +489,22 @@ async def test_a_cancelled_batch_is_not_run_by_the_next_service(tmp_path: Path) 
         assert not h.work
 
 
+async def test_items_of_an_ended_batch_had_ended(tmp_path: Path) -> None:
+    """Those that are named, and no others; what is none of its items is told, as while it runs."""
+    async with house(keeps_in=tmp_path) as h:
+        several = chat("many", num_predict=1)
+        several.n = 3
+        batch = await h.submit([*chats(4, num_predict=1), several])
+        _ = await until_over(h, batch.batch_id)
+        assert await h.cancel(batch.batch_id) == (0, 7)
+        assert await h.cancel(batch.batch_id, "i1", "i3") == (0, 2)
+        assert await h.cancel(batch.batch_id, "many") == (0, 3)
+        asked = pb.CancelBatchRequest(batch_id=batch.batch_id, item_ids=["i1", "none"])
+        found = await refused(h.stub.CancelBatch(asked))
+        assert (found.code, found.reason) == (StatusCode.NOT_FOUND, "ITEM_NOT_FOUND")
+        assert "'none'" in found.message
+
+
 # -- What goes wrong with the file -----------------------------------------------------------------------------
 
 

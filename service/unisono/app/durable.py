@@ -26,6 +26,7 @@ from unisono.core.durable import NewBatch
 from unisono.core.errors import (
     BatchRunningError,
     InvalidRequestError,
+    ItemNotFoundError,
     LimitExceededError,
     ShuttingDownError,
     UnisonoError,
@@ -313,20 +314,19 @@ class DurableBatches:
     async def cancel(self, batch_id: str, item_ids: Sequence[str] = ()) -> tuple[int, int]:
         """Cancels items, or all of them; answers when that is kept: with how many, and how many had ended.
 
-        Of all items it is enough that the wish is kept, where there is no room for their results. Raises
-        LimitExceededError where nothing can be written.
+        Raises BatchNotFoundError, ItemNotFoundError. Of all items it is enough that the wish is kept, where there is
+        no room for their results; else raises LimitExceededError where nothing can be written.
         """
         stored = await self._store.get(batch_id)
         if stored.is_over:
-            return 0, stored.tally.items
+            return 0, await self._named(stored, item_ids)
         try:
             if not item_ids:
                 self._runs.cancelling.add(batch_id)
                 await self._store.set(batch_id, is_cancelling=True)
             batch = await self._runs.run_now(batch_id)
             if batch is None:
-                stored = await self._store.get(batch_id)
-                return 0, stored.tally.items
+                return 0, await self._named(await self._store.get(batch_id), item_ids)
             found = batch.cancel(item_ids)
         finally:
             self._runs.cancelling.discard(batch_id)
@@ -339,6 +339,22 @@ class DurableBatches:
                 retry_after_s=STUCK_S,
             )
         return found
+
+    async def _named(self, stored: StoredBatch, item_ids: Sequence[str]) -> int:
+        """How many items of a batch are meant: all, for none; raises ItemNotFoundError."""
+        if not item_ids:
+            return stored.tally.items
+        unknown = set(wanted := set(item_ids))
+        count = 0
+        for one in await self._store.names(stored.batch_id):
+            # The id of an item with several answers stands for all of them.
+            if one.item_id in wanted or (one.variant_of and one.variant_of in wanted):
+                count += 1
+                unknown -= {one.item_id, one.variant_of}
+        if unknown:
+            first = next(item_id for item_id in item_ids if item_id in unknown)
+            raise ItemNotFoundError(f"batch {stored.batch_id} has no item {first!r}")
+        return count
 
     async def _settled(self, batch_id: str) -> bool:
         """Whether all is kept that has happened to a batch; False: it is not, since nothing can be written."""
