@@ -361,9 +361,11 @@ async def test_metadata_has_limits(tmp_path: Path, metadata: dict[str, str]) -> 
 
 
 async def test_so_many_may_be_open(tmp_path: Path) -> None:
-    """One more is refused, and told to wait."""
+    """One more is refused, and told to wait; what is kept already is found, though it is sent again."""
     async with house(keeps_in=tmp_path, settings={"max_kept_batches": 2}, pass_s=0.01) as h:
-        made = [await h.submit(chats(2, num_predict=100)) for _ in range(2)]
+        made = [await h.submit(chats(2, num_predict=100), request_id=f"r{n}") for n in range(2)]
+        again = await h.submit(chats(2, num_predict=100), request_id="r1")
+        assert again.batch_id == made[1].batch_id
         found = await refused(h.stub.SubmitBatch(pb.SubmitBatchRequest(config=config(), items=chats(1))))
         assert (found.code, found.reason) == (StatusCode.RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED")
         assert found.retry_after_s == 30.0

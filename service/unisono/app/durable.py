@@ -127,7 +127,7 @@ class DurableBatches:
         ShuttingDownError.
         """
         items = [as_kept(one) for one in checked]
-        new = self._new(config, method=method, carrier=carrier, metadata=metadata, fingerprint=fingerprint)
+        new = await self._new(config, method=method, carrier=carrier, metadata=metadata, fingerprint=fingerprint)
         stored, is_new = await self._store.submit(new, items, is_whole=True)
         self._enter(stored)
         return stored, is_new
@@ -148,7 +148,7 @@ class DurableBatches:
 
         `parent_id`: the batch whose items they were. `batch_id`: what it is called, where it has a name already.
         """
-        new = self._new(config, method=method, carrier=carrier, metadata=metadata, fingerprint=fingerprint)
+        new = await self._new(config, method=method, carrier=carrier, metadata=metadata, fingerprint=fingerprint)
         new = replace(new, parent_id=parent_id, batch_id=batch_id or new.batch_id)
         stored, is_new = await self._store.submit_in_pages(new, pages)
         self._enter(stored)
@@ -173,7 +173,7 @@ class DurableBatches:
         Answers with its id, the batch (None: it has ended), and whether it is new. It waits for no turn. Raises as
         `submit`.
         """
-        new = self._new(config, method=method, carrier=carrier, metadata=metadata, fingerprint=fingerprint)
+        new = await self._new(config, method=method, carrier=carrier, metadata=metadata, fingerprint=fingerprint)
         stored, is_new = await self._store.submit(new, [], is_whole=False)
         self._runs.enter(stored)
         # One of the same request may have ended, while the answers to whoever asks again were lost.
@@ -194,7 +194,7 @@ class DurableBatches:
             await self._store.set(batch.batch_id, is_input_closed=True)
         batch.close_input()
 
-    def _new(
+    async def _new(
         self,
         config: BatchConfig,
         *,
@@ -203,12 +203,11 @@ class DurableBatches:
         metadata: Mapping[str, str],
         fingerprint: bytes,
     ) -> NewBatch:
-        """A batch that is to be kept; raises LimitExceededError, ShuttingDownError."""
+        """A batch that is to be kept; raises LimitExceededError, ShuttingDownError, RequestIdReusedError."""
         if self._runs.is_closing:
             raise ShuttingDownError("the service is being stopped; send this again to its successor")
-        self.refuse_too_many()
         now_ns = self._clock.time_ns()
-        return NewBatch(
+        new = NewBatch(
             batch_id=new_id(),
             config=config,
             fingerprint=fingerprint,
@@ -218,6 +217,10 @@ class DurableBatches:
             created_ns=now_ns,
             deadline_ns=now_ns + round(config.deadline_s * 1e9) if config.deadline_s else None,
         )
+        # Where the same request made one before, there will be no more of them.
+        if self.open_count >= self._settings.most_open and not await self._store.knows(new):
+            self.refuse_too_many()
+        return new
 
     @property
     def open_count(self) -> int:

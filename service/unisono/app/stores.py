@@ -34,6 +34,10 @@ class BatchStore(Journal, Protocol):
         """Returns when all that was appended by now is visible, or never will be."""
         ...
 
+    async def knows(self, new: NewBatch) -> bool:
+        """Whether the same request made a batch before; raises RequestIdReusedError."""
+        ...
+
     async def submit(
         self, new: NewBatch, items: Sequence[Item | BadItem], *, is_whole: bool
     ) -> tuple[StoredBatch, bool]:

@@ -258,6 +258,12 @@ class SqliteJournal:
 
     # -- Batches -----------------------------------------------------------------------------------------------
 
+    async def knows(self, new: NewBatch) -> bool:
+        """Whether the same request made a batch before. See the port."""
+        if not new.config.request_id:
+            return False
+        return await self._ask(lambda connection: store.of_request(connection, new) is not None)
+
     async def submit(
         self, new: NewBatch, items: Sequence[Item | BadItem], *, is_whole: bool
     ) -> tuple[StoredBatch, bool]:
