@@ -72,6 +72,8 @@ class Script:
     ignores_cancel: bool = False
     # So many calls of SubmitBatch do what they are asked, and are lost before their answer.
     lost_submits: int = 0
+    # What the first calls of SubmitBatch are refused with, one each; nothing is kept then.
+    refusals: list[tuple[grpc.StatusCode, status_pb2.Status]] = field(default_factory=list)
     # After how many events the next AttachBatch is cut.
     cut_after: int | None = None
     info: rpc.GetServerInfoResponse = field(default_factory=rpc.GetServerInfoResponse)
@@ -166,6 +168,8 @@ class FakeServer(batch_inference_pb2_grpc.BatchInferenceServicer):
     async def SubmitBatch(self, request: rpc.SubmitBatchRequest, context: Any) -> rpc.SubmitBatchResponse:
         """Keeps a batch that has ended already; the first calls may be cut off after that."""
         self.submitted.append(request)
+        if self.script.refusals:
+            await _abort(context, *self.script.refusals.pop(0))
         if request.config.request_id not in {batch.request_id for batch, _ in self.kept.values()}:
             await self._keep(request)
         if self.script.lost_submits:

@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
+from google.rpc import code_pb2
 from typer.testing import CliRunner, Result
 
 from tests.unit.cli import harness
-from tests.unit.cli.fake_server import FakeServer, Script
+from tests.unit.cli.fake_server import FakeServer, Script, status
 from unisono._generated.unisono.v1 import batch_inference_pb2 as rpc
 from unisono._generated.unisono.v1 import event_pb2
 from unisono.edge.cli import submit
@@ -125,6 +127,44 @@ def test_a_submit_whose_answer_was_lost_is_sent_again(runner: CliRunner, tmp_pat
         assert len(server.submitted) == 3
         assert len({request.config.request_id for request in server.submitted}) == 1
         assert len(server.kept) == 1
+
+
+def test_a_submit_that_is_given_up_tells_its_name(
+    runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be kept: the same command with the same name finds it."""
+    monkeypatch.setattr(submit, "GIVE_UP_AFTER_S", 0.3)
+    file = write(tmp_path / "b.jsonl", {"prompt": "x"})
+    with harness.beside(Script(lost_submits=100)) as server:
+        result = unisono(runner, server, "submit", file)
+        assert result.exit_code == 3
+        name = server.submitted[0].config.request_id
+        assert f"--request-id {name}" in result.stderr
+        server.script.lost_submits = 0
+        assert unisono(runner, server, "submit", file, "--request-id", name).stdout == "k-1\n"
+        assert len(server.kept) == 1
+
+
+def test_a_service_that_stops_is_waited_for(runner: CliRunner, tmp_path: Path) -> None:
+    """It has a successor, which takes the batch."""
+    file = write(tmp_path / "b.jsonl", {"prompt": "x"})
+    stopping = status("SHUTTING_DOWN", "send this to its successor", code=code_pb2.UNAVAILABLE)
+    with harness.beside(Script(refusals=[(grpc.StatusCode.UNAVAILABLE, stopping)] * 2)) as server:
+        result = unisono(runner, server, "submit", file)
+        assert (result.exit_code, result.stdout) == (0, "k-1\n")
+        assert len(server.submitted) == 3
+
+
+def test_a_service_without_room_is_told_by_its_own_code(runner: CliRunner, tmp_path: Path) -> None:
+    """Nothing is wrong with the items, and another try may help."""
+    file = write(tmp_path / "b.jsonl", {"prompt": "x"})
+    full = status("LIMIT_EXCEEDED", "the journal's file has no room", code=code_pb2.RESOURCE_EXHAUSTED)
+    with harness.beside(Script(refusals=[(grpc.StatusCode.RESOURCE_EXHAUSTED, full)])) as server:
+        result = unisono(runner, server, "submit", file)
+        assert result.exit_code == 3
+        assert "has no room" in result.stderr
+        assert "--request-id" not in result.stderr
+        assert len(server.submitted) == 1
 
 
 def test_results_are_those_of_run(runner: CliRunner, server: FakeServer, tmp_path: Path) -> None:

@@ -42,7 +42,11 @@ def stop_for_kept(error: grpc.aio.AioRpcError, target: str) -> StopError:
     """What to tell the user when a call about a kept batch failed, and how to end."""
     problem = problem_of_call(error)
     lines = describe(problem, f"The service at {target}", _REMEDIES.get(problem.reason))
-    return StopError(*lines, code=ExitCode.USAGE if error.code() in _WRONG else stop_for_call(error, target).code)
+    code = ExitCode.USAGE if error.code() in _WRONG else stop_for_call(error, target).code
+    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        # It is there, and takes nothing at this moment: for a script, the same as one that is away.
+        code = ExitCode.UNREACHABLE
+    return StopError(*lines, code=code)
 
 
 async def ask(connection: Connection, call: Awaitable[T]) -> T:

@@ -67,7 +67,8 @@ Sent again under the same --request-id, the same file is the same batch.
 
 Exit codes: 0 kept (with --wait: every item answered); 1 some lines were left
 out, or some items were not answered; 2 wrong usage or a bad file; 3 no
-service; 130 interrupted (what was submitted goes on).
+service, or it has no room at this moment; 130 interrupted (what was submitted
+goes on).
 """
 
 _WATCH_HELP = f"""Follows a kept batch to its end: progress, pass map and report, on standard error.
@@ -130,7 +131,7 @@ Examples:
     unisono cancel {_BATCH} question-7 question-8
 
 Exit codes: 0 cancelled, or ended before; 2 no such batch or item; 3 no
-service.
+service, or it has no room at this moment.
 """
 
 _RETRY_HELP = f"""Submits what failed, expired or was cancelled of a batch as a new one, and prints its id.
@@ -142,7 +143,8 @@ Examples:
 
 Exit codes: 0 kept (with --wait: every item answered); 1 some items were not
 answered; 2 no such batch, or nothing to try again, or it has not ended; 3 no
-service; 130 interrupted (the new batch goes on).
+service, or it has no room at this moment; 130 interrupted (the new batch goes
+on).
 """
 
 _DELETE_HELP = f"""Deletes a kept batch that has ended, with its items and results.
@@ -155,6 +157,10 @@ Exit codes: 0 deleted; 2 no such batch, or it has not ended; 3 no service.
 """
 
 _Id = Annotated[str, typer.Argument(metavar="ID", help="The batch's id, as unisono submit prints it.")]
+_RequestId = Annotated[
+    str | None,
+    typer.Option("--request-id", metavar="NAME", help="Makes it safe to run this command again."),
+]
 _Wait = Annotated[bool, typer.Option("--wait", help="Follow it to its end, as unisono watch does.")]
 _Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 
@@ -183,10 +189,7 @@ def add_kept(cli: typer.Typer, finish: Finish) -> None:
         tls: Tls = False,
         ca: Ca = None,
         model: Model = None,
-        request_id: Annotated[
-            str | None,
-            typer.Option("--request-id", metavar="NAME", help="Makes it safe to run this command again."),
-        ] = None,
+        request_id: _RequestId = None,
         metadata: Annotated[
             list[str] | None,
             typer.Option(metavar="KEY=VALUE", help="Given back with the batch; may be repeated."),
@@ -308,13 +311,14 @@ def add_kept(cli: typer.Typer, finish: Finish) -> None:
         server: Server = None,
         tls: Tls = False,
         ca: Ca = None,
+        request_id: _RequestId = None,
         wait: _Wait = False,
         no_map: NoMap = False,
         passes: Passes = str(DEFAULT_ROWS),
     ) -> None:
         wish = Wish(server=server, tls=tls, ca=ca)
         options = WatchOptions(wish=wish, batch_id=batch_id, draw_map=not no_map, map_rows=rows_of(passes))
-        finish(lambda terminal: retry(options, terminal, waits=wait))
+        finish(lambda terminal: retry(options, terminal, waits=wait, request_id=request_id))
 
     @cli.command("delete", help=_DELETE_HELP, rich_help_panel=_PANEL)
     def delete_command(batch_id: _Id, *, server: Server = None, tls: Tls = False, ca: Ca = None) -> None:

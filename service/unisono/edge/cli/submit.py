@@ -17,7 +17,7 @@ from unisono._generated.unisono.v1 import batch_inference_pb2 as rpc
 from unisono._generated.unisono.v1 import kept_pb2
 from unisono.edge.batchfile.line import Form
 from unisono.edge.cli.connect import Connection, Wish, connect_to_running
-from unisono.edge.cli.errors import ExitCode, StopError
+from unisono.edge.cli.errors import ExitCode, StopError, problem_of_call
 from unisono.edge.cli.feed import BAD_LINES_TOLD, LineFeed, open_source
 from unisono.edge.cli.forms import FORMS_KEY, TooMixedError, write_forms
 from unisono.edge.cli.kept import get_batch, stop_for_kept
@@ -91,7 +91,8 @@ async def _keep(
 ) -> kept_pb2.KeptBatch:
     """The batch, once the service keeps all of it: sent in one message, or over a stream where it is too large."""
     if found.again is None:
-        answer = await _until_answered(connection, lambda: connection.stub.SubmitBatch(found.request))
+        again = found.request.config.request_id
+        answer = await _until_answered(connection, lambda: connection.stub.SubmitBatch(found.request), again)
         return answer.batch
     slow = Slow(terminal)
     upload = Upload(
@@ -123,11 +124,14 @@ class Slow:
             self._terminal.say(text, "dim")
 
 
-async def retry(options: WatchOptions, terminal: Terminal, *, waits: bool) -> int:
-    """Submits what failed of a batch, and prints the new batch's id; returns the exit code. Raises StopError."""
-    request = rpc.RetryBatchRequest(batch_id=options.batch_id, request_id=_new_id())
+async def retry(options: WatchOptions, terminal: Terminal, *, waits: bool, request_id: str | None = None) -> int:
+    """Submits what failed of a batch, and prints the new batch's id; returns the exit code. Raises StopError.
+
+    `request_id`: as for `submit`.
+    """
+    request = rpc.RetryBatchRequest(batch_id=options.batch_id, request_id=request_id or _new_id())
     async with connect_to_running(options.wish) as connection:
-        answer = await _until_answered(connection, lambda: connection.stub.RetryBatch(request))
+        answer = await _until_answered(connection, lambda: connection.stub.RetryBatch(request), request.request_id)
         watching = WatchOptions(
             wish=options.wish,
             batch_id=answer.batch.batch_id,
@@ -208,19 +212,25 @@ async def _read(options: SubmitOptions, terminal: Terminal, copy: IO[bytes]) -> 
     return found
 
 
-async def _until_answered(connection: Connection, call: Callable[[], Awaitable[T]]) -> T:
+async def _until_answered(connection: Connection, call: Callable[[], Awaitable[T]], request_id: str) -> T:
     """What a request is answered that is safe to send again; over a new connection where one is lost.
 
-    Raises StopError.
+    Raises StopError, which tells the request's name where it may have been kept.
     """
     patience = Patience(GIVE_UP_AFTER_S)
     while True:
         try:
             return await call()
         except grpc.aio.AioRpcError as error:
-            pause_s = patience.lost() if is_lost(error) else None
+            # What is being stopped has a successor.
+            is_away = is_lost(error) or problem_of_call(error).reason == "SHUTTING_DOWN"
+            pause_s = patience.lost() if is_away else None
             if pause_s is None:
-                raise stop_for_kept(error, connection.target) from None
+                stop = stop_for_kept(error, connection.target)
+                if is_away:
+                    again = f"It may be kept all the same: the same command with --request-id {request_id} finds it."
+                    raise StopError(*stop.lines, again, code=stop.code) from None
+                raise stop from None
         await asyncio.sleep(pause_s)
 
 
