@@ -46,8 +46,10 @@ if TYPE_CHECKING:
 
 # Results that are read at one time.
 _RESULTS = 32
-# What cannot be written is tried again so much later.
+# What cannot be written is tried again so much later; twice as much after each time, since all of a file may have to
+# be read for it, but never more than the longest.
 _AGAIN_S = 2.0
+_LONGEST_S = 30.0
 # What is old is deleted so often.
 _TIDY_S = 60.0
 # The least time that a batch has whose window is over before it is begun.
@@ -186,10 +188,11 @@ class FileBatches:
         return ""
 
     async def cancel(self, batch: FileBatch) -> None:
-        """Ends an open batch: what was not answered yet never will be."""
+        """Ends an open batch: what was not answered yet never will be. Raises LimitExceededError."""
+        # What cannot be kept is not done either: the caller is told so.
+        await self.files.set_cancelling(batch.batch_id, self._clock.time_ns())
         if batch.batch_id in self._open:
             self._cancelling.add(batch.batch_id)
-        await self.files.set_cancelling(batch.batch_id, self._clock.time_ns())
         # While its file is checked there is none; whoever checks it looks afterwards.
         with suppress(BatchNotFoundError):
             _ = await self._durable.cancel(batch.batch_id)
@@ -223,9 +226,11 @@ class FileBatches:
         task = asyncio.get_running_loop().create_task(self._see_through(batch, carrier))
         self._open[batch.batch_id] = task
 
-        def ended(_: asyncio.Task[None]) -> None:
+        def ended(task: asyncio.Task[None]) -> None:
             del self._open[batch.batch_id]
             self._cancelling.discard(batch.batch_id)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self._report_defect("the end of a batch of a file", error)
 
         task.add_done_callback(ended)
 
@@ -243,11 +248,17 @@ class FileBatches:
 
     async def _again(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
         """Does something; again and again, where there is no room for it."""
+        pause_s = _AGAIN_S
         while True:
+            began_s = self._clock.monotonic_s()
             try:
                 return await work()
             except LimitExceededError:
-                await asyncio.sleep(_AGAIN_S)
+                if self._clock.monotonic_s() - began_s > _LONGEST_S:
+                    # It got on for a while.
+                    pause_s = _AGAIN_S
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_S)
 
     async def _run(self, batch: FileBatch, carrier: Mapping[str, str]) -> None:
         batch_id = batch.batch_id
