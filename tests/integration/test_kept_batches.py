@@ -529,6 +529,19 @@ async def test_a_batch_that_cannot_be_read_costs_no_other(tmp_path: Path) -> Non
         assert (await until_over(h, broken.batch_id)).state == CANCELLED
 
 
+async def test_a_batch_whose_row_cannot_be_read_costs_no_other(tmp_path: Path) -> None:
+    """The service starts, says which it is, and goes on with the others."""
+    async with house(keeps_in=tmp_path, starts_away=True) as h:
+        broken = await h.submit(chats(2, num_predict=1))
+        whole = await h.submit(chats(2, num_predict=1))
+    with closing(sqlite3.connect(tmp_path / "journal.sqlite3")) as file:
+        _ = file.execute("UPDATE batches SET config = x'c1' WHERE number = 1")
+        file.commit()
+    async with house(keeps_in=tmp_path) as h:
+        assert (await until_over(h, whole.batch_id)).counts.completed == 2
+        assert any(broken.batch_id in str(entry) for entry in h.logs)
+
+
 async def test_two_services_do_not_share_a_folder(tmp_path: Path) -> None:
     """The second does not start where it was told to keep batches there, and says which process has it."""
     async with house(keeps_in=tmp_path):

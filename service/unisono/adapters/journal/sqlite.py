@@ -293,8 +293,14 @@ class SqliteJournal:
         await self.change(lambda connection: store.set_batch(connection, batch_id, values, self.lease))
 
     async def take_over(self) -> list[StoredBatch]:
-        """All batches that have not ended: they are this process's from now on. The oldest first."""
-        return await self.change(lambda connection: store.take_over(connection, self.lease))
+        """All batches that have not ended: they are this process's from now on. The oldest first.
+
+        One that cannot be read is reported, stays as it is, and costs no other.
+        """
+        found, unreadable = await self.change(lambda connection: store.take_over(connection, self.lease))
+        for batch_id, error in unreadable.items():
+            self._report_lost(batch_id, error)
+        return found
 
     async def delete(self, batch_id: str) -> None:
         """Forgets a batch with all that belongs to it; raises BatchNotFoundError."""

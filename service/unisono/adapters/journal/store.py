@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from msgspec import MsgspecError
 from sqlalchemy import delete, func, insert, literal_column, select, update
 
 from unisono.adapters.journal import codec, tables
@@ -174,10 +175,11 @@ def list_batches(
     return [(row.number, stored(row)) for row in connection.execute(wanted)]
 
 
-def take_over(connection: Connection, lease: int) -> list[StoredBatch]:
+def take_over(connection: Connection, lease: int) -> tuple[list[StoredBatch], dict[str, Exception]]:
     """Gives all batches that have not ended this lease; answers with them, the oldest first.
 
-    What another process had begun to write, and told nobody of, goes.
+    Those that cannot be read are named, with what is wrong with each. What another process had begun to write, and
+    told nobody of, goes.
     """
     _ = connection.execute(delete(tables.batches).where(_batches.state == _DRAFT, _batches.lease != lease))
     running = _batches.state == BatchState.RUNNING.value
@@ -186,8 +188,14 @@ def take_over(connection: Connection, lease: int) -> list[StoredBatch]:
         .where(running, _batches.lease != lease)
         .values(lease=lease, restarts=_batches.restarts + 1)
     )
-    rows = connection.execute(select(tables.batches).where(running).order_by(_batches.number))
-    return [stored(row) for row in rows]
+    found: list[StoredBatch] = []
+    unreadable: dict[str, Exception] = {}
+    for row in connection.execute(select(tables.batches).where(running).order_by(_batches.number)):
+        try:
+            found.append(stored(row))
+        except (MsgspecError, ValueError, TypeError) as error:
+            unreadable[row.batch_id] = error
+    return found, unreadable
 
 
 def delete_batches(connection: Connection, batch_ids: Sequence[str]) -> int:
