@@ -45,7 +45,7 @@ def report_defect(where: str, defect: BaseException) -> None:
 def report_lost(batch_id: str, error: Exception) -> None:
     """Tells the log of a kept batch that does not go on here: nobody else would."""
     log.error(
-        "a kept batch cannot be written to any more: it stays as it is, until the next start takes it over",
+        "a kept batch does not go on here: it stays as it is, until the next start takes it over",
         batch=batch_id,
         error=str(error),
     )

@@ -30,6 +30,7 @@ ASKED: dict[str, Callable[[Connection], object]] = {
     "events": lambda to: store.events(to, 1, after=3, up_to=9, limit=5),
     "results": lambda to: store.results(to, 1, after=3, limit=5, states=()),
     "results by state": lambda to: store.results(to, 1, after=3, limit=5, states=BOTH),
+    "open_items": store.open_items,
     "has_item": lambda to: store.has_item(to, 1, 2),
     "items": lambda to: store.items(to, 1, after=3, limit=5, states=()),
     "items by state": lambda to: store.items(to, 1, after=3, limit=5, states=BOTH),
