@@ -132,7 +132,9 @@ class Uploader(Caller):
             self.lost += 1
             await asyncio.sleep(AGAIN_S)
             return None
-        if response.status_code in _LATER:
+        # What was taken ends on a full disk too, and its caller comes with the next file.
+        is_full = response.status_code == 400 and "are kept for results" in response.text
+        if response.status_code in _LATER or is_full:
             await asyncio.sleep(5 * AGAIN_S)
             return None
         promise("no loss", response.status_code == 200, f"{method} {path}: {response.status_code} {response.text}")
