@@ -40,6 +40,12 @@ def reason_of(report: pytest.TestReport | pytest.CollectReport) -> str:
     return text.removeprefix("Skipped: ")
 
 
+def pytest_configure() -> None:
+    """Children are interrupted by Ctrl-C's signal, also where this run itself is not: in a shell's background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        _ = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture
 def heeds_hangup() -> Iterator[None]:
     """Children are told of a hang-up, also where this run itself is not to be (nohup)."""

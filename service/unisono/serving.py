@@ -42,6 +42,14 @@ def report_defect(where: str, defect: BaseException) -> None:
     log.error("defect", where=where, exc_info=(type(defect), defect, defect.__traceback__))
 
 
+def report_trouble(why: str) -> None:
+    """Tells the log that nothing can be kept for now (a full disk), or that it can again."""
+    if why:
+        log.warning("the journal cannot be written: running kept batches wait, and it is tried again", error=why)
+    else:
+        log.info("the journal is written again")
+
+
 def report_lost(batch_id: str, error: Exception) -> None:
     """Tells the log of a kept batch that does not go on here: nobody else would."""
     log.error(
@@ -76,6 +84,7 @@ async def start_store(settings: Settings, batches: Batches, clock: Clock, stack:
         max_bytes=settings.max_data_bytes,
         failpoint=_failpoints(os.environ),
         report_lost=report_lost,
+        report_trouble=report_trouble,
     )
     try:
         await journal.start(clock.time_ns())

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from grpc import StatusCode
 
 from tests.fakes.ollama import Answer
 from tests.integration.service import LIMIT_S, House, chat, chats, config, house, refused
+from unisono import serving
 from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
 from unisono._generated.unisono.v1 import item_pb2
 
@@ -54,6 +56,20 @@ async def test_a_full_journal_can_be_left(tmp_path: Path) -> None:
         assert gone.reason == "BATCH_NOT_FOUND"
         again = await h.submit(chats(50, num_predict=1))
         assert (await h.attach(again.batch_id)).summary.report.counts.completed == 50
+
+
+async def test_the_log_tells_that_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, and that it can again."""
+    told: list[str] = []
+    monkeypatch.setattr(serving, "report_trouble", told.append)
+    async with full(tmp_path) as (h, batch_id):
+        assert len(told) == 1
+        assert "cannot grow" in told[0]
+        _ = await h.cancel(batch_id)
+        _ = await h.stub.DeleteBatch(pb.DeleteBatchRequest(batch_id=batch_id), timeout=LIMIT_S)
+        again = await h.submit(chats(5, num_predict=1))
+        assert (await h.attach(again.batch_id)).summary.report.counts.completed == 5
+    assert told[1:] == [""]
 
 
 async def test_cancelling_an_item_tells_that_it_is_not_kept(tmp_path: Path) -> None:

@@ -495,6 +495,20 @@ async def test_a_batch_that_is_deleted_is_gone_here_too(tmp_path: Path) -> None:
             assert (await client.get(f"/v1/batches/{batch.batch_id}{path}")).status_code == 404
 
 
+async def test_a_batch_of_a_file_that_is_deleted_is_gone_and_its_files_stay(tmp_path: Path) -> None:
+    """A file is a thing of its own."""
+    async with served(tmp_path) as (h, client):
+        batch_id = await create(client, line("a"))
+        ended = await until(client, batch_id, "completed")
+        _ = await h.stub.DeleteBatch(pb.DeleteBatchRequest(batch_id=batch_id))
+        for path in ("", "/results", "/events"):
+            assert (await client.get(f"/v1/batches/{batch_id}{path}")).status_code == 404
+        assert (await client.post(f"/v1/batches/{batch_id}/retry")).status_code == 404
+        assert (await client.get("/v1/batches")).json()["data"] == []
+        content = await client.get(f"/v1/files/{ended['output_file_id']}/content")
+        assert json.loads(content.text)["custom_id"] == "a"
+
+
 async def test_a_service_that_stops_ends_its_streams(tmp_path: Path) -> None:
     """Soon, and without a defect: of a kept batch, and of one that lives on its call. The next service goes on."""
     async with httpx.AsyncClient(timeout=LIMIT_S) as client:

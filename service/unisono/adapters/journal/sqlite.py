@@ -88,16 +88,19 @@ class SqliteJournal:
         max_bytes: int | None = None,
         failpoint: Callable[[str], None] = lambda _place: None,
         report_lost: Callable[[str, Exception], None] = lambda _batch_id, _error: None,
+        report_trouble: Callable[[str], None] = lambda _why: None,
     ) -> None:
         """`keep_s`: how long a batch is kept after its end. `max_bytes`: see `open_engines`.
 
-        `report_lost`: told of each batch that cannot be written to any more, and why.
+        `report_lost`: told of each batch that cannot be written to any more, and why. `report_trouble`: told why
+        nothing can be written for now, and by "" that it can again; from a thread of its own.
         """
         self._folder = folder
         self._keep_ns = round(keep_s * 1e9)
         self._max_bytes = max_bytes
         self._failpoint = failpoint
         self._report_lost = report_lost
+        self._report_trouble = report_trouble
         self._open: dict[str, _Open] = {}
         self._ids: dict[int, str] = {}
         self._doubts = Doubts()
@@ -113,7 +116,13 @@ class SqliteJournal:
         except BaseException:
             self._lock.close()
             raise
-        self._writer = Writer(self._engine, on_written=self._written, on_lost=self._lost, failpoint=self._failpoint)
+        self._writer = Writer(
+            self._engine,
+            on_written=self._written,
+            on_lost=self._lost,
+            on_trouble=self._report_trouble,
+            failpoint=self._failpoint,
+        )
         self._writer.start()
         holder = f"process {os.getpid()} on {socket.gethostname()}"
         taken = insert(tables.leases).values(taken_ns=now_ns, holder=holder).returning(tables.leases.c.lease)
@@ -303,8 +312,11 @@ class SqliteJournal:
         return found
 
     async def delete(self, batch_id: str) -> None:
-        """Forgets a batch with all that belongs to it; raises BatchNotFoundError."""
-        if not await self.change(lambda connection: store.delete_batches(connection, [batch_id])):
+        """Forgets a batch with all that belongs to it, also as a batch of a file; raises BatchNotFoundError.
+
+        The files stay: they are things of their own.
+        """
+        if not await self.change(lambda connection: store.delete_batch(connection, batch_id)):
             raise store.not_found(batch_id)
 
     async def delete_old(self, now_ns: int) -> int:

@@ -203,6 +203,15 @@ def delete_batches(connection: Connection, batch_ids: Sequence[str]) -> int:
     return connection.execute(delete(tables.batches).where(_batches.batch_id.in_(batch_ids))).rowcount
 
 
+def delete_batch(connection: Connection, batch_id: str) -> bool:
+    """Deletes a batch, and what OpenAI's API knows of it, unless there is none."""
+    if not delete_batches(connection, [batch_id]):
+        return False
+    of_files = tables.file_batches
+    _ = connection.execute(delete(of_files).where(of_files.c.batch_id == batch_id))
+    return True
+
+
 def delete_old(connection: Connection, now_ns: int) -> int:
     """Deletes what was kept for long enough: the oldest, as far as one transaction goes. Answers with how many."""
     due = (

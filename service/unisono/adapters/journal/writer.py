@@ -76,14 +76,17 @@ class Writer:
         *,
         on_written: Callable[[Mapping[int, Pending]], None],
         on_lost: Callable[[int, Exception], None],
+        on_trouble: Callable[[str], None],
         failpoint: Callable[[str], None],
     ) -> None:
         """`on_written` and `on_lost` are called in the event loop that started the writer: which batches' events are
-        in the file now, and which batch cannot be written to any more.
+        in the file now, and which batch cannot be written to any more. `on_trouble` is called on the thread: see
+        SqliteJournal.
         """
         self._engine = engine
         self._on_written = on_written
         self._on_lost = on_lost
+        self._on_trouble = on_trouble
         self._failpoint = failpoint
         self.lease = 0
         self._wake = threading.Condition()
@@ -225,12 +228,20 @@ class Writer:
             pause_s = _PAUSES_S[min(self._tries, len(_PAUSES_S) - 1)]
             self._tries += 1
             self._next_try_s = time.monotonic() + pause_s
-            self.trouble = words(error)
+            self._stand(words(error))
             self._drop(connection)
             return None
-        self._tries, self._next_try_s, self.trouble, self._in_hand = 0, 0.0, "", {}
+        self._tries, self._next_try_s, self._in_hand = 0, 0.0, {}
+        self._stand("")
         self._tell(group, lost)
         return connection
+
+    def _stand(self, trouble: str) -> None:
+        """Why the last write was none; told where that has changed between something and nothing."""
+        has_changed = bool(trouble) is not bool(self.trouble)
+        self.trouble = trouble
+        if has_changed:
+            self._on_trouble(trouble)
 
     def _write_one(self, connection: Connection, batch: int, pending: Pending) -> None:
         row = connection.execute(_STANDING, {"number": batch}).one_or_none()

@@ -52,9 +52,9 @@ class State(StrEnum):
 _SUBMIT_HELP = """Submits the items of a JSONL file as a batch that is kept, and prints its id.
 
 The batch is on the service's disk when this command ends; it goes on without
-it, also after the service was started again. FILE is as for unisono run,
-and no larger than a message: 32 MiB of items, 50,000 of them. A line that
-cannot be read is told and left out, unless --strict.
+it, also after the service was started again. FILE is as for unisono run:
+of any size, with up to 50,000 items. A line that cannot be read is told and
+left out, unless --strict.
 
 Examples:
 

@@ -252,7 +252,9 @@ def build_cli(
                 listen=listen, ollama_url=ollama, embedded=embedded, log_level=log_level.value if log_level else None
             )
         except UnisonoError as error:
-            _stop(terminal, StopError(f"{error.message} ({error.reason})", code=ExitCode.UNREACHABLE))
+            # What has no reason of its own here is no defect: a folder that another service has, say.
+            reason = "" if error.reason == UnisonoError.reason else f" ({error.reason})"
+            _stop(terminal, StopError(f"{error.message}{reason}", code=ExitCode.UNREACHABLE))
         except OSError as error:
             _stop(terminal, StopError(f"The service cannot be started: {error}", code=ExitCode.UNREACHABLE))
         except KeyboardInterrupt:

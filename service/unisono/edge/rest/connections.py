@@ -99,7 +99,7 @@ class BoundedProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """It is no HTTP: told in JSON, as everything else is."""
-        what = f"{msg} A request's line and headers have at most {MOST_HEAD_BYTES:,} bytes."
+        what = f"{msg} Or its line and headers have more than {MOST_HEAD_BYTES:,} bytes."
         self.transport.write(_written("400 Bad Request", what, 400))
         self.transport.close()
 
