@@ -15,7 +15,7 @@ from tests.integration.service import House, Reading, Seen, embed, house, is_loa
 from unisono._generated.unisono.v1 import batch_inference_pb2 as pb
 
 # A window in which all are caught who come at one time, and that none of them takes for a standstill.
-WIDE = {"batch_timeout": 0.3}
+WIDE = {"batch_timeout": 1.0}
 # More than the 2,048 tokens of context that the model has.
 TOO_LONG = "word " * 3000
 
