@@ -138,12 +138,16 @@ async def test_what_a_pass_costs_where_it_gives_several_tokens() -> None:
     model = FakeModel(name="fake", drafts=(2,), options={"draft_num_predict": 2})
     async with house(models=[model], **DRAFTING) as h:
         await warm(h)
-        _ = await h.run(chats(1, num_predict=60))
-        seen = await h.run(chats(4, num_predict=60))
-        costs = seen.report.groups[0].costs
-        one_pass_s = getattr(costs, "pass").ToNanoseconds() / 1e9
-        members_s = 4 * 3 * costs.token.ToNanoseconds() / 1e9
-        assert one_pass_s + members_s > 0.9 * DRAFTING_PASS_S
+        found_s = 0.0
+        # What was disturbed by a busy machine is not timed: then there is no figure yet.
+        for _ in range(5):
+            _ = await h.run(chats(1, num_predict=60))
+            seen = await h.run(chats(4, num_predict=60))
+            costs = seen.report.groups[0].costs
+            found_s = (getattr(costs, "pass").ToNanoseconds() + 4 * 3 * costs.token.ToNanoseconds()) / 1e9
+            if found_s:
+                break
+        assert found_s > 0.9 * DRAFTING_PASS_S
 
 
 async def test_a_model_that_drafts_unknown_to_all() -> None:
