@@ -114,6 +114,7 @@ REPORT = report.Report(
     completion_tokens=701,
     retries=5,
     journal_bytes=2**35,
+    counted_since_ns=NOW_NS,
 )
 LASTING: list[events.LastingEvent] = [
     events.Accepted(batch_id="batch-1", item_count=24),

@@ -50,6 +50,7 @@ def test_a_report_is_told_as_it_is() -> None:
         completion_tokens=701,
         retries=5,
         journal_bytes=2**35,
+        counted_since=Timestamp(seconds=1_700_000_000, nanos=123_456_789),
         groups=[
             ev.GroupReport(
                 group=convert_figures.group_planned(PLANNED),
