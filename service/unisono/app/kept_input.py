@@ -71,6 +71,7 @@ class KeptInput:
             # It is another process's, or was deleted.
             batch.leave()
         except Exception:
+            # Whatever it is goes on to the caller; the batch, which would never end, is begun again from the store.
             self._runs.start_over(batch)
             raise
         finally:

@@ -115,8 +115,8 @@ class KeptRuns:
             batch.rest()
         until_s = self._clock.monotonic_s() + drain_s
         stuck = Stuck(self._store, self._clock)
-        # Items end in many places. What cannot be written happens again, in the next process: it is not waited for.
-        while self._is_at_work and self._clock.monotonic_s() < until_s and not stuck.look():  # noqa: ASYNC110
+        # What cannot be written happens again, in the next process: it is not waited for.
+        while self._is_at_work and self._clock.monotonic_s() < until_s and not stuck.look():  # noqa: ASYNC110 - many end it
             await asyncio.sleep(_LOOK_S)
         for batch in list(self.running.values()):
             batch.leave()

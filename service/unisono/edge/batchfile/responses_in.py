@@ -359,9 +359,12 @@ def _check_range(fields: Fields, options: item_pb2.Options) -> None:
     """By the names that this API has for them."""
     if options.HasField("num_predict") and options.num_predict < 1:
         raise fields.wrong("max_output_tokens", f"is {options.num_predict}; it must be 1 or more")
-    for name, most in (("temperature", 2), ("top_p", 1)):
-        value: float = getattr(options, name)
-        if options.HasField(name) and not 0 <= value <= most:  # type: ignore[arg-type]  # a name out of a table
+    ranges = (
+        ("temperature", options.HasField("temperature"), options.temperature, 2),
+        ("top_p", options.HasField("top_p"), options.top_p, 1),
+    )
+    for name, is_given, value, most in ranges:
+        if is_given and not 0 <= value <= most:
             raise fields.wrong(name, f"is {value:g}; it may be 0 to {most}")
 
 

@@ -53,7 +53,7 @@ class BoundedProtocol(H11Protocol):
     _is_refused = False
     _unread_bytes = 0
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Somebody has come."""
         self._timers: dict[str, asyncio.TimerHandle] = {}
         super().connection_made(transport)

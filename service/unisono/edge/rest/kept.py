@@ -180,17 +180,16 @@ class KeptRoutes:
                     parts.append(event.event)
                 elif isinstance(event.event, Result):
                     if len(parts) < event.event.parts:
-                        parts = await self._parts(batch.batch_id, event)
+                        parts = await self._parts(batch.batch_id, event.sequence, event.event)
                     line = await self._line(batch, event, joined(parts, event.event), asked)
                     parts = []
                     yield _event("result", line, event.sequence)
                 else:
                     yield _of_contract(event)
 
-    async def _parts(self, batch_id: str, entry: Journalled) -> list[ResultPart]:
-        """The parts of a result of which a reader has asked for the last ones only."""
-        assert isinstance(entry.event, Result)  # noqa: S101 - for the type checker
-        before = entry.sequence - entry.event.parts - 1
+    async def _parts(self, batch_id: str, sequence: int, result: Result) -> list[ResultPart]:
+        """The parts of a result, the event of that number, of which a reader has asked for the last ones only."""
+        before = sequence - result.parts - 1
         found = await self._views.durable.results(batch_id, after=before, limit=1)
         return [each.event for each in found if isinstance(each.event, ResultPart)]
 

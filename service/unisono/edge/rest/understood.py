@@ -167,7 +167,7 @@ def _chat(asked: _Ollama) -> Request:
         messages=_messages(asked.messages),
         tools=_tools(asked.tools),
         format=_format(asked.format),
-        think=_think(asked.think),
+        think=_think(given=asked.think),
         shift=asked.shift,
     )
 
@@ -183,7 +183,7 @@ def _generate(asked: _Ollama) -> Request:
         raw=asked.raw or False,
         images=_images(asked.images),
         format=_format(asked.format),
-        think=_think(asked.think),
+        think=_think(given=asked.think),
         shift=asked.shift,
     )
 
@@ -228,7 +228,7 @@ def _openai_chat(asked: _OpenAI) -> Request:
         messages=_messages(asked.messages),
         tools=_tools(asked.tools),
         format=shape,
-        think=_think(asked.reasoning_effort),
+        think=_think(given=asked.reasoning_effort),
     )
 
 
@@ -360,7 +360,7 @@ def _format(given: msgspec.Raw) -> Format | None:
     return Format() if text == '"json"' else Format(json_schema=text)
 
 
-def _think(given: bool | str | None) -> Think | None:  # noqa: FBT001 - as the field is
+def _think(*, given: bool | str | None) -> Think | None:
     if given is None:
         return None
     think = _THINK.get(given)
